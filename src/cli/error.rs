@@ -1,0 +1,72 @@
+//! What a command ends with when it does not end well: a kind that decides the exit code, the error, and hints.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// Who has to act, which decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A mistake in bastion itself.
+    #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "only the launcher tells them apart"))]
+    Bug,
+    /// The configuration of the relay or the launcher.
+    Config,
+    /// It failed and the person, or their platform team, can act.
+    Failed,
+    /// Ctrl-C or SIGTERM before the work was done.
+    #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "the relay drains instead"))]
+    Interrupted,
+}
+
+/// A failed command: printed once, at the edge, as `Error:`, `Caused by:` and `Hint:` lines.
+#[derive(Debug)]
+pub(super) struct CommandError {
+    pub(super) kind: Kind,
+    pub(super) source: anyhow::Error,
+    pub(super) hints: Vec<String>,
+}
+
+impl CommandError {
+    pub(super) fn new(kind: Kind, source: impl Into<anyhow::Error>) -> Self {
+        Self { kind, source: source.into(), hints: Vec::new() }
+    }
+
+    pub(super) fn failed(source: impl Into<anyhow::Error>) -> Self {
+        Self::new(Kind::Failed, source)
+    }
+
+    /// Adds the next step for the person.
+    pub(super) fn hinted(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// 1 failed, 64 bad configuration, 130 interrupted, 255 bug. A bad command line is 2, by clap.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self.kind {
+            Kind::Bug => 255,
+            Kind::Config => 64,
+            Kind::Failed => 1,
+            Kind::Interrupted => 130,
+        })
+    }
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error: {}", self.source)?;
+        for cause in self.source.chain().skip(1) {
+            write!(f, "\nCaused by: {cause}")?;
+        }
+        for hint in &self.hints {
+            write!(f, "\nHint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<anyhow::Error> for CommandError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::failed(error)
+    }
+}

@@ -1,0 +1,183 @@
+//! The parts of the environment schema that the relay and the launcher both read: targets and credentials.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr as _;
+
+use serde_json::Value;
+
+use crate::config::problem::Problems;
+use crate::config::table::{Table, nearest};
+use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target};
+
+/// Longest name of an environment, access level or target; it becomes part of tags, parameter names and log lines.
+const NAME_MAX: usize = 64;
+
+/// Every target of `table` (`target.NAME`), with its plain port in the task decided.
+pub(super) fn targets(table: &Table<'_>, problems: &mut Problems) -> BTreeMap<String, Target> {
+    let mut wanted = BTreeMap::new();
+    for (name, value) in table.entries() {
+        if !is_name(name) {
+            table.problem(problems, name, "is not a name", NAME_FIX);
+        }
+        if let Some(entry) = Table::new(table.source(), &table.key(name), value, problems)
+            && let Some(target) = target(name, entry, problems)
+        {
+            wanted.insert(name.clone(), target);
+        }
+    }
+    assign_relay_ports(table, wanted, problems)
+}
+
+pub(super) const NAME_FIX: &str = "use 1 to 64 lower-case letters, digits, - and _, starting with a letter";
+
+pub(super) fn is_name(text: &str) -> bool {
+    text.len() <= NAME_MAX
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
+}
+
+fn target(name: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<(Target, bool)> {
+    let engine = table.required("engine", "postgres", problems).and_then(|text| {
+        let engine = Engine::from_str(text).ok();
+        if engine.is_none() {
+            let fix = match nearest(text, Engine::NAMES) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => format!("use one of {}", Engine::NAMES.join(", ")),
+            };
+            table.problem(problems, "engine", format!("is {text:?}, not an engine"), fix);
+        }
+        engine
+    });
+    let host = table.required("host", "orders.cluster-abc123.eu-west-1.rds.amazonaws.com", problems);
+    if let Some(text) = host
+        && !is_host(text)
+    {
+        table.problem(
+            problems,
+            "host",
+            format!("is {text:?}, not a host name"),
+            "write the endpoint's DNS name without scheme and port",
+        );
+    }
+    let hostaddr = table.ip("hostaddr", problems);
+    let port = table.port("port", problems).or_else(|| engine.and_then(Engine::default_port));
+    if port.is_none() && engine == Some(Engine::Tcp) && table.value("port").is_none() {
+        table.problem(problems, "port", "is missing", "add the port: engine \"tcp\" has no usual one");
+    }
+    let database = table.string("database", problems).map(str::to_owned);
+    let local_port = table.port("local_port", problems);
+    let relay_port = table.port("relay_port", problems);
+    if relay_port == Some(RELAY_HTTP_PORT) {
+        table.problem(
+            problems,
+            "relay_port",
+            format!("is {RELAY_HTTP_PORT}, the relay's own HTTP port"),
+            "choose another port",
+        );
+    }
+    let credential = credential(&mut table, engine, problems);
+    if engine == Some(Engine::Tcp) && database.is_some() {
+        table.problem(problems, "database", "has no meaning for engine \"tcp\"", "remove it");
+    }
+    table.finish(problems);
+    Some((
+        Target {
+            name: name.to_owned(),
+            engine: engine?,
+            host: host?.to_ascii_lowercase(),
+            hostaddr,
+            port: port?,
+            database,
+            local_port,
+            relay_port: relay_port.or(engine?.default_port()).or(port)?,
+            credential: credential?,
+        },
+        relay_port.is_some(),
+    ))
+}
+
+fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Problems) -> Option<CredentialConfig> {
+    const FIX: &str =
+        "write credential = { rds_iam = { user = \"db_read\" } }, or \"client\" if clients log in themselves";
+    let value = match table.value("credential") {
+        Some(value) => value,
+        None if engine == Some(Engine::Tcp) => return Some(CredentialConfig::Client),
+        None => {
+            table.problem(problems, "credential", "is missing", FIX);
+            return None;
+        }
+    };
+    let found = match value {
+        Value::String(word) if word == "client" => Some(CredentialConfig::Client),
+        Value::Object(kinds) if kinds.len() == 1 => {
+            let mut kinds = table.table("credential", problems)?;
+            let user = kinds.table("rds_iam", problems).and_then(|mut rds_iam| {
+                let user = rds_iam.required("user", "db_read", problems).map(str::to_owned);
+                rds_iam.finish(problems);
+                user
+            });
+            kinds.finish(problems);
+            user.map(|user| CredentialConfig::RdsIam { user })
+        }
+        Value::Object(kinds) if kinds.len() > 1 => {
+            let names: Vec<&str> = kinds.keys().map(String::as_str).collect();
+            table.problem(problems, "credential", format!("names {} at once", names.join(" and ")), "keep one of them");
+            None
+        }
+        _ => {
+            table.problem(problems, "credential", "is not a credential", FIX);
+            None
+        }
+    };
+    if engine == Some(Engine::Tcp) && matches!(found, Some(CredentialConfig::RdsIam { .. })) {
+        table.problem(
+            problems,
+            "credential",
+            "cannot be used with engine \"tcp\", which only relays bytes",
+            "use \"client\", or engine \"postgres\" or \"mysql\"",
+        );
+    }
+    found
+}
+
+/// A DNS name: letters, digits, hyphens and dots (RFC 1123).
+fn is_host(text: &str) -> bool {
+    text.len() <= 253
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
+}
+
+/// Gives each target its plain port in the task: the configured one, otherwise the engine's usual port, and for a
+/// second target of that engine the next free one upwards in the order of names. Only the configuration decides, so
+/// the laptop and the task agree without talking.
+fn assign_relay_ports(
+    table: &Table<'_>,
+    wanted: BTreeMap<String, (Target, bool)>,
+    problems: &mut Problems,
+) -> BTreeMap<String, Target> {
+    let mut taken = BTreeSet::from([RELAY_HTTP_PORT]);
+    for (name, (target, _)) in wanted.iter().filter(|(_, (_, fixed))| *fixed) {
+        if !taken.insert(target.relay_port) && target.relay_port != RELAY_HTTP_PORT {
+            let key = format!("{name}.relay_port");
+            table.problem(
+                problems,
+                &key,
+                format!("is {}, which another target has", target.relay_port),
+                "choose another port",
+            );
+        }
+    }
+    wanted
+        .into_iter()
+        .map(|(name, (mut target, fixed))| {
+            while !fixed && !taken.insert(target.relay_port) {
+                target.relay_port = target.relay_port.checked_add(1).unwrap_or(1024);
+            }
+            (name, target)
+        })
+        .collect()
+}

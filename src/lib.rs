@@ -1,0 +1,39 @@
+//! bastion: an on-demand AWS Fargate bastion for private RDS and Aurora databases.
+//!
+//! Two programs in one binary that share only wire code and vocabulary: the **relay** runs in the Fargate task and
+//! logs in to the databases; the **launcher** runs on the laptop, starts the task and opens the **tunnel** into it.
+//! This crate is an application: its only stable interface is the command line.
+//!
+//! # Layout
+//!
+//! | module | what it is | feature |
+//! | --- | --- | --- |
+//! | [`cli`] | commands, exit codes, the only printer | both |
+//! | `config` | environment schema → resolved settings, every mistake at once | both |
+//! | `types` | the vocabulary that the parts share | both |
+//! | [`wire`] | sans-IO protocol code: PostgreSQL handshake, Session Manager channel, smux | both |
+//! | `relay` | accept, drive the handshake, splice, health and metrics | relay |
+//! | `credential` | what a target logs in with: RDS IAM tokens; redacted, cached until safely before expiry | relay |
+//! | `tunnel` | the laptop's path into the task: websocket, driver loop, local listeners | launcher |
+//! | `aws` | the AWS calls of the launcher in our own types | launcher |
+//! | `tls` | rustls configurations and trust roots | both |
+//! | `telemetry`, `shutdown` | logging fields and subscriber; signals → cancellation | both |
+//!
+//! Who may import whom is a table in `tests/architecture.rs`, and a test.
+
+#[cfg(feature = "launcher")]
+mod aws;
+pub mod cli;
+mod config;
+#[cfg(feature = "relay")]
+mod credential;
+#[cfg(feature = "relay")]
+mod relay;
+mod shutdown;
+mod telemetry;
+mod tls;
+#[cfg(feature = "launcher")]
+mod tunnel;
+mod types;
+/// Public for the sandbox, the benchmarks and the fuzz targets of this repository; not a stable interface.
+pub mod wire;

@@ -1,0 +1,1 @@
+//! rustls configurations: one provider (aws-lc-rs), verification always on.

@@ -1,0 +1,135 @@
+//! The vocabulary that the parts share: plain values, no behaviour beyond parsing and printing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The port of the relay's HTTP side inside the task, which the Session Manager session is opened to.
+pub(crate) const RELAY_HTTP_PORT: u16 = 7070;
+
+/// The `Upgrade` token with which one client connection is carried over the relay's HTTP port.
+pub(crate) const UPGRADE_CONN: &str = "bastion-conn/1";
+
+/// The header that names the target of an upgraded connection.
+pub(crate) const HEADER_TARGET: &str = "bastion-target";
+
+/// What a target speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Mysql,
+    Postgres,
+    Tcp,
+}
+
+impl Engine {
+    pub(crate) const NAMES: [&'static str; 3] = ["postgres", "mysql", "tcp"];
+
+    /// The port a client of this engine dials when none is given.
+    pub(crate) fn default_port(self) -> Option<u16> {
+        match self {
+            Self::Mysql => Some(3306),
+            Self::Postgres => Some(5432),
+            Self::Tcp => None,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Mysql => "mysql",
+            Self::Postgres => "postgres",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+impl FromStr for Engine {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "mysql" => Ok(Self::Mysql),
+            "postgres" => Ok(Self::Postgres),
+            "tcp" => Ok(Self::Tcp),
+            _ => Err(()),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How the relay gets the login for a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CredentialConfig {
+    /// The client logs in itself; the relay only relays.
+    Client,
+    /// An RDS IAM token minted from the task role for this database user.
+    RdsIam { user: String },
+}
+
+impl CredentialConfig {
+    /// The word for `status`, logs and `/v1/targets`.
+    pub(crate) fn source(&self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::RdsIam { .. } => "rds_iam",
+        }
+    }
+
+    /// The database user the relay logs in as, where the configuration fixes it.
+    pub(crate) fn db_user(&self) -> Option<&str> {
+        match self {
+            Self::Client => None,
+            Self::RdsIam { user } => Some(user),
+        }
+    }
+}
+
+/// A configured database: engine, address, user, credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) engine: Engine,
+    /// The endpoint's real name: it is dialled, its certificate must carry it, and the token is signed for it.
+    pub(crate) host: String,
+    /// Dial this address instead of looking `host` up (libpq's `hostaddr`); TLS and tokens still use `host`.
+    pub(crate) hostaddr: Option<IpAddr>,
+    pub(crate) port: u16,
+    pub(crate) database: Option<String>,
+    /// The port wished for on the laptop.
+    pub(crate) local_port: Option<u16>,
+    /// The plain port inside the task.
+    pub(crate) relay_port: u16,
+    pub(crate) credential: CredentialConfig,
+}
+
+/// One access level of an environment: what is run, where, and what it may reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Access {
+    pub(crate) task_definition: String,
+    /// The container in the task definition that runs the relay.
+    pub(crate) container: String,
+    pub(crate) subnets: Vec<String>,
+    pub(crate) security_groups: Vec<String>,
+    pub(crate) assign_public_ip: bool,
+    pub(crate) reason_required: bool,
+    pub(crate) targets: BTreeMap<String, Target>,
+}
+
+/// An environment: where the tasks run and which access levels there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Environment {
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) cluster: String,
+    /// The Session Manager document for the port session.
+    pub(crate) document: String,
+    pub(crate) idle_stop: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) access: BTreeMap<String, Access>,
+}
