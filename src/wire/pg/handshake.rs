@@ -1,0 +1,443 @@
+//! The login as one machine between two peers: a server that lets the client in without a password, and a client that
+//! logs in upstream with a credential of the relay.
+//!
+//! Drive it so: call [`Handshake::next`], do what it says, tell the outcome with the `handle_*` method that the action
+//! names, call `next` again. It ends with `Splice`, `Cancel` or `Refuse`. There is no action that sends a credential
+//! before [`Handshake::handle_tls`] was called for the upstream, so a driver cannot forget the TLS.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use zeroize::Zeroizing;
+
+use super::message::{self, Authentication, ErrorFields, Malformed, Message};
+use super::sasl::Scram;
+use super::startup::{self, Opening, Startup};
+
+/// One end of the relayed connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Client,
+    Upstream,
+}
+
+/// What a credential is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretKind {
+    /// A password: the server may ask for it in any way.
+    Password,
+    /// A token that only works as a cleartext password.
+    Token,
+}
+
+/// What the machine wants next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Hand this cancel request to a new TLS connection to the upstream, then close both.
+    Cancel(Bytes),
+    /// Connect to the upstream, then [`Handshake::handle_dialed`].
+    Dial,
+    /// Get the login, then [`Handshake::handle_credential`].
+    NeedCredential,
+    /// Read from this peer, then [`Handshake::handle_data`] or [`Handshake::handle_eof`].
+    Read(Peer),
+    /// The login failed. Nothing about it has been told to the client, except for [`Refusal::Rejected`].
+    Refuse(Refusal),
+    /// Write to this peer.
+    Send(Peer, Bytes),
+    /// Write to the upstream, then forget it.
+    SendSecret(Secret),
+    /// The login is done: write these bytes, then copy both ways.
+    Splice { to_upstream: Bytes, to_client: Bytes },
+    /// Do the TLS handshake with this peer (as server to the client, as client to the upstream), then
+    /// [`Handshake::handle_tls`]. `already_read` came from the peer and belongs to the handshake.
+    StartTls { peer: Peer, already_read: Bytes },
+}
+
+/// Bytes that must not be logged; wiped when dropped.
+#[derive(PartialEq, Eq)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// Why there is no login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The client left before it had said what it wants.
+    ClientGone,
+    /// The client does not speak the protocol.
+    ClientMalformed(Malformed),
+    /// The upstream let the user in but then ended the login; the client has its message already.
+    Rejected(ErrorFields),
+    /// The upstream asks for an authentication method that the relay does not speak.
+    UnknownAuthentication(u32),
+    /// The upstream closed the connection in the middle of the login.
+    UpstreamGone,
+    /// The upstream does not speak the protocol.
+    UpstreamMalformed(Malformed),
+    /// The upstream answered the login with an error.
+    UpstreamRefused(ErrorFields),
+    /// The upstream does not do TLS.
+    UpstreamWithoutTls,
+    /// The upstream asks for a password in a way that a token cannot answer: it does not use IAM for this user.
+    WantsPassword(&'static str),
+}
+
+struct Login {
+    user: String,
+    secret: Zeroizing<Vec<u8>>,
+    kind: SecretKind,
+    scram: Option<Scram>,
+}
+
+enum State {
+    /// Waiting for the client's opening packet.
+    Opening,
+    /// Dial, TLS and credential, in this order.
+    Dial,
+    AskTls,
+    AwaitTlsAnswer,
+    NeedCredential,
+    /// The startup packet is sent; the upstream speaks.
+    Login(Login),
+    /// The upstream has let us in; its parameters pass until it is ready.
+    Settling,
+    Ended,
+}
+
+/// See the module.
+pub struct Handshake {
+    state: State,
+    /// Whether the relay has a certificate for its clients.
+    offer_tls: bool,
+    client_tls: bool,
+    database: Option<String>,
+    startup: Option<Startup>,
+    binding: Option<Vec<u8>>,
+    from_client: BytesMut,
+    from_upstream: BytesMut,
+    /// Messages for the client that came before the upstream let us in.
+    held: BytesMut,
+    queue: VecDeque<Action>,
+}
+
+impl Handshake {
+    /// `database` is what a client gets that names none; `offer_tls` whether an SSLRequest is answered with yes.
+    pub fn new(database: Option<&str>, offer_tls: bool) -> Self {
+        Self {
+            state: State::Opening,
+            offer_tls,
+            client_tls: false,
+            database: database.map(str::to_owned),
+            startup: None,
+            binding: None,
+            from_client: BytesMut::new(),
+            from_upstream: BytesMut::new(),
+            held: BytesMut::new(),
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// The value of a startup parameter of the client, for logs.
+    pub fn client_parameter(&self, name: &str) -> Option<String> {
+        let value = self.startup.as_ref()?.parameter(name)?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    }
+
+    pub fn handle_data(&mut self, peer: Peer, data: &[u8]) {
+        match peer {
+            Peer::Client => self.from_client.put_slice(data),
+            Peer::Upstream => self.from_upstream.put_slice(data),
+        }
+    }
+
+    pub fn handle_eof(&mut self, peer: Peer) {
+        self.refuse(match peer {
+            Peer::Client => Refusal::ClientGone,
+            Peer::Upstream => Refusal::UpstreamGone,
+        });
+    }
+
+    pub fn handle_dialed(&mut self) {
+        if matches!(self.state, State::Dial) {
+            self.state = State::AskTls;
+        }
+    }
+
+    /// `binding` is the `tls-server-end-point` hash of the upstream's verified certificate (RFC 5929), if it has one.
+    pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>) {
+        match (peer, &self.state) {
+            (Peer::Client, State::Opening) => self.client_tls = true,
+            (Peer::Upstream, State::AwaitTlsAnswer) => {
+                self.binding = binding;
+                self.state = State::NeedCredential;
+            }
+            _ => {}
+        }
+    }
+
+    pub fn handle_credential(&mut self, user: &str, secret: &[u8], kind: SecretKind) {
+        if !matches!(self.state, State::NeedCredential) {
+            return;
+        }
+        let mut startup = self.startup.clone().unwrap_or(Startup { version: 3 << 16, parameters: Vec::new() });
+        // libpq names the user where no database is given, so a database of the user's name means "none named".
+        let typed = startup.parameter("user").cloned();
+        if let Some(database) = &self.database
+            && (startup.parameter("database").is_none() || startup.parameter("database") == typed.as_ref())
+        {
+            startup.set("database", database);
+        }
+        startup.set("user", user);
+        let mut packet = BytesMut::new();
+        startup.encode(&mut packet);
+        self.queue.push_back(Action::Send(Peer::Upstream, packet.freeze()));
+        self.state = State::Login(Login {
+            user: user.to_owned(),
+            secret: Zeroizing::new(secret.to_vec()),
+            kind,
+            scram: None,
+        });
+    }
+
+    /// Starts over with a new upstream connection, for a credential that was stale. False if the client has been told
+    /// something already.
+    #[must_use]
+    pub fn retry(&mut self) -> bool {
+        let fresh = self.startup.is_some() && !matches!(self.state, State::Settling);
+        if fresh {
+            self.from_upstream.clear();
+            self.held.clear();
+            self.queue.clear();
+            self.binding = None;
+            self.state = State::Dial;
+        }
+        fresh
+    }
+
+    /// What to do now; see the type.
+    pub fn next(&mut self) -> Action {
+        loop {
+            if let Some(action) = self.queue.pop_front() {
+                return action;
+            }
+            if let Some(waiting) = self.advance() {
+                return waiting;
+            }
+        }
+    }
+
+    /// Moves the state on. `None`: something is in the queue or the state has changed.
+    fn advance(&mut self) -> Option<Action> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Opening => {
+                self.state = State::Opening;
+                match startup::decode(&mut self.from_client) {
+                    Ok(None) => Some(Action::Read(Peer::Client)),
+                    Ok(Some(opening)) => self.open(opening),
+                    Err(error) => self.refuse(Refusal::ClientMalformed(error)),
+                }
+            }
+            State::Dial => {
+                self.state = State::Dial;
+                Some(Action::Dial)
+            }
+            State::AskTls => {
+                let mut request = BytesMut::new();
+                startup::encode_ssl_request(&mut request);
+                self.state = State::AwaitTlsAnswer;
+                Some(Action::Send(Peer::Upstream, request.freeze()))
+            }
+            State::AwaitTlsAnswer => {
+                self.state = State::AwaitTlsAnswer;
+                match self.from_upstream.split().as_ref() {
+                    [] => Some(Action::Read(Peer::Upstream)),
+                    // Nothing may follow the answer in clear text: CVE-2021-23222.
+                    [b'S'] => Some(Action::StartTls { peer: Peer::Upstream, already_read: Bytes::new() }),
+                    [b'S', ..] => self.refuse(Refusal::UpstreamMalformed(Malformed("it sent data before TLS"))),
+                    // An error text before TLS is anybody's: CVE-2024-10977.
+                    _ => self.refuse(Refusal::UpstreamWithoutTls),
+                }
+            }
+            State::NeedCredential => {
+                self.state = State::NeedCredential;
+                Some(Action::NeedCredential)
+            }
+            State::Login(login) => match message::decode(&mut self.from_upstream) {
+                Ok(None) => {
+                    self.state = State::Login(login);
+                    Some(Action::Read(Peer::Upstream))
+                }
+                Ok(Some(message)) => self.log_in(login, &message),
+                Err(error) => self.refuse(Refusal::UpstreamMalformed(error)),
+            },
+            State::Settling => {
+                self.state = State::Settling;
+                self.settle()
+            }
+            State::Ended => self.refuse(Refusal::UpstreamGone),
+        }
+    }
+
+    fn open(&mut self, opening: Opening) -> Option<Action> {
+        match opening {
+            Opening::Cancel(packet) => {
+                self.state = State::Ended;
+                Some(Action::Cancel(packet))
+            }
+            Opening::DirectTls if self.offer_tls && !self.client_tls => {
+                Some(Action::StartTls { peer: Peer::Client, already_read: self.from_client.split().freeze() })
+            }
+            Opening::DirectTls => self.refuse(Refusal::ClientMalformed(Malformed(
+                "TLS was started without asking and this relay has no certificate: use sslmode=prefer or disable",
+            ))),
+            // GSSAPI encryption is never offered; libpq goes on without it.
+            Opening::GssEncRequest => Some(Action::Send(Peer::Client, Bytes::from_static(b"N"))),
+            Opening::SslRequest if self.offer_tls && !self.client_tls => {
+                // Bytes that were sent behind the request are not from inside TLS: CVE-2021-23214.
+                if !self.from_client.is_empty() {
+                    return self.refuse(Refusal::ClientMalformed(Malformed("data was sent between SSLRequest and TLS")));
+                }
+                self.queue.push_back(Action::StartTls { peer: Peer::Client, already_read: Bytes::new() });
+                Some(Action::Send(Peer::Client, Bytes::from_static(b"S")))
+            }
+            Opening::SslRequest => Some(Action::Send(Peer::Client, Bytes::from_static(b"N"))),
+            Opening::Startup(startup) => {
+                self.startup = Some(startup);
+                self.state = State::Dial;
+                None
+            }
+        }
+    }
+
+    fn log_in(&mut self, mut login: Login, message: &Message) -> Option<Action> {
+        match message.tag {
+            b'R' => {
+                let asked = match Authentication::parse(&message.body) {
+                    Ok(asked) => asked,
+                    Err(error) => return self.refuse(Refusal::UpstreamMalformed(error)),
+                };
+                if asked == Authentication::Ok {
+                    if login.scram.is_some() {
+                        // The proof of the server comes with SaslFinal; skipping it is how an impostor would do it.
+                        return self.refuse(Refusal::UpstreamMalformed(Malformed("it skipped the end of SCRAM")));
+                    }
+                    self.held.put_slice(&message.raw);
+                    self.state = State::Settling;
+                    return None;
+                }
+                match answer(&mut login, asked, self.binding.as_deref()) {
+                    Ok(reply) => {
+                        if let Some(reply) = reply {
+                            self.queue.push_back(Action::SendSecret(reply));
+                        }
+                        self.state = State::Login(login);
+                        None
+                    }
+                    Err(refusal) => self.refuse(refusal),
+                }
+            }
+            b'E' => self.refuse(Refusal::UpstreamRefused(ErrorFields::parse(&message.body))),
+            // NegotiateProtocolVersion and notices wait for the end of the login.
+            b'v' | b'N' => {
+                if self.held.len() > message::LOGIN_MESSAGE_MAX {
+                    return self.refuse(Refusal::UpstreamMalformed(Malformed("it sends notices without end")));
+                }
+                self.held.put_slice(&message.raw);
+                self.state = State::Login(login);
+                None
+            }
+            _ => self.refuse(Refusal::UpstreamMalformed(Malformed("an unexpected message during the login"))),
+        }
+    }
+
+    /// Passes everything from AuthenticationOk to ReadyForQuery unchanged.
+    fn settle(&mut self) -> Option<Action> {
+        loop {
+            match message::decode(&mut self.from_upstream) {
+                Ok(None) => {
+                    return Some(match self.held.is_empty() {
+                        true => Action::Read(Peer::Upstream),
+                        false => Action::Send(Peer::Client, self.held.split().freeze()),
+                    });
+                }
+                Ok(Some(message)) => {
+                    self.held.put_slice(&message.raw);
+                    match message.tag {
+                        b'Z' => {
+                            self.state = State::Ended;
+                            self.held.put_slice(&self.from_upstream.split());
+                            return Some(Action::Splice {
+                                to_upstream: self.from_client.split().freeze(),
+                                to_client: self.held.split().freeze(),
+                            });
+                        }
+                        b'E' => {
+                            let fields = ErrorFields::parse(&message.body);
+                            self.refuse(Refusal::Rejected(fields));
+                            return Some(Action::Send(Peer::Client, self.held.split().freeze()));
+                        }
+                        _ => {}
+                    }
+                }
+                Err(error) => return self.refuse(Refusal::UpstreamMalformed(error)),
+            }
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Option<Action> {
+        if !matches!(self.state, State::Settling) {
+            self.state = State::Ended;
+        }
+        self.queue.push_back(Action::Refuse(refusal));
+        None
+    }
+}
+
+/// The answer to what the upstream asks, where one is due.
+fn answer(login: &mut Login, asked: Authentication, binding: Option<&[u8]>) -> Result<Option<Secret>, Refusal> {
+    let mut out = BytesMut::new();
+    let token = login.kind == SecretKind::Token;
+    let malformed = Refusal::UpstreamMalformed;
+    match asked {
+        Authentication::CleartextPassword => message::encode_password(&login.secret, &mut out),
+        Authentication::Md5Password(_) if token => return Err(Refusal::WantsPassword("an md5 password")),
+        Authentication::Md5Password(salt) => {
+            let hash = postgres_protocol::authentication::md5_hash(login.user.as_bytes(), &login.secret, salt);
+            message::encode_password(hash.as_bytes(), &mut out);
+        }
+        Authentication::Sasl(_) if token => return Err(Refusal::WantsPassword("a SCRAM-SHA-256 password")),
+        Authentication::Sasl(_) if login.scram.is_some() => {
+            return Err(malformed(Malformed("a second SASL exchange")));
+        }
+        Authentication::Sasl(offered) => {
+            login.scram = Some(Scram::start(&offered, binding, &login.secret, &mut out).map_err(malformed)?);
+        }
+        Authentication::SaslContinue(data) => {
+            let scram = login.scram.as_mut().ok_or(malformed(Malformed("a SASL challenge out of turn")))?;
+            scram.continue_with(&data, &mut out).map_err(malformed)?;
+        }
+        Authentication::SaslFinal(data) => {
+            let mut scram = login.scram.take().ok_or(malformed(Malformed("a SASL end out of turn")))?;
+            scram.finish(&data).map_err(malformed)?;
+            return Ok(None);
+        }
+        Authentication::Ok => return Ok(None),
+        Authentication::Unknown(code) => return Err(Refusal::UnknownAuthentication(code)),
+    }
+    Ok(Some(Secret(Zeroizing::new(out.to_vec()))))
+}
+
+#[cfg(test)]
+mod tests;

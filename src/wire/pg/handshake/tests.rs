@@ -1,0 +1,206 @@
+//! The machine played through by hand: what each side sends, and what must come out.
+
+use super::*;
+
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+/// A driver that has dialled, done TLS and handed over the credential.
+fn logged_in_up_to_startup(kind: SecretKind) -> Handshake {
+    let mut handshake = Handshake::new(Some("orders"), false);
+    let mut startup = Startup { version: 3 << 16, parameters: Vec::new() };
+    startup.set("user", "anyone");
+    startup.set("application_name", "psql");
+    let mut packet = BytesMut::new();
+    startup.encode(&mut packet);
+    assert_eq!(handshake.next(), Action::Read(Peer::Client));
+    handshake.handle_data(Peer::Client, &packet);
+    assert_eq!(handshake.next(), Action::Dial);
+    handshake.handle_dialed();
+    assert!(matches!(handshake.next(), Action::Send(Peer::Upstream, request) if request.len() == 8));
+    assert_eq!(handshake.next(), Action::Read(Peer::Upstream));
+    handshake.handle_data(Peer::Upstream, b"S");
+    assert_eq!(handshake.next(), Action::StartTls { peer: Peer::Upstream, already_read: Bytes::new() });
+    handshake.handle_tls(Peer::Upstream, Some(vec![7; 32]));
+    assert_eq!(handshake.next(), Action::NeedCredential);
+    handshake.handle_credential("db_read", b"S3CRET", kind);
+    let Action::Send(Peer::Upstream, packet) = handshake.next() else { panic!("no startup upstream") };
+    let Ok(Some(Opening::Startup(sent))) = startup::decode(&mut BytesMut::from(&packet[..])) else {
+        panic!("not a startup")
+    };
+    assert_eq!(sent.parameter("user").unwrap(), "db_read");
+    assert_eq!(sent.parameter("database").unwrap(), "orders");
+    assert_eq!(sent.parameter("application_name").unwrap(), "psql");
+    assert_eq!(handshake.next(), Action::Read(Peer::Upstream));
+    handshake
+}
+
+fn authentication(code: u32, rest: &[u8]) -> BytesMut {
+    let mut out = BytesMut::new();
+    message::encode(b'R', &[&code.to_be_bytes(), rest].concat(), &mut out);
+    out
+}
+
+#[test]
+fn a_token_goes_out_as_a_cleartext_password_and_the_rest_passes_unchanged() {
+    let mut handshake = logged_in_up_to_startup(SecretKind::Token);
+    handshake.handle_data(Peer::Upstream, &authentication(3, b""));
+    let Action::SendSecret(secret) = handshake.next() else { panic!("no password") };
+    assert_eq!(secret.expose(), b"p\0\0\0\x0bS3CRET\0");
+    assert_eq!(handshake.next(), Action::Read(Peer::Upstream));
+
+    let mut greeting = authentication(0, b"");
+    message::encode(b'S', b"server_version\x0015.18\0", &mut greeting);
+    message::encode(b'K', &[0, 0, 0, 9, 1, 2, 3, 4], &mut greeting);
+    greeting.put_slice(READY);
+    // Client and upstream may both have gone on already.
+    handshake.handle_data(Peer::Client, b"Q\0\0\0\x05\0");
+    handshake.handle_data(Peer::Upstream, &greeting);
+    handshake.handle_data(Peer::Upstream, b"more");
+    greeting.put_slice(b"more");
+    assert_eq!(
+        handshake.next(),
+        Action::Splice { to_upstream: Bytes::from_static(b"Q\0\0\0\x05\0"), to_client: greeting.freeze() }
+    );
+}
+
+#[test]
+fn the_greeting_passes_however_it_is_cut() {
+    let mut greeting = authentication(0, b"");
+    message::encode(b'S', b"TimeZone\0UTC\0", &mut greeting);
+    greeting.put_slice(READY);
+    for cut in 1..greeting.len() {
+        let mut handshake = logged_in_up_to_startup(SecretKind::Token);
+        let mut out = BytesMut::new();
+        for part in [&greeting[..cut], &greeting[cut..]] {
+            handshake.handle_data(Peer::Upstream, part);
+            loop {
+                match handshake.next() {
+                    Action::Send(Peer::Client, bytes) => out.put_slice(&bytes),
+                    Action::Splice { to_client, .. } => {
+                        out.put_slice(&to_client);
+                        break;
+                    }
+                    Action::Read(Peer::Upstream) => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(out, greeting, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_token_is_never_hashed_for_a_server_that_wants_a_password() {
+    for (code, rest) in [(5_u32, &b"salt"[..]), (10, b"SCRAM-SHA-256\0\0")] {
+        let mut handshake = logged_in_up_to_startup(SecretKind::Token);
+        handshake.handle_data(Peer::Upstream, &authentication(code, rest));
+        assert!(matches!(handshake.next(), Action::Refuse(Refusal::WantsPassword(_))));
+    }
+}
+
+#[test]
+fn an_md5_password_is_hashed_with_user_and_salt() {
+    let mut handshake = logged_in_up_to_startup(SecretKind::Password);
+    handshake.handle_data(Peer::Upstream, &authentication(5, b"salt"));
+    let Action::SendSecret(secret) = handshake.next() else { panic!("no password") };
+    let hash = postgres_protocol::authentication::md5_hash(b"db_read", b"S3CRET", *b"salt");
+    assert!(secret.expose().windows(hash.len()).any(|part| part == hash.as_bytes()));
+}
+
+#[test]
+fn a_server_that_skips_its_scram_proof_is_refused() {
+    let mut handshake = logged_in_up_to_startup(SecretKind::Password);
+    handshake.handle_data(Peer::Upstream, &authentication(10, b"SCRAM-SHA-256\0\0"));
+    assert!(matches!(handshake.next(), Action::SendSecret(_)));
+    handshake.handle_data(Peer::Upstream, &authentication(0, b""));
+    assert!(matches!(handshake.next(), Action::Refuse(Refusal::UpstreamMalformed(_))));
+}
+
+#[test]
+fn no_tls_upstream_means_no_login() {
+    for (answer, without) in [(&b"N"[..], true), (b"E", true), (b"Sx", false)] {
+        let mut handshake = Handshake::new(None, false);
+        let mut packet = BytesMut::new();
+        Startup { version: 3 << 16, parameters: Vec::new() }.encode(&mut packet);
+        handshake.handle_data(Peer::Client, &packet);
+        assert_eq!(handshake.next(), Action::Dial);
+        handshake.handle_dialed();
+        assert!(matches!(handshake.next(), Action::Send(Peer::Upstream, _)));
+        handshake.handle_data(Peer::Upstream, answer);
+        match handshake.next() {
+            Action::Refuse(Refusal::UpstreamWithoutTls) => assert!(without),
+            Action::Refuse(Refusal::UpstreamMalformed(_)) => assert!(!without),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn requests_for_encryption_get_their_answer_and_bytes_sent_early_are_refused() {
+    let ssl = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+    let gss = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
+    let mut plain = Handshake::new(None, false);
+    plain.handle_data(Peer::Client, &gss);
+    assert_eq!(plain.next(), Action::Send(Peer::Client, Bytes::from_static(b"N")));
+    plain.handle_data(Peer::Client, &ssl);
+    assert_eq!(plain.next(), Action::Send(Peer::Client, Bytes::from_static(b"N")));
+    assert_eq!(plain.next(), Action::Read(Peer::Client));
+
+    let mut tls = Handshake::new(None, true);
+    tls.handle_data(Peer::Client, &ssl);
+    assert_eq!(tls.next(), Action::Send(Peer::Client, Bytes::from_static(b"S")));
+    assert_eq!(tls.next(), Action::StartTls { peer: Peer::Client, already_read: Bytes::new() });
+
+    let mut early = Handshake::new(None, true);
+    early.handle_data(Peer::Client, &[&ssl[..], b"x"].concat());
+    assert!(matches!(early.next(), Action::Refuse(Refusal::ClientMalformed(_))));
+}
+
+#[test]
+fn an_error_of_the_login_is_refused_and_may_be_tried_again() {
+    let mut handshake = logged_in_up_to_startup(SecretKind::Token);
+    let mut out = BytesMut::new();
+    ErrorFields { code: "28000".into(), message: "PAM authentication failed".into(), ..ErrorFields::default() }
+        .encode(&mut out);
+    handshake.handle_data(Peer::Upstream, &out);
+    let Action::Refuse(Refusal::UpstreamRefused(fields)) = handshake.next() else { panic!("not refused") };
+    assert_eq!(fields.code, "28000");
+    assert!(handshake.retry());
+    assert_eq!(handshake.next(), Action::Dial);
+}
+
+#[test]
+fn an_error_after_the_login_passes_to_the_client_and_is_final() {
+    let mut handshake = logged_in_up_to_startup(SecretKind::Token);
+    let mut out = authentication(0, b"");
+    ErrorFields { code: "3D000".into(), message: "no database".into(), ..ErrorFields::default() }.encode(&mut out);
+    handshake.handle_data(Peer::Upstream, &out);
+    assert_eq!(handshake.next(), Action::Send(Peer::Client, out.freeze()));
+    assert!(matches!(handshake.next(), Action::Refuse(Refusal::Rejected(_))));
+    assert!(!handshake.retry());
+}
+
+#[test]
+fn a_named_database_is_kept_and_the_users_name_is_not_one() {
+    for (user, database, wanted) in [("me", Some("other"), "other"), ("me", Some("me"), "orders"), ("me", None, "orders")] {
+        let mut handshake = Handshake::new(Some("orders"), false);
+        let mut startup = Startup { version: 3 << 16, parameters: Vec::new() };
+        startup.set("user", user);
+        if let Some(database) = database {
+            startup.set("database", database);
+        }
+        handshake.startup = Some(startup);
+        handshake.state = State::NeedCredential;
+        handshake.handle_credential("db_read", b"", SecretKind::Token);
+        let Action::Send(Peer::Upstream, packet) = handshake.next() else { panic!("no startup") };
+        let Ok(Some(Opening::Startup(sent))) = startup::decode(&mut BytesMut::from(&packet[..])) else { panic!() };
+        assert_eq!(sent.parameter("database").unwrap(), wanted);
+    }
+}
+
+#[test]
+fn secrets_are_not_in_debug() {
+    let mut handshake = logged_in_up_to_startup(SecretKind::Token);
+    handshake.handle_data(Peer::Upstream, &authentication(3, b""));
+    assert_eq!(format!("{:?}", handshake.next()), "SendSecret([redacted])");
+}
