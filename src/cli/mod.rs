@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result: Result<(), CommandError> = match cli.command {
         #[cfg(feature = "relay")]
-        Command::Relay(args) => relay::cmd_relay(args),
+        Command::Relay(args) => relay::cmd_relay(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

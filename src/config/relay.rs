@@ -1,1 +1,162 @@
-//! placeholder
+//! The relay's configuration: `BASTION_CONFIG` (or a file) and a few variables → [`relay::Config`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::config::problem::Problems;
+use crate::config::table::Table;
+use crate::config::{Env, schema, vars};
+use crate::relay;
+use crate::types::{CredentialConfig, Engine, Target};
+
+/// Connections at once, over all targets, if the configuration names no other number.
+const MAX_CONNECTIONS: usize = 200;
+
+/// Resolves the configuration `text`, which came from `source` (a variable or a file, as messages name it).
+///
+/// # Errors
+/// Every mistake at once.
+pub(crate) fn resolve(source: &str, text: &str, env: &impl Env) -> Result<relay::Config, Problems> {
+    let mut problems = Problems::default();
+    let document: Value = match serde_json::from_str(text) {
+        Ok(document) => document,
+        Err(error) => {
+            // The error of serde_json names line and column and never quotes the text.
+            problems.add(source, "", format!("is not JSON: {error}"), "correct the syntax");
+            return Err(problems);
+        }
+    };
+    let config = Table::new(source, "", &document, &mut problems).and_then(|table| root(table, env, &mut problems));
+    problems.finish(config)
+}
+
+fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option<relay::Config> {
+    let environment = table.required("env", "prod", problems).map(str::to_owned);
+    let access = table.required("access", "read", problems).map(str::to_owned);
+    let region = table.required("region", "eu-west-1", problems).map(str::to_owned);
+    let idle_stop = table.duration("idle_stop", problems);
+    let max_age = table.duration("max_age", problems);
+    let max_connections = table.count("max_connections", problems).unwrap_or(MAX_CONNECTIONS);
+    let extra_ca_file = table
+        .string("extra_ca_file", problems)
+        .map(str::to_owned)
+        .or_else(|| env.get(vars::EXTRA_CA_FILE))
+        .map(PathBuf::from);
+    let client_tls = table.table("client_tls", problems).and_then(|mut tls| {
+        let certificate = tls.required("certificate_file", "/certs/tls.pem", problems).map(PathBuf::from);
+        let key = tls.required("key_file", "/certs/tls.key", problems).map(PathBuf::from);
+        tls.finish(problems);
+        Some(relay::ClientTls { certificate: certificate?, key: key? })
+    });
+    let targets = match table.table("target", problems) {
+        Some(targets) => schema::targets(&targets, problems),
+        None => BTreeMap::new(),
+    };
+    if targets.is_empty() && problems.is_empty() {
+        table.problem(problems, "target", "names no target", "add at least one, for example target.orders");
+    }
+    for target in targets.values() {
+        supported(&table, target, problems);
+    }
+    let listen = listen(env, problems);
+    table.finish(problems);
+    Some(relay::Config {
+        environment: environment?,
+        access: access?,
+        region: region?,
+        owner: env.get(vars::OWNER).filter(|owner| !owner.is_empty()),
+        reason: env.get(vars::REASON).filter(|reason| !reason.is_empty()),
+        listen: listen?,
+        idle_stop,
+        max_age,
+        max_connections,
+        extra_ca_file,
+        client_tls,
+        targets: targets.into_values().collect(),
+    })
+}
+
+/// What this version cannot serve is a mistake now, not at the first connection.
+fn supported(table: &Table<'_>, target: &Target, problems: &mut Problems) {
+    if target.engine == Engine::Mysql && target.credential != CredentialConfig::Client {
+        table.problem(
+            problems,
+            &format!("target.{}.credential", target.name),
+            "is for PostgreSQL: this version does not log in to MySQL yet",
+            "use \"client\" to relay the bytes and let the client log in",
+        );
+    }
+}
+
+/// Only loopback: whoever reaches a port of the relay reaches the database without a password.
+pub(crate) fn listen(env: &impl Env, problems: &mut Problems) -> Option<IpAddr> {
+    let Some(text) = env.get(vars::LISTEN) else { return Some(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
+    let address = text.parse::<IpAddr>().ok().filter(IpAddr::is_loopback);
+    if address.is_none() {
+        problems.add(vars::LISTEN, "", format!("is {text:?}, not a loopback address"), "use 127.0.0.1 or leave it out");
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const GOOD: &str = r#"{"env":"demo","access":"read","region":"ap-northeast-1","idle_stop":"30m","max_age":"8h",
+        "target":{
+          "orders":{"engine":"postgres","host":"Orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com","database":"orders",
+                    "credential":{"rds_iam":{"user":"db_read"}}},
+          "events":{"engine":"postgres","host":"events.example.com","credential":"client"},
+          "cache":{"engine":"tcp","host":"cache.example.com","port":6379}}}"#;
+
+    fn resolved(text: &str) -> Result<relay::Config, String> {
+        resolve("BASTION_CONFIG", text, &BTreeMap::new()).map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn a_good_configuration_is_resolved_whole() {
+        let config = resolved(GOOD).unwrap();
+        assert_eq!(config.idle_stop, Some(Duration::from_secs(1800)));
+        assert_eq!(config.max_connections, MAX_CONNECTIONS);
+        let ports: Vec<_> = config.targets.iter().map(|t| (t.name.as_str(), t.port, t.relay_port)).collect();
+        // Two PostgreSQL targets share a kernel in the task: the second one, by name, gets the next port.
+        assert_eq!(ports, [("cache", 6379, 6379), ("events", 5432, 5432), ("orders", 5432, 5433)]);
+        assert_eq!(config.targets[2].host, "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com");
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once_with_key_value_and_fix() {
+        let text = r#"{"env":"demo","acces":"read","region":7,"idle_stop":"30","max_age":"soon",
+            "target":{"Orders":{"engine":"postgre","host":"https://x","port":70000,"credential":{"rds_ian":{"user":"u"}}},
+                      "m":{"engine":"mysql","host":"m.example.com","credential":{"rds_iam":{"user":"u"}}},
+                      "t":{"engine":"tcp","host":"t.example.com","credential":{"rds_iam":{"user":"u"},"vault":{}}}}}"#;
+        let problems = resolved(text).unwrap_err();
+        insta::assert_snapshot!(problems);
+    }
+
+    #[test]
+    fn what_is_not_a_configuration_is_said_in_one_line() {
+        for text in ["", "{", "[]", "{\"env\":1}"] {
+            let problems = resolved(text).unwrap_err();
+            assert!(problems.starts_with("BASTION_CONFIG"), "{problems}");
+        }
+    }
+
+    #[test]
+    fn the_relay_listens_on_loopback_only() {
+        for bad in ["0.0.0.0", "10.0.0.1", "localhost", ""] {
+            let env = BTreeMap::from([(vars::LISTEN, bad)]);
+            let problems = resolve("BASTION_CONFIG", GOOD, &env).unwrap_err().to_string();
+            assert!(problems.contains("not a loopback address"), "{problems}");
+        }
+        let env = BTreeMap::from([(vars::LISTEN, "127.77.3.9"), (vars::OWNER, "arn:aws:iam::1:user/a")]);
+        let config = resolve("BASTION_CONFIG", GOOD, &env).unwrap();
+        assert_eq!(config.listen.to_string(), "127.77.3.9");
+        assert_eq!(config.owner.as_deref(), Some("arn:aws:iam::1:user/a"));
+    }
+}

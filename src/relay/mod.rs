@@ -1,1 +1,280 @@
-//! placeholder
+//! The relay: the program in the task. Accepts clients on loopback, logs in to the database for them, copies bytes.
+//!
+//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (accept, idle stop, maximum age, drain), `conn` (one
+//! client: drive the login, then splice), `upstream` (dial, TLS), `reply` (what a client is told when it fails),
+//! `http` (health, metrics, targets, upgrade to a connection).
+
+mod conn;
+mod error;
+mod health;
+mod http;
+mod lifetime;
+mod metrics;
+mod reply;
+mod splice;
+mod upstream;
+
+pub(crate) use health::healthy;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustls::{ClientConfig, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::credential::{Cache, RdsIam, Source, TaskRole};
+use crate::relay::lifetime::Lifetime;
+use crate::relay::metrics::{Metrics, TargetMetrics};
+use crate::tls;
+use crate::types::{CredentialConfig, RELAY_HTTP_PORT, Target};
+
+pub(crate) use lifetime::Ended;
+
+/// How long open connections may go on after the drain began. ECS sends SIGKILL 30 s after SIGTERM by default.
+const DRAIN_GRACE: Duration = Duration::from_secs(25);
+/// Pause after a failed accept (out of file descriptors): trying at once would only burn the CPU.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Certificate for clients that want TLS on the loopback port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClientTls {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// The resolved configuration of a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) environment: String,
+    pub(crate) access: String,
+    pub(crate) region: String,
+    pub(crate) owner: Option<String>,
+    pub(crate) reason: Option<String>,
+    pub(crate) listen: IpAddr,
+    /// No database connection for so long: the relay ends itself.
+    pub(crate) idle_stop: Option<Duration>,
+    /// So old: the relay ends itself whatever is open.
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) max_connections: usize,
+    pub(crate) extra_ca_file: Option<PathBuf>,
+    pub(crate) client_tls: Option<ClientTls>,
+    pub(crate) targets: Vec<Target>,
+}
+
+/// Why a relay did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot listen on {address}: {reason}")]
+    Bind { address: SocketAddr, reason: std::io::Error },
+    #[error(transparent)]
+    Tls(#[from] tls::TlsConfigError),
+}
+
+/// A byte stream of a client, whatever it came through.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A target with all that serving it needs.
+struct Served {
+    target: Target,
+    credential: Option<Cache>,
+    metrics: TargetMetrics,
+}
+
+/// What every connection shares.
+struct Shared {
+    config: Config,
+    served: Vec<Arc<Served>>,
+    upstream_tls: Arc<ClientConfig>,
+    client_tls: Option<Arc<ServerConfig>>,
+    metrics: Metrics,
+    /// One permit a connection.
+    room: Semaphore,
+    lifetime: Lifetime,
+    started_at: std::time::SystemTime,
+    next_conn: AtomicU64,
+    ready: AtomicBool,
+    /// Cancelled when no new connection may start.
+    drain: CancellationToken,
+    /// Cancelled when open connections must end.
+    cut: CancellationToken,
+    conns: TaskTracker,
+}
+
+impl Shared {
+    fn target(&self, name: &str) -> Option<&Arc<Served>> {
+        self.served.iter().find(|served| served.target.name == name)
+    }
+
+    fn conn_id(&self) -> u64 {
+        self.next_conn.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// A relay that listens.
+pub(crate) struct Relay {
+    shared: Arc<Shared>,
+    http: TcpListener,
+    plain: Vec<(TcpListener, Arc<Served>)>,
+}
+
+impl Relay {
+    /// Opens every port. `drain` ends the relay gently, `now` at once.
+    ///
+    /// # Errors
+    /// [`StartError`] if a port is taken or a certificate cannot be used.
+    pub(crate) async fn bind(
+        config: Config,
+        drain: CancellationToken,
+        now: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let upstream_tls = tls::upstream(config.extra_ca_file.as_deref())?;
+        let client_tls = config.client_tls.as_ref().map(|tls| tls::server(&tls.certificate, &tls.key)).transpose()?;
+        let role = Arc::new(TaskRole::from_container());
+        let metrics = Metrics::new();
+        let served: Vec<_> = config
+            .targets
+            .iter()
+            .map(|target| {
+                Arc::new(Served {
+                    target: target.clone(),
+                    credential: credential(target, &config.region, &role),
+                    metrics: metrics.target(&target.name),
+                })
+            })
+            .collect();
+        let http = listen(config.listen, RELAY_HTTP_PORT).await?;
+        let mut plain = Vec::with_capacity(served.len());
+        for served in &served {
+            plain.push((listen(config.listen, served.target.relay_port).await?, Arc::clone(served)));
+        }
+        let shared = Arc::new(Shared {
+            room: Semaphore::new(config.max_connections),
+            lifetime: Lifetime::new(config.idle_stop, config.max_age),
+            config,
+            served,
+            upstream_tls,
+            client_tls,
+            metrics,
+            started_at: wall_clock(),
+            next_conn: AtomicU64::new(1),
+            ready: AtomicBool::new(false),
+            drain,
+            cut: now,
+            conns: TaskTracker::new(),
+        });
+        Ok(Self { shared, http, plain })
+    }
+
+    /// Serves until a signal, the idle limit or the maximum age, then drains. Says what ended it.
+    pub(crate) async fn serve(self) -> Ended {
+        let Self { shared, http, plain } = self;
+        let listeners = TaskTracker::new();
+        let health = CancellationToken::new();
+        listeners.spawn(http::serve(http, Arc::clone(&shared), health.clone()));
+        for (listener, served) in plain {
+            info!(
+                target = served.target.name,
+                engine = %served.target.engine,
+                upstream = format!("{}:{}", served.target.host, served.target.port),
+                port = served.target.relay_port,
+                "listening"
+            );
+            listeners.spawn(accept(listener, served, Arc::clone(&shared)));
+        }
+        shared.ready.store(true, Ordering::Release);
+        info!(
+            env = shared.config.environment,
+            access = shared.config.access,
+            owner = shared.config.owner,
+            reason = shared.config.reason,
+            listen = %shared.config.listen,
+            "ready for connections"
+        );
+        let ended = tokio::select! {
+            () = shared.drain.cancelled() => Ended::Signal,
+            ended = shared.lifetime.ended() => ended,
+        };
+        shared.drain.cancel();
+        drain(&shared, ended).await;
+        health.cancel();
+        listeners.close();
+        listeners.wait().await;
+        ended
+    }
+}
+
+async fn drain(shared: &Shared, ended: Ended) {
+    let open = shared.lifetime.open();
+    info!(cause = %ended, open, "draining");
+    shared.conns.close();
+    tokio::select! {
+        () = shared.conns.wait() => return,
+        () = tokio::time::sleep(DRAIN_GRACE) => {}
+        () = shared.cut.cancelled() => {}
+    }
+    warn!(open = shared.lifetime.open(), "cutting open connections");
+    shared.cut.cancel();
+    shared.conns.wait().await;
+}
+
+async fn listen(address: IpAddr, port: u16) -> Result<TcpListener, StartError> {
+    let address = SocketAddr::new(address, port);
+    TcpListener::bind(address).await.map_err(|reason| StartError::Bind { address, reason })
+}
+
+fn credential(target: &Target, region: &str, role: &Arc<TaskRole>) -> Option<Cache> {
+    match &target.credential {
+        CredentialConfig::Client => None,
+        CredentialConfig::RdsIam { user } => Some(Cache::new(Source::RdsIam(RdsIam {
+            role: Arc::clone(role),
+            region: region.to_owned(),
+            host: target.host.clone(),
+            port: target.port,
+            user: user.clone(),
+        }))),
+    }
+}
+
+/// Accepts clients of a plain port until the drain.
+async fn accept(listener: TcpListener, served: Arc<Served>, shared: Arc<Shared>) {
+    loop {
+        let accepted = tokio::select! {
+            () = shared.drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                upstream::tune(&stream);
+                serve_client(stream, format!("{address}"), &served, &shared);
+            }
+            Err(error) => {
+                warn!(target = served.target.name, %error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves a client of a plain port on its own task.
+fn serve_client(stream: TcpStream, from: String, served: &Arc<Served>, shared: &Arc<Shared>) {
+    let conn = conn::Conn::new(Arc::clone(shared), Arc::clone(served), from);
+    shared.conns.spawn(conn.serve(stream));
+}
+
+/// The time of day, for token signatures and for people; everything that measures uses the runtime's clock.
+#[expect(clippy::disallowed_methods, reason = "the one wall-clock read of the relay")]
+fn wall_clock() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests;

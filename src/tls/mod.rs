@@ -1,1 +1,16 @@
 //! rustls configurations: one provider (aws-lc-rs), verification always on.
+
+#[cfg(feature = "relay")]
+mod relay;
+
+#[cfg(feature = "relay")]
+pub(crate) use relay::{TlsConfigError, server, server_end_point, upstream};
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+
+/// The one crypto provider.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}

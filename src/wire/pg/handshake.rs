@@ -122,6 +122,8 @@ pub struct Handshake {
     /// Whether the relay has a certificate for its clients.
     offer_tls: bool,
     client_tls: bool,
+    /// Whether the connection carries a cancel request instead of a login.
+    cancelling: bool,
     database: Option<String>,
     startup: Option<Startup>,
     binding: Option<Vec<u8>>,
@@ -139,6 +141,7 @@ impl Handshake {
             state: State::Opening,
             offer_tls,
             client_tls: false,
+            cancelling: false,
             database: database.map(str::to_owned),
             startup: None,
             binding: None,
@@ -147,6 +150,11 @@ impl Handshake {
             held: BytesMut::new(),
             queue: VecDeque::new(),
         }
+    }
+
+    /// For a cancel request: dials and does TLS, then ends with an empty `Cancel` where the startup packet would go.
+    pub fn for_cancel() -> Self {
+        Self { state: State::Dial, cancelling: true, ..Self::new(None, false) }
     }
 
     /// The value of a startup parameter of the client, for logs.
@@ -203,12 +211,8 @@ impl Handshake {
         let mut packet = BytesMut::new();
         startup.encode(&mut packet);
         self.queue.push_back(Action::Send(Peer::Upstream, packet.freeze()));
-        self.state = State::Login(Login {
-            user: user.to_owned(),
-            secret: Zeroizing::new(secret.to_vec()),
-            kind,
-            scram: None,
-        });
+        self.state =
+            State::Login(Login { user: user.to_owned(), secret: Zeroizing::new(secret.to_vec()), kind, scram: None });
     }
 
     /// Starts over with a new upstream connection, for a credential that was stale. False if the client has been told
@@ -270,6 +274,7 @@ impl Handshake {
                     _ => self.refuse(Refusal::UpstreamWithoutTls),
                 }
             }
+            State::NeedCredential if self.cancelling => Some(Action::Cancel(Bytes::new())),
             State::NeedCredential => {
                 self.state = State::NeedCredential;
                 Some(Action::NeedCredential)
@@ -307,7 +312,8 @@ impl Handshake {
             Opening::SslRequest if self.offer_tls && !self.client_tls => {
                 // Bytes that were sent behind the request are not from inside TLS: CVE-2021-23214.
                 if !self.from_client.is_empty() {
-                    return self.refuse(Refusal::ClientMalformed(Malformed("data was sent between SSLRequest and TLS")));
+                    return self
+                        .refuse(Refusal::ClientMalformed(Malformed("data was sent between SSLRequest and TLS")));
                 }
                 self.queue.push_back(Action::StartTls { peer: Peer::Client, already_read: Bytes::new() });
                 Some(Action::Send(Peer::Client, Bytes::from_static(b"S")))

@@ -182,7 +182,9 @@ fn an_error_after_the_login_passes_to_the_client_and_is_final() {
 
 #[test]
 fn a_named_database_is_kept_and_the_users_name_is_not_one() {
-    for (user, database, wanted) in [("me", Some("other"), "other"), ("me", Some("me"), "orders"), ("me", None, "orders")] {
+    for (user, database, wanted) in
+        [("me", Some("other"), "other"), ("me", Some("me"), "orders"), ("me", None, "orders")]
+    {
         let mut handshake = Handshake::new(Some("orders"), false);
         let mut startup = Startup { version: 3 << 16, parameters: Vec::new() };
         startup.set("user", user);

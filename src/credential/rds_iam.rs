@@ -1,0 +1,170 @@
+//! RDS IAM tokens: a presigned `connect` request for the real endpoint, signed with the task role.
+//!
+//! Form of the token: Amazon RDS User Guide, "Connecting to your DB instance using IAM authentication", and the
+//! signature: AWS General Reference, "Signature Version 4", query string form. It is valid for 15 minutes, and never
+//! longer than the role credentials that signed it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::ProvideCredentials as _;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign};
+use aws_sigv4::sign::v4;
+use aws_smithy_http_client::tls;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::credential::{Credential, Kind, MintError};
+
+/// "The token is valid for 15 minutes" (RDS User Guide); a longer `X-Amz-Expires` is refused.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(900);
+/// The container credentials endpoint is local to the task.
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(5);
+/// RFC 3986 unreserved characters stay, as SigV4 wants it.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// The credentials of the task role, from the ECS container credentials endpoint.
+#[derive(Debug)]
+pub(crate) struct TaskRole {
+    provider: EcsCredentialsProvider,
+}
+
+impl TaskRole {
+    /// Reads where the endpoint is from the variables that ECS sets in the container.
+    pub(crate) fn from_container() -> Self {
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+            .build_https();
+        let config = ProviderConfig::without_region().with_http_client(http);
+        Self { provider: EcsCredentialsProvider::builder().configure(&config).build() }
+    }
+
+    async fn credentials(&self) -> Result<Credentials, MintError> {
+        let answer = tokio::time::timeout(ENDPOINT_TIMEOUT, self.provider.provide_credentials()).await;
+        match answer {
+            Ok(Ok(credentials)) => Ok(credentials),
+            Ok(Err(CredentialsError::CredentialsNotLoaded(_))) => Err(MintError::NoTaskRole),
+            // Kinds and the endpoint's own code only: an answer may hold anything.
+            Ok(Err(CredentialsError::InvalidConfiguration(_))) => {
+                Err(MintError::Endpoint("its address in the container's environment is not allowed".to_owned()))
+            }
+            Ok(Err(CredentialsError::ProviderTimedOut(_))) | Err(_) => {
+                Err(MintError::Timeout(ENDPOINT_TIMEOUT.as_secs()))
+            }
+            Ok(Err(_)) => Err(MintError::Endpoint("it refused, or its answer could not be read".to_owned())),
+        }
+    }
+}
+
+/// Mints tokens for one database user at one endpoint.
+pub(crate) struct RdsIam {
+    pub(crate) role: Arc<TaskRole>,
+    pub(crate) region: String,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) user: String,
+}
+
+impl fmt::Debug for RdsIam {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RdsIam({}@{}:{} in {})", self.user, self.host, self.port, self.region)
+    }
+}
+
+impl RdsIam {
+    pub(super) async fn mint(&self, now: SystemTime) -> Result<Credential, MintError> {
+        let role = self.role.credentials().await?;
+        let token = token(&role, &self.region, &self.host, self.port, &self.user, now)?;
+        let expires_at = role.expiry().map_or(now + TOKEN_LIFETIME, |expiry| expiry.min(now + TOKEN_LIFETIME));
+        Ok(Credential {
+            user: self.user.clone(),
+            secret: token.into(),
+            kind: Kind::Token,
+            expires_at: Some(expires_at),
+        })
+    }
+}
+
+/// The token: the presigned URL without its scheme.
+fn token(
+    role: &Credentials,
+    region: &str,
+    host: &str,
+    port: u16,
+    user: &str,
+    now: SystemTime,
+) -> Result<String, MintError> {
+    let escape = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
+    let failed = |error: &dyn fmt::Display| MintError::Sign(error.to_string());
+    let mut settings = SigningSettings::default();
+    settings.signature_location = SignatureLocation::QueryParams;
+    settings.expires_in = Some(TOKEN_LIFETIME);
+    let identity = role.clone().into();
+    let parameters = v4::SigningParams::builder()
+        .identity(&identity)
+        .region(region)
+        .name("rds-db")
+        .time(now)
+        .settings(settings)
+        .build()
+        .map_err(|error| failed(&error))?
+        .into();
+    let address = format!("{host}:{port}/?Action=connect&DBUser={}", escape(user));
+    let url = format!("https://{address}");
+    let request =
+        SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::empty()).map_err(|error| failed(&error))?;
+    let (instructions, _signature) = sign(request, &parameters).map_err(|error| failed(&error))?.into_parts();
+    let signed = instructions.params().iter().map(|(name, value)| format!("&{}={}", escape(name), escape(value)));
+    Ok(std::iter::once(address).chain(signed).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn role(session: Option<&str>) -> Credentials {
+        Credentials::new(
+            "AKIDEXAMPLE",
+            "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
+            session.map(str::to_owned),
+            None,
+            "test",
+        )
+    }
+
+    /// The expected value was made with botocore's `generate_db_auth_token` at the same time.
+    #[test]
+    fn the_token_is_the_one_that_botocore_makes() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
+        let host = "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com";
+        let token = token(&role(None), "ap-northeast-1", host, 5432, "db_read", now).unwrap();
+        assert_eq!(token, EXPECTED);
+    }
+
+    const EXPECTED: &str = "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com:5432/?Action=connect&DBUser=db_read&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIDEXAMPLE%2F20150830%2Fap-northeast-1%2Frds-db%2Faws4_request&X-Amz-Date=20150830T123600Z&X-Amz-Expires=900&X-Amz-SignedHeaders=host&X-Amz-Signature=05790bac71ddede4e0da6aa05d959029443a0ec2f0c86058bf6ff8dc03598fcf";
+
+    #[test]
+    fn a_user_with_odd_characters_and_port_443_keep_their_form() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
+        let token =
+            token(&role(Some("sess/ion+token==")), "us-east-1", "db.example.com", 443, "jane doe+x", now).unwrap();
+        assert!(token.starts_with("db.example.com:443/?Action=connect&DBUser=jane%20doe%2Bx&"), "{token}");
+        assert!(token.contains("X-Amz-Security-Token=sess%2Fion%2Btoken%3D%3D"), "{token}");
+    }
+
+    #[test]
+    fn debug_names_the_user_and_no_key() {
+        let source = RdsIam {
+            role: Arc::new(TaskRole::from_container()),
+            region: "r".into(),
+            host: "h".into(),
+            port: 1,
+            user: "u".into(),
+        };
+        assert_eq!(format!("{source:?}"), "RdsIam(u@h:1 in r)");
+    }
+}

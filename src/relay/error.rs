@@ -1,0 +1,122 @@
+//! What can go wrong with one connection, and whose it is.
+
+use std::net::SocketAddr;
+
+use crate::credential::MintError;
+use crate::wire::pg::handshake::Refusal;
+
+/// Who has to act; the log field and the metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ErrorKind {
+    Client,
+    ClientGone,
+    Credential,
+    Dial,
+    Full,
+    Shutdown,
+    Upstream,
+    UpstreamAuth,
+    UpstreamTls,
+}
+
+impl ErrorKind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::ClientGone => "client_gone",
+            Self::Credential => "credential",
+            Self::Dial => "dial",
+            Self::Full => "full",
+            Self::Shutdown => "shutdown",
+            Self::Upstream => "upstream",
+            Self::UpstreamAuth => "upstream_auth",
+            Self::UpstreamTls => "upstream_tls",
+        }
+    }
+}
+
+/// The database cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum DialError {
+    #[error("{address} does not take the connection: {reason}")]
+    Connect { address: SocketAddr, reason: String },
+    #[error("the name does not resolve: {0}")]
+    Resolve(String),
+    #[error("no answer within {0} s")]
+    Timeout(u64),
+}
+
+/// TLS with the database failed, so nothing secret was sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum UpstreamTlsError {
+    #[error("the configured host is not a name that a certificate can carry")]
+    BadName,
+    #[error("its certificate is not valid: {0}")]
+    Certificate(String),
+    #[error("its certificate has expired")]
+    Expired,
+    #[error("the handshake failed: {0}")]
+    Handshake(String),
+    #[error("its certificate is for another name")]
+    OtherName,
+    #[error("the handshake took longer than {0} s")]
+    Timeout(u64),
+    #[error("its certificate is not from a trusted CA")]
+    UnknownIssuer,
+}
+
+/// Why a connection did not come to its splice.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ConnError {
+    #[error("the client could not be read or written: {0}")]
+    ClientIo(String),
+    #[error("the client's TLS handshake failed: {0}")]
+    ClientTls(String),
+    #[error("no credential: {0}")]
+    Credential(#[from] MintError),
+    #[error("cannot reach the database: {0}")]
+    Dial(#[from] DialError),
+    #[error("too many connections, the limit is {0}")]
+    Full(usize),
+    #[error("the client sent nothing for {0} s")]
+    OpeningTimeout(u64),
+    #[error("the login took longer than {0} s")]
+    LoginTimeout(u64),
+    #[error("the login was refused")]
+    Refused(Refusal),
+    #[error("the relay is stopping")]
+    Shutdown,
+    #[error("TLS with the database failed: {0}")]
+    Tls(#[from] UpstreamTlsError),
+    #[error("the database connection broke during the login: {0}")]
+    UpstreamIo(String),
+}
+
+impl ConnError {
+    pub(super) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::ClientIo(_) | Self::Refused(Refusal::ClientGone) => ErrorKind::ClientGone,
+            Self::ClientTls(_) | Self::OpeningTimeout(_) | Self::Refused(Refusal::ClientMalformed(_)) => {
+                ErrorKind::Client
+            }
+            Self::Credential(_) => ErrorKind::Credential,
+            Self::Dial(_) => ErrorKind::Dial,
+            Self::Full(_) => ErrorKind::Full,
+            Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,
+            Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.code) => ErrorKind::UpstreamAuth,
+            Self::Refused(Refusal::UnknownAuthentication(_) | Refusal::WantsPassword(_)) => ErrorKind::UpstreamAuth,
+            Self::LoginTimeout(_) | Self::Refused(_) | Self::UpstreamIo(_) => ErrorKind::Upstream,
+            Self::Shutdown => ErrorKind::Shutdown,
+        }
+    }
+
+    /// Whether a fresh credential may help: the database did not accept this one.
+    pub(super) fn is_stale_credential(&self) -> bool {
+        matches!(self, Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.code))
+    }
+}
+
+/// SQLSTATE class 28, "Invalid Authorization Specification" (PostgreSQL manual, appendix A).
+pub(super) fn is_auth(sqlstate: &str) -> bool {
+    sqlstate.starts_with("28")
+}

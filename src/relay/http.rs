@@ -1,0 +1,181 @@
+//! The HTTP side on loopback: health, metrics, what is served, and one client connection over an upgrade.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use axum::routing::get;
+use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::relay::{ACCEPT_PAUSE, Shared, conn, upstream};
+use crate::types::{HEADER_TARGET, UPGRADE_CONN};
+
+/// A client that opens the port and sends no request is closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests of ours are a few hundred bytes.
+const BUFFER: usize = 16 * 1024;
+
+/// Serves until `stop`; the relay keeps it up through the drain so that health and metrics stay readable.
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    let router = router(Arc::clone(&shared));
+    let open = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "cannot accept an HTTP connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        upstream::tune(&stream);
+        let service = TowerToHyperService::new(router.clone());
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER);
+        let serving = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let stop = stop.clone();
+        open.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                served = serving => if let Err(error) = served {
+                    debug!(%error, "an HTTP connection ended badly");
+                }
+            }
+        });
+    }
+    open.close();
+    open.wait().await;
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/v1/targets", get(targets))
+        .route("/v1/lane", get(lane))
+        .with_state(shared)
+}
+
+/// Alive: the runtime answers.
+async fn healthz() -> Result<&'static str, Infallible> {
+    std::future::ready(Ok("ok\n")).await
+}
+
+/// Ready: every port listens and no drain has begun.
+async fn readyz(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
+    let ready = shared.ready.load(Ordering::Acquire) && !shared.drain.is_cancelled();
+    std::future::ready(match ready {
+        true => (StatusCode::OK, "ready\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+    })
+    .await
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> ([(axum::http::HeaderName, &'static str); 1], String) {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    std::future::ready(([(CONTENT_TYPE, OPENMETRICS)], shared.metrics.text())).await
+}
+
+async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let config = &shared.config;
+    let targets: Vec<Value> = shared
+        .served
+        .iter()
+        .map(|served| {
+            let target = &served.target;
+            json!({
+                "name": target.name,
+                "engine": target.engine.as_str(),
+                "host": target.host,
+                "port": target.port,
+                "database": target.database,
+                "db_user": target.credential.db_user(),
+                "credential": target.credential.source(),
+                "relay_port": target.relay_port,
+                "local_port": target.local_port,
+                "open_connections": served.metrics.open(),
+            })
+        })
+        .collect();
+    let started_at = humantime::format_rfc3339_seconds(shared.started_at).to_string();
+    std::future::ready(Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "env": config.environment,
+        "access": config.access,
+        "owner": config.owner,
+        "started_at": started_at,
+        "idle_stop_seconds": config.idle_stop.map(|limit| limit.as_secs()),
+        "max_age_seconds": config.max_age.map(|limit| limit.as_secs()),
+        "targets": targets,
+    })))
+    .await
+}
+
+/// Turns this HTTP connection into one client connection to the target that the request names.
+async fn lane(State(shared): State<Arc<Shared>>, mut request: Request) -> Response<Body> {
+    let name = match wanted_target(request.headers()) {
+        Ok(name) => name,
+        Err(message) => return refusal(StatusCode::UPGRADE_REQUIRED, &message),
+    };
+    let Some(served) = shared.target(&name) else {
+        let known: Vec<&str> = shared.served.iter().map(|served| served.target.name.as_str()).collect();
+        let message = format!("there is no target {name:?} here; the targets are {}", known.join(", "));
+        return refusal(StatusCode::NOT_FOUND, &message);
+    };
+    if shared.drain.is_cancelled() {
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping; run bastion up again");
+    }
+    let conn = conn::Conn::new(Arc::clone(&shared), Arc::clone(served), "tunnel".to_owned());
+    let upgrade = hyper::upgrade::on(&mut request);
+    shared.conns.spawn(async move {
+        match upgrade.await {
+            Ok(upgraded) => conn.serve(TokioIo::new(upgraded)).await,
+            Err(error) => debug!(%error, "an upgrade did not come about"),
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(UPGRADE_CONN));
+    std::future::ready(response).await
+}
+
+fn wanted_target(headers: &HeaderMap) -> Result<String, String> {
+    let upgrade = headers.get(UPGRADE).and_then(|value| value.to_str().ok());
+    if !upgrade.is_some_and(|value| value.eq_ignore_ascii_case(UPGRADE_CONN)) {
+        return Err(format!(
+            "this address only upgrades to {UPGRADE_CONN}; update bastion on the laptop or in the task"
+        ));
+    }
+    let name = headers.get(HEADER_TARGET).and_then(|value| value.to_str().ok());
+    name.map(str::to_owned).ok_or_else(|| format!("the header {HEADER_TARGET} names no target"))
+}
+
+fn refusal(status: StatusCode, message: &str) -> Response<Body> {
+    let mut response = Response::new(Body::from(json!({ "error": message }).to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status == StatusCode::UPGRADE_REQUIRED {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static(UPGRADE_CONN));
+    }
+    response
+}

