@@ -244,7 +244,8 @@ mod tests {
     #[tokio::test]
     async fn an_answer_after_half_close_arrives_whole() {
         let big = vec![7_u8; 1_000_000];
-        let (spliced, answer) = spliced(1000, |mut client, mut upstream| async {
+        let sent = big.clone();
+        let (spliced, answer) = spliced(1000, |mut client, mut upstream| async move {
             let client = async move {
                 client.write_all(b"question").await.unwrap();
                 client.shutdown().await.unwrap();
@@ -252,11 +253,11 @@ mod tests {
                 client.read_to_end(&mut answer).await.unwrap();
                 answer
             };
-            let upstream = async {
+            let upstream = async move {
                 let mut question = Vec::new();
                 upstream.read_to_end(&mut question).await.unwrap();
                 assert_eq!(question, b"question");
-                upstream.write_all(&big).await.unwrap();
+                upstream.write_all(&sent).await.unwrap();
                 upstream.shutdown().await.unwrap();
             };
             tokio::join!(client, upstream).0
