@@ -1,1 +1,10 @@
-//! placeholder
+//! The Session Manager data channel: one protocol message per binary websocket message.
+//!
+//! Follows what amazon-ssm-agent 3.3.1142.0 and session-manager-plugin 1.2.677.0 do on the wire
+//! (`docs/session-manager-protocol.md`). Left out: KMS encryption and shell sessions; a port session has neither.
+
+pub mod message;
+pub mod payload;
+
+#[cfg(test)]
+pub(crate) mod vectors;
