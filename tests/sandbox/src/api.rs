@@ -29,7 +29,11 @@ impl ApiError {
 
     /// `{"__type": …, "message": …}` of awsJson1.1.
     pub(crate) fn json(&self) -> Response<Body> {
-        reply(self.status, "application/x-amz-json-1.1", json!({"__type": self.code, "message": self.message}).to_string())
+        reply(
+            self.status,
+            "application/x-amz-json-1.1",
+            json!({"__type": self.code, "message": self.message}).to_string(),
+        )
     }
 
     /// The ErrorResponse of the query protocol.
@@ -68,7 +72,9 @@ impl From<Rejection> for ApiError {
 /// The same under the names of STS.
 pub(crate) fn query_rejection(rejection: Rejection) -> ApiError {
     match rejection {
-        Rejection::ExpiredToken => ApiError::new("ExpiredToken", "The security token included in the request is expired"),
+        Rejection::ExpiredToken => {
+            ApiError::new("ExpiredToken", "The security token included in the request is expired")
+        }
         Rejection::InvalidClientTokenId => {
             ApiError::new("InvalidClientTokenId", "The security token included in the request is invalid.")
         }

@@ -75,12 +75,22 @@ impl Task {
         format!("ecs:{CLUSTER}_{}_{}", self.id, self.runtime_id)
     }
 
+    pub(crate) fn stop_now(&self) {
+        self.stop.cancel();
+    }
+
+    /// The task role's name and the database users it may connect as.
+    pub(crate) fn role(&self) -> (String, Vec<String>) {
+        (self.definition.role.clone(), self.definition.db_users.clone())
+    }
+
     pub(crate) fn takes_sessions(&self) -> bool {
         self.last_status == "RUNNING" && self.agent_status == "RUNNING"
     }
 
     fn describe(&self, tags: bool) -> Value {
-        let started = matches!(self.last_status, "RUNNING" | "DEACTIVATING" | "STOPPING" | "DEPROVISIONING" | "STOPPED");
+        let started =
+            matches!(self.last_status, "RUNNING" | "DEACTIVATING" | "STOPPING" | "DEPROVISIONING" | "STOPPED");
         let container_status = match self.last_status {
             "STOPPED" | "DEPROVISIONING" => "STOPPED",
             "RUNNING" | "DEACTIVATING" | "STOPPING" => "RUNNING",
@@ -151,6 +161,15 @@ impl Tasks {
             }
         });
     }
+}
+
+/// Starts a task without an API call, for tests of the relay alone.
+pub(crate) fn run_directly(shared: &Arc<Shared>, definition: &TaskDefinition) -> (String, Ipv4Addr) {
+    let task = new_task(shared, definition, BTreeMap::new(), Vec::new(), &Value::Null, None);
+    let (id, address, stop) = (task.id.clone(), task.address, task.stop.clone());
+    shared.tasks.with(|tasks| tasks.push(task));
+    shared.tracker.spawn(live(Arc::clone(shared), id.clone(), stop));
+    (id, address)
 }
 
 /// Dispatches one call.
@@ -292,7 +311,8 @@ fn describe_tasks(shared: &Shared, input: &Value, caller: &Identity) -> Result<V
     let (mut found, mut failures) = (Vec::new(), Vec::new());
     for wanted in input["tasks"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         let id = wanted.rsplit('/').next().unwrap_or(wanted);
-        let description = shared.tasks.with(|tasks| tasks.iter().find(|task| task.id == id).map(|task| task.describe(tags)));
+        let description =
+            shared.tasks.with(|tasks| tasks.iter().find(|task| task.id == id).map(|task| task.describe(tags)));
         match description {
             Some(description) => found.push(description),
             None => failures.push(json!({
@@ -339,7 +359,8 @@ fn stop_task(shared: &Shared, input: &Value, caller: &Identity) -> Result<Value,
         }
         Some(task.describe(true))
     });
-    let task = stopped.ok_or_else(|| ApiError::new("InvalidParameterException", "The referenced task was not found."))?;
+    let task =
+        stopped.ok_or_else(|| ApiError::new("InvalidParameterException", "The referenced task was not found."))?;
     Ok(json!({"task": task}))
 }
 
@@ -440,18 +461,24 @@ fn end(shared: &Shared, id: &str, cause: Option<(&'static str, String)>) {
 
 /// Starts the relay with the environment that ECS would give it, and nothing of ours.
 fn spawn(shared: &Shared, id: &str) -> anyhow::Result<tokio::process::Child> {
-    let (environment, address) = shared.tasks.with(|tasks| {
-        tasks.iter().find(|task| task.id == id).map(|task| {
-            let mut environment = task.definition.environment.clone();
-            environment.extend(task.overrides.clone());
-            (environment, task.address)
+    let (environment, address) = shared
+        .tasks
+        .with(|tasks| {
+            tasks.iter().find(|task| task.id == id).map(|task| {
+                let mut environment = task.definition.environment.clone();
+                environment.extend(task.overrides.clone());
+                (environment, task.address)
+            })
         })
-    }).unwrap_or((BTreeMap::new(), Ipv4Addr::LOCALHOST));
+        .unwrap_or((BTreeMap::new(), Ipv4Addr::LOCALHOST));
     let log = std::fs::File::create(log_file(shared, id))?;
     let mut relay = Command::new(&shared.relay);
     relay.arg("relay").env_clear().envs(environment);
     relay.env("BASTION_LISTEN", address.to_string());
-    relay.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/credentials/{}", shared.endpoint(), shared.credential_path(id)));
+    relay.env(
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        format!("{}/credentials/{}", shared.endpoint(), shared.credential_path(id)),
+    );
     relay.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     Ok(relay.spawn()?)
 }

@@ -1,1 +1,105 @@
-fn main() {}
+//! The sandbox as a program: `up` runs everything in the foreground, `verify-rds-token` is what PAM asks.
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use bastion_sandbox::postgres::{Flaws, Postgres};
+use bastion_sandbox::{Sandbox, demo, rds};
+use clap::{Parser, Subcommand};
+use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Run a strict local AWS for bastion, with a real PostgreSQL that checks RDS IAM tokens
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start everything, print one JSON line when it is ready, and run until SIGINT or SIGTERM
+    Up {
+        /// The bastion program that tasks run; the one beside this program if not given
+        #[arg(long)]
+        bastion: Option<PathBuf>,
+    },
+    /// Check the RDS IAM token on standard input for a login as PAM_USER; exit 0 if it is good
+    VerifyRdsToken {
+        #[arg(long)]
+        state: PathBuf,
+        #[arg(long)]
+        log: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Up { bastion } => {
+            let program = std::env::current_exe()?;
+            let bastion = bastion.unwrap_or_else(|| program.with_file_name("bastion"));
+            anyhow::ensure!(bastion.exists(), "there is no {}; run cargo build first", bastion.display());
+            let bastion = std::path::absolute(bastion)?;
+            tokio::runtime::Runtime::new()?.block_on(up(&program, &bastion))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::VerifyRdsToken { state, log } => Ok(verify(&state, &log)),
+    }
+}
+
+async fn up(program: &Path, bastion: &Path) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let folder = tempfile::Builder::new().prefix("bastion-sandbox-").tempdir()?;
+    // PostgreSQL runs as another user and must get through.
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let database = Postgres::start(folder.path(), program, Flaws::default()).await?;
+    let sandbox = Sandbox::start(demo::config(folder.path(), bastion, &database)).await?;
+    let callers: Map<String, Value> = ["alice", "bob", "carol", "eve"]
+        .into_iter()
+        .map(|name| {
+            let variables: Map<String, Value> =
+                sandbox.variables(name).into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
+            (name.to_owned(), Value::Object(variables))
+        })
+        .collect();
+    let ready = json!({
+        "endpoint": sandbox.endpoint(), "folder": folder.path(), "callers": callers,
+        "database": {"port": database.port, "ca_file": database.ca_file, "socket_folder": database.socket_folder()},
+    });
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{ready}")?;
+    stdout.flush()?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    sandbox.stop().await;
+    database.stop().await;
+    folder.close().context("cannot remove the temporary folder")
+}
+
+/// PAM waits for this: no runtime, one look at the state.
+fn verify(state: &Path, log: &Path) -> ExitCode {
+    #[expect(clippy::disallowed_methods, reason = "PAM hands over the user in this variable")]
+    let user = std::env::var("PAM_USER").unwrap_or_default();
+    #[expect(clippy::disallowed_methods, reason = "tokens are checked against the time of day")]
+    let now = std::time::SystemTime::now();
+    let mut token = Vec::new();
+    let read = std::io::stdin().take(64 * 1024).read_to_end(&mut token);
+    let result = read.map_err(|error| error.to_string()).and_then(|_| {
+        let token = std::str::from_utf8(&token).map_err(|error| error.to_string())?;
+        let state = rds::State::read(state).map_err(|error| error.to_string())?;
+        rds::verify(&state, token, &user, now)
+    });
+    let line = match &result {
+        Ok(()) => format!("ALLOW {user} ({} bytes)\n", token.len()),
+        Err(reason) => format!("DENY {user}: {reason}\n"),
+    };
+    if let Ok(mut file) = std::fs::OpenOptions::new().append(true).open(log) {
+        // The log is for tests; a login does not depend on it.
+        let _best_effort = file.write_all(line.as_bytes());
+    }
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

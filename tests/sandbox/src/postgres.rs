@@ -8,7 +8,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
 use tokio::process::{Child, Command};
 
 /// The writer endpoint that the certificate is for.
@@ -167,7 +170,9 @@ impl Postgres {
             std::fs::write(&staged, service)?;
             let mut install = Command::new("sudo");
             install.args(["install", "-m", "644"]).arg(&staged).arg(&path);
-            run(&mut install).await.with_context(|| format!("cannot write {}; run as root or with sudo", path.display()))?;
+            run(&mut install)
+                .await
+                .with_context(|| format!("cannot write {}; run as root or with sudo", path.display()))?;
         }
         self.pam_service = path;
         Ok(())
@@ -232,7 +237,11 @@ impl Postgres {
                 let log = std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
                 bail!("postgres ended at once with {status}:\n{log}");
             }
-            ensure!(tokio::time::Instant::now() < deadline, "postgres is not ready after {} s", START_TIMEOUT.as_secs());
+            ensure!(
+                tokio::time::Instant::now() < deadline,
+                "postgres is not ready after {} s",
+                START_TIMEOUT.as_secs()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -309,7 +318,16 @@ fn free_port() -> anyhow::Result<u16> {
 }
 
 async fn run(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.stdin(Stdio::null()).output().await.with_context(|| format!("cannot run {:?}", command.as_std().get_program()))?;
-    ensure!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .with_context(|| format!("cannot run {:?}", command.as_std().get_program()))?;
+    ensure!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }

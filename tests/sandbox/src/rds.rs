@@ -62,7 +62,8 @@ pub fn verify(state: &State, token: &str, user: &str, now: SystemTime) -> Result
     if map.len() != all.len() {
         return Err("a parameter stands twice".to_owned());
     }
-    let parameter = |name: &str| map.get(name).copied().ok_or_else(|| format!("no {name} (token of {} bytes)", token.len()));
+    let parameter =
+        |name: &str| map.get(name).copied().ok_or_else(|| format!("no {name} (token of {} bytes)", token.len()));
     if parameter("Action")? != "connect" || parameter("DBUser")? != user {
         return Err(format!("the token is for {}, the login for {user}", parameter("DBUser")?));
     }
@@ -76,7 +77,8 @@ pub fn verify(state: &State, token: &str, user: &str, now: SystemTime) -> Result
     let key = state.keys.get(scope.access_key).ok_or("unknown access key")?;
     let date = parameter("X-Amz-Date")?;
     let signed_at = parse_date(date).filter(|_| date.starts_with(scope.date)).ok_or("malformed date")?;
-    let lifetime = parameter("X-Amz-Expires")?.parse::<u64>().ok().filter(|s| *s <= 900).ok_or("X-Amz-Expires above 900")?;
+    let lifetime =
+        parameter("X-Amz-Expires")?.parse::<u64>().ok().filter(|s| *s <= 900).ok_or("X-Amz-Expires above 900")?;
     if now.duration_since(signed_at).is_ok_and(|age| age.as_secs() > lifetime) {
         return Err("expired".to_owned());
     }
@@ -145,11 +147,8 @@ mod tests {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect::<Vec<_>>();
-        let canonical = format!(
-            "GET\n/\n{}\nhost:{ENDPOINT}\n\nhost\n{}",
-            canonical_pairs(&all),
-            hex::encode(Sha256::digest(b""))
-        );
+        let canonical =
+            format!("GET\n/\n{}\nhost:{ENDPOINT}\n\nhost\n{}", canonical_pairs(&all), hex::encode(Sha256::digest(b"")));
         let signature = Scope::parse(&credential).unwrap().signature(secret, "20260101T000000Z", &canonical);
         all.push(("X-Amz-Signature".into(), signature));
         format!("{ENDPOINT}/?{}", canonical_pairs(&all))
@@ -167,7 +166,7 @@ mod tests {
     fn everything_else_is_refused_with_its_reason() {
         let good = token("db_read", "secret", "ap-northeast-1", "900");
         let cases = [
-            (good[..511].to_owned(), "db_read", "no X-Amz"),
+            (good[..good.len() - 100].to_owned(), "db_read", "no X-Amz-Signature"),
             (good.replace("DBUser=db_read", "DBUser=db_admin"), "db_admin", "bad signature"),
             (good.clone(), "db_admin", "the token is for db_read"),
             (token("db_admin", "secret", "ap-northeast-1", "900"), "db_admin", "may not rds-db:connect"),

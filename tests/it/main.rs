@@ -1,0 +1,17 @@
+//! Black-box tests: the built binary against a real PostgreSQL and the sandbox's AWS. One binary, so that it links once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod relay;
+mod support;
+
+/// A file that is not a module here would never run.
+#[test]
+fn no_file_is_forgotten() {
+    let text = include_str!("main.rs");
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let module = name.trim_end_matches(".rs");
+        assert!(module == "main" || module == "snapshots" || text.contains(&format!("mod {module};")), "{name}");
+    }
+}
