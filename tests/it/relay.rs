@@ -62,9 +62,6 @@ async fn protocol_features_pass_unharmed() {
     let (_, version, _) = relay.psql(5432, &[], "show server_version_num").await;
     assert!(version.starts_with("15") || version.parse::<u32>().unwrap() > 150_000, "{version}");
     // COPY both ways, a large object, NOTIFY to oneself.
-    let (code, out, err) =
-        relay.psql(5432, &[], "create temp table t (x text); copy t from program 'true'; select 1").await;
-    assert!(code != 0 && err.contains("permission denied"), "{out} {err}");
     let script = "create temp table t (x text); insert into t select repeat('é', 1000) from generate_series(1, 2000);\n\
                   copy t to stdout;";
     let (code, out, err) = relay.psql(5432, &[], script).await;
