@@ -8,7 +8,8 @@ use clap::Args;
 use crate::cli::error::{CommandError, Kind};
 use crate::config::{self, Env as _, Problems, ProcessEnv, vars};
 use crate::relay::{self, Relay};
-use crate::{shutdown, telemetry};
+use crate::shutdown;
+use crate::telemetry;
 
 /// Run the relay (in the task; developers do not need this)
 ///

@@ -1,0 +1,21 @@
+# Every target is one script; read those for what happens. Variables (KEEP=1, …) reach them through the environment.
+.PHONY: demo test bench image fmt clean
+
+demo: ## the whole product on this machine, against a local AWS
+	@scripts/demo
+
+test: ## every check that CI runs; installs what is missing
+	@scripts/test
+
+bench: ## speed and size, as tables of ratios
+	@scripts/bench
+
+image: ## the static relay binary and, with a container engine, the image
+	@scripts/image
+
+fmt:
+	cargo fmt --all
+
+clean:
+	cargo clean
+	rm -rf .sandbox .tools

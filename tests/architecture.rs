@@ -1,0 +1,338 @@
+//! Who may import whom, and what protocol code may touch: rules over the source text, which no lint knows.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Root modules and the root modules they may name besides themselves. `cli` is not here: it may name all of them.
+const IMPORTS: &[(&str, &[&str])] = &[
+    ("aws", &["types"]),
+    ("config", &["credential", "relay", "tunnel", "types"]),
+    ("credential", &["tls", "types"]),
+    ("relay", &["credential", "shutdown", "telemetry", "tls", "types", "wire"]),
+    ("shutdown", &["types"]),
+    ("telemetry", &["types"]),
+    ("tls", &["types"]),
+    ("tunnel", &["shutdown", "telemetry", "tls", "types", "wire"]),
+    ("types", &[]),
+    ("wire", &[]),
+];
+
+/// The dependencies that protocol code may name: codecs and hashes, nothing that does I/O.
+const WIRE_CRATES: &[&str] =
+    &["bytes", "hmac", "postgres_protocol", "serde", "serde_json", "sha2", "thiserror", "uuid", "zeroize"];
+
+/// What protocol code must not contain: it gets bytes and time as arguments.
+const WIRE_FORBIDDEN: &[&str] = &[
+    "tokio",
+    "std::env",
+    "std::fs",
+    "std::io::Read",
+    "std::io::Write",
+    "std::net",
+    "std::process",
+    "std::thread",
+    "SystemTime",
+    "async",
+    ".await",
+    "::now",
+    "rand::",
+];
+
+/// Crates of the AWS SDK, by the start of their names, and the modules that may name them.
+const SDK: &[&str] = &["aws_config", "aws_credential_types", "aws_runtime", "aws_sdk_", "aws_sigv4", "aws_smithy_"];
+const SDK_HOMES: &[&str] = &["aws", "credential"];
+
+#[test]
+fn modules_import_only_what_the_table_allows() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("Cargo.toml is readable");
+    let dependencies = dependencies(&manifest);
+    assert!(dependencies.contains(&"tokio".to_owned()), "the dependencies were not found in Cargo.toml");
+
+    let mut files = Vec::new();
+    rust_files(&root.join("src"), &mut files);
+    assert!(files.len() > 20, "only {} source files found", files.len());
+
+    let mut found = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("source files are readable");
+        let path = file.strip_prefix(root.join("src")).expect("files are below src").display().to_string();
+        found.extend(violations(&path, &text, &dependencies));
+    }
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+}
+
+#[test]
+fn every_root_module_stands_in_the_table() {
+    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).expect("lib.rs is readable");
+    for line in code(&lib).lines() {
+        let Some(name) = line.trim().trim_start_matches("pub ").strip_prefix("mod ") else { continue };
+        let name = name.trim_end_matches(';');
+        assert!(name == "cli" || allowed(name).is_some(), "src/lib.rs: module {name} has no row in IMPORTS");
+    }
+}
+
+/// What `text`, the file at `path` below `src`, does against the rules: `path:line: sentence`.
+fn violations(path: &str, text: &str, dependencies: &[String]) -> Vec<String> {
+    let module = path.split('/').next().unwrap_or_default().trim_end_matches(".rs");
+    // So many `super::` lead from this file to the crate's root.
+    let depth = path.trim_end_matches("/mod.rs").split('/').count();
+    let mut found = Vec::new();
+    for (line, number) in code(text).lines().zip(1..) {
+        let mut report = |what: String| found.push(format!("src/{path}:{number}: {what}"));
+        if line.contains("use crate::{") {
+            report("several modules in one `use crate::{…}`; write one `use` line for each".to_owned());
+        }
+        let mut named = after_each(line, "crate::");
+        named.extend(after_each(line, &"super::".repeat(depth)));
+        for name in named {
+            let fine = match (module, allowed(module)) {
+                ("lib" | "main", _) => false,
+                (_, None) => true,
+                (_, Some(may)) => name == module || may.contains(&name) || allowed(name).is_none() && name != "cli",
+            };
+            if !fine {
+                report(format!("`{module}` must not import `{name}`"));
+            }
+        }
+        for name in SDK.iter().filter(|name| has_word(line, name)) {
+            if !SDK_HOMES.contains(&module) {
+                report(format!("`{name}…` belongs to the AWS SDK, which only {} may name", SDK_HOMES.join(" and ")));
+            }
+        }
+        if module == "main" && line.contains("bastion::") && !line.contains("bastion::cli::") {
+            report("`main` calls `bastion::cli` only".to_owned());
+        }
+        if module == "wire" {
+            for word in WIRE_FORBIDDEN.iter().filter(|word| has_word(line, word)) {
+                report(format!("`{word}` in protocol code: bytes, time and randomness are arguments there"));
+            }
+            for name in dependencies.iter().filter(|name| !WIRE_CRATES.contains(&name.as_str()) && *name != "tokio") {
+                if has_word(line, &format!("{name}::")) {
+                    report(format!("`{name}` in protocol code; it may use {}", WIRE_CRATES.join(", ")));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn allowed(module: &str) -> Option<&'static [&'static str]> {
+    IMPORTS.iter().find(|(name, _)| *name == module).map(|(_, may)| *may)
+}
+
+/// The identifiers that follow `prefix` as whole words: `after_each("crate::tls::Roots", "crate::")` is `["tls"]`.
+fn after_each<'t>(line: &'t str, prefix: &str) -> Vec<&'t str> {
+    line.match_indices(prefix)
+        .filter(|(at, _)| !line[..*at].ends_with(is_ident))
+        .map(|(at, _)| &line[at + prefix.len()..])
+        .map(|rest| &rest[..rest.find(|c| !is_ident(c)).unwrap_or(rest.len())])
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+/// Whether `word` begins where no identifier runs on into it. A word that ends in a letter must end there too, unless
+/// it is a prefix like `aws_sdk_`.
+fn has_word(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| {
+        let starts = !word.starts_with(is_ident) || !line[..at].ends_with(is_ident);
+        let ends = !word.ends_with(|c: char| c.is_alphanumeric()) || !line[at + word.len()..].starts_with(is_ident);
+        starts && ends
+    })
+}
+
+fn is_ident(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The keys of `[dependencies]`, as Rust code spells them.
+fn dependencies(manifest: &str) -> Vec<String> {
+    manifest
+        .lines()
+        .skip_while(|line| *line != "[dependencies]")
+        .skip(1)
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, _)| name.trim().replace('-', "_"))
+        .filter(|name| !name.starts_with('#'))
+        .collect()
+}
+
+fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("source folders are readable") {
+        let path = entry.expect("source folders are readable").path();
+        if path.is_dir() {
+            rust_files(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// `text` with comments and the insides of string and character literals blanked; lines keep their numbers.
+fn code(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let skipped = match c {
+            '/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
+            '/' if rest.starts_with("/*") => block_comment(rest),
+            '"' => quoted(rest),
+            '\'' => character(rest),
+            'r' if !out.ends_with(is_ident) || out.ends_with('b') => raw_string(rest),
+            _ => 0,
+        };
+        if skipped == 0 {
+            out.push(c);
+            rest = &rest[c.len_utf8()..];
+        } else {
+            out.extend(rest[..skipped].chars().filter(|c| *c == '\n'));
+            rest = &rest[skipped..];
+        }
+    }
+    out
+}
+
+fn block_comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
+        let (step, change) = match rest {
+            _ if rest.starts_with("/*") => (2, 1),
+            _ if rest.starts_with("*/") => (2, -1),
+            _ => (rest.chars().next().map_or(1, char::len_utf8), 0),
+        };
+        at += step;
+        depth += change;
+        if depth == 0 {
+            break;
+        }
+    }
+    at
+}
+
+fn quoted(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            '"' if !escaped => return at + 1,
+            _ => escaped = c == '\\' && !escaped,
+        }
+    }
+    text.len()
+}
+
+/// The length of the character literal at the start of `text`; 0 for a lifetime.
+fn character(text: &str) -> usize {
+    let mut inside = text.chars().skip(1);
+    match (inside.next(), inside.next()) {
+        (Some('\\'), Some(escaped)) => {
+            let start = 2 + escaped.len_utf8();
+            text.get(start..).and_then(|rest| rest.find('\'')).map_or(0, |end| start + end + 1)
+        }
+        (Some(c), Some('\'')) => 2 + c.len_utf8(),
+        _ => 0,
+    }
+}
+
+/// The length of the raw string at the start of `text`; 0 if it is something else that begins with an `r`.
+fn raw_string(text: &str) -> usize {
+    let hashes = text[1..].chars().take_while(|c| *c == '#').count();
+    if !text[1 + hashes..].starts_with('"') {
+        return 0;
+    }
+    let end = format!("\"{}", "#".repeat(hashes));
+    let start = hashes + 2;
+    text[start..].find(&end).map_or(text.len(), |at| start + at + end.len())
+}
+
+#[cfg(test)]
+mod planted {
+    use super::{code, dependencies, violations};
+
+    /// The sentences about one planted line, without their place.
+    fn about(path: &str, line: &str) -> Vec<String> {
+        let dependencies = ["bytes", "rustls", "tokio", "tokio_util"].map(str::to_owned);
+        violations(path, line, &dependencies)
+            .into_iter()
+            .map(|text| text.split_once(":1: ").expect("the line is named").1.to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn an_upward_import_is_found() {
+        assert_eq!(about("types.rs", "use crate::config::Problems;"), ["`types` must not import `config`"]);
+        assert_eq!(about("relay/conn.rs", "    crate::tunnel::open();"), ["`relay` must not import `tunnel`"]);
+        assert_eq!(about("tunnel/driver.rs", "use crate::relay;"), ["`tunnel` must not import `relay`"]);
+        assert_eq!(about("tunnel/mod.rs", "use crate::aws::ecs;"), ["`tunnel` must not import `aws`"]);
+        assert_eq!(about("relay/mod.rs", "use crate::config::vars;"), ["`relay` must not import `config`"]);
+        assert_eq!(about("aws/ecs.rs", "use crate::cli::ui;"), ["`aws` must not import `cli`"]);
+        assert_eq!(about("tls.rs", "use super::relay;"), ["`tls` must not import `relay`"]);
+        assert_eq!(about("relay/conn.rs", "    super::super::aws::run();"), ["`relay` must not import `aws`"]);
+        assert_eq!(about("lib.rs", "pub use crate::relay::Relay;"), ["`lib` must not import `relay`"]);
+        assert_eq!(about("main.rs", "    bastion::wire::run()"), ["`main` calls `bastion::cli` only"]);
+    }
+
+    #[test]
+    fn what_the_table_allows_is_not_found() {
+        for (path, line) in [
+            ("cli/up.rs", "use crate::tunnel::Tunnel;"),
+            ("config/relay.rs", "use crate::relay;"),
+            ("relay/conn.rs", "use crate::wire::pg::handshake::Handshake;"),
+            ("relay/conn.rs", "use crate::relay::error::ConnError;"),
+            ("tls/relay.rs", "use super::provider;"),
+            ("relay/mod.rs", "    use super::tests;"),
+            ("wire/ssm/message.rs", "    use super::super::vectors;"),
+            ("wire/smux/mux.rs", "use crate::wire::smux::frame::Frame;"),
+            ("wire/ssm/message.rs", "use bytes::{Bytes, BytesMut};"),
+            ("aws/ecs.rs", "use aws_sdk_ecs::Client;"),
+            ("main.rs", "    bastion::cli::main()"),
+            ("wire/pg/startup.rs", "//! A driver on tokio reads the clock with Instant::now()."),
+            ("wire/pg/startup.rs", r#"const TEXT: &str = "tokio::net and async .await";"#),
+            ("wire/pg/startup.rs", "fn asynchronous(now: Instant) {}"),
+        ] {
+            assert_eq!(about(path, line), [""; 0], "{path}: {line}");
+        }
+    }
+
+    #[test]
+    fn several_modules_in_one_line_are_found() {
+        let found = about("cli/up.rs", "use crate::{aws, tunnel};");
+        assert_eq!(found, ["several modules in one `use crate::{…}`; write one `use` line for each"]);
+    }
+
+    #[test]
+    fn io_and_clocks_in_protocol_code_are_found() {
+        for line in [
+            "use tokio::io::AsyncRead;",
+            "use std::net::SocketAddr;",
+            "async fn read() {}",
+            "    next.await;",
+            "    let t = Instant::now();",
+            "    let t: SystemTime;",
+            "use rustls::ClientConfig;",
+            "    tokio_util::sync::CancellationToken::new();",
+            "use crate::types::Engine;",
+        ] {
+            assert_eq!(about("wire/ssm/channel.rs", line).len(), 1, "{line}");
+        }
+    }
+
+    #[test]
+    fn sdk_types_outside_their_modules_are_found() {
+        assert_eq!(about("cli/up.rs", "use aws_sdk_ecs::types::Task;").len(), 1);
+        assert_eq!(about("tunnel/socket.rs", "    aws_sigv4::http_request::sign();").len(), 1);
+    }
+
+    #[test]
+    fn only_code_is_judged() {
+        let text = "a /* b /* c */ d */ e \"f \\\" g\" h // i\n'\"' j r#\"k \" l\"# m 'n b\"o\" br\"p\" 'q'";
+        assert_eq!(code(text), "a  e  h \n j  m 'n b b ");
+    }
+
+    #[test]
+    fn dependencies_are_spelled_as_in_code() {
+        let manifest =
+            "[package]\nname = \"x\"\n[dependencies]\n# a comment\naws-config = \"1\"\nbytes = \"1\"\n[lints]\nz = 1";
+        assert_eq!(dependencies(manifest), ["aws_config", "bytes"]);
+    }
+}
