@@ -24,5 +24,6 @@
 
 #[cfg(feature = "relay")]
 pub mod pg;
+pub mod port;
 pub mod smux;
 pub mod ssm;

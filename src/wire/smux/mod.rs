@@ -4,3 +4,4 @@
 //! streams; only the client opens them.
 
 pub mod frame;
+pub mod mux;

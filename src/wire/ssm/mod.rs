@@ -3,8 +3,11 @@
 //! Follows what amazon-ssm-agent 3.3.1142.0 and session-manager-plugin 1.2.677.0 do on the wire
 //! (`docs/session-manager-protocol.md`). Left out: KMS encryption and shell sessions; a port session has neither.
 
+pub mod channel;
 pub mod message;
+pub mod pace;
 pub mod payload;
+mod rtt;
 
 #[cfg(test)]
 pub(crate) mod vectors;

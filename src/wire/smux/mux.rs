@@ -1,0 +1,240 @@
+//! The client's side of one smux connection: opens streams, cuts their bytes into frames, delivers what comes back.
+//!
+//! smux 1 has no window per stream and its FIN closes both directions. So a local end of stream is held back until the
+//! other side has finished ([`Mux::close_write`]), and a stream whose receiver is slow is bounded by whoever drives.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+use super::frame::{Command, Frame, FrameError, HEADER_SIZE, Header};
+
+/// The official client starts here; ids go up by two and are never used again.
+const FIRST_ID: u32 = 3;
+/// Data in one PSH frame: small enough that streams take turns often.
+const CHUNK: usize = 8 * 1024;
+
+/// What came for a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Data(u32, Bytes),
+    /// The other side has closed; all of its bytes were delivered. `refused`: the agent could not connect.
+    Fin {
+        stream: u32,
+        refused: bool,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    /// SYN not yet sent.
+    opening: bool,
+    out: VecDeque<Bytes>,
+    out_bytes: usize,
+    /// Our FIN goes out once `out` is empty.
+    finishing: bool,
+    /// Whether the agent has sent anything.
+    answered: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mux {
+    next_id: Option<u32>,
+    streams: BTreeMap<u32, Stream>,
+    /// Streams with something to send, in turn.
+    ready: VecDeque<u32>,
+    incoming: BytesMut,
+    events: VecDeque<Event>,
+    /// A ConnectToPortError has come; it is about the next stream that ends without an answer.
+    port_errors: usize,
+    nop: bool,
+}
+
+impl Mux {
+    pub fn new() -> Self {
+        Self {
+            next_id: Some(FIRST_ID),
+            streams: BTreeMap::new(),
+            ready: VecDeque::new(),
+            incoming: BytesMut::new(),
+            events: VecDeque::new(),
+            port_errors: 0,
+            nop: false,
+        }
+    }
+
+    /// Opens a stream; `None` once all two thousand million ids are used.
+    pub fn open(&mut self) -> Option<u32> {
+        let id = self.next_id?;
+        self.next_id = id.checked_add(2);
+        self.streams.insert(id, Stream { opening: true, ..Stream::default() });
+        // In front: a new connection does not wait behind bulk data.
+        self.ready.push_front(id);
+        Some(id)
+    }
+
+    pub fn is_open(&self, id: u32) -> bool {
+        self.streams.contains_key(&id)
+    }
+
+    pub fn open_streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Bytes of a stream that wait to be sent; the driver takes no more from its socket above a bound.
+    pub fn waiting(&self, id: u32) -> usize {
+        self.streams.get(&id).map_or(0, |stream| stream.out_bytes)
+    }
+
+    /// Queues bytes; false if the stream is closed.
+    pub fn write(&mut self, id: u32, data: Bytes) -> bool {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.finishing) else { return false };
+        if !data.is_empty() {
+            if stream.out.is_empty() && !stream.opening {
+                self.ready.push_back(id);
+            }
+            stream.out_bytes = stream.out_bytes.saturating_add(data.len());
+            stream.out.push_back(data);
+        }
+        true
+    }
+
+    /// Closes both directions once everything written is out; later bytes of the other side are dropped.
+    pub fn finish(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            if stream.out.is_empty() && !stream.opening && !stream.finishing {
+                self.ready.push_back(id);
+            }
+            stream.finishing = true;
+        }
+    }
+
+    /// Closes both directions now and forgets what was not sent yet.
+    pub fn reset(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.out.clear();
+            stream.out_bytes = 0;
+            stream.opening = false;
+            if !stream.finishing {
+                stream.finishing = true;
+                self.ready.push_front(id);
+            }
+        }
+    }
+
+    /// The agent has said that it could not connect, without saying for which stream; that stream's FIN follows.
+    pub fn handle_port_error(&mut self) {
+        self.port_errors = self.port_errors.saturating_add(1);
+    }
+
+    /// Takes bytes of the agent, cut anywhere.
+    ///
+    /// # Errors
+    /// [`FrameError`]: the smux connection is dead, and with it every stream.
+    pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
+        self.incoming.extend_from_slice(bytes);
+        while let Some(header) = Header::decode(&self.incoming)? {
+            let length = usize::from(header.length);
+            if self.incoming.len() < HEADER_SIZE.saturating_add(length) {
+                break;
+            }
+            self.incoming.advance(HEADER_SIZE);
+            let data = self.incoming.split_to(length).freeze();
+            self.handle_header(header, data);
+        }
+        Ok(())
+    }
+
+    fn handle_header(&mut self, header: Header, data: Bytes) {
+        let id = header.stream;
+        match header.command {
+            Command::Psh => {
+                if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.finishing) {
+                    stream.answered = true;
+                    self.events.push_back(Event::Data(id, data));
+                }
+            }
+            Command::Fin => {
+                if let Some(stream) = self.streams.remove(&id) {
+                    let refused = !stream.answered && self.port_errors > 0;
+                    if refused {
+                        self.port_errors = self.port_errors.saturating_sub(1);
+                    }
+                    if !stream.finishing {
+                        self.events.push_back(Event::Fin { stream: id, refused });
+                    }
+                }
+            }
+            // The agent opens no streams.
+            Command::Nop | Command::Syn => {}
+        }
+    }
+
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Asks for a keepalive frame with the next bytes.
+    pub fn send_nop(&mut self) {
+        self.nop = true;
+    }
+
+    /// True if [`Mux::fill`] would give bytes.
+    pub fn wants_to_send(&self) -> bool {
+        self.nop || !self.ready.is_empty()
+    }
+
+    /// Up to `max` bytes of frames (at least a header), streams taking turns.
+    pub fn fill(&mut self, max: usize) -> Bytes {
+        let mut out = Vec::new();
+        if std::mem::take(&mut self.nop) {
+            out.extend_from_slice(&Header { command: Command::Nop, length: 0, stream: 0 }.encode());
+        }
+        while out.len().saturating_add(HEADER_SIZE.saturating_mul(2)) < max {
+            let Some(id) = self.ready.pop_front() else { break };
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let room = max.saturating_sub(out.len());
+            if fill_stream(id, stream, room, &mut out) {
+                self.ready.push_back(id);
+            } else if stream.finishing {
+                self.streams.remove(&id);
+            }
+        }
+        out.into()
+    }
+}
+
+impl Default for Mux {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One turn of a stream; true if it has more.
+fn fill_stream(id: u32, stream: &mut Stream, room: usize, out: &mut Vec<u8>) -> bool {
+    let mut left = room;
+    if std::mem::take(&mut stream.opening) {
+        out.extend_from_slice(&Header { command: Command::Syn, length: 0, stream: id }.encode());
+        left = left.saturating_sub(HEADER_SIZE);
+    }
+    let chunk = left.saturating_sub(HEADER_SIZE).min(CHUNK);
+    if let Some(front) = stream.out.front_mut().filter(|_| chunk > 0) {
+        let data = front.split_to(front.len().min(chunk));
+        if front.is_empty() {
+            stream.out.pop_front();
+        }
+        stream.out_bytes = stream.out_bytes.saturating_sub(data.len());
+        Frame { command: Command::Psh, stream: id, data }.encode(out);
+    }
+    if !stream.out.is_empty() {
+        return true;
+    }
+    if stream.finishing {
+        if left < HEADER_SIZE {
+            return true;
+        }
+        out.extend_from_slice(&Header { command: Command::Fin, length: 0, stream: id }.encode());
+    }
+    false
+}
