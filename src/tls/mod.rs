@@ -1,8 +1,12 @@
 //! rustls configurations: one provider (aws-lc-rs), verification always on.
 
+#[cfg(feature = "launcher")]
+mod laptop;
 #[cfg(feature = "relay")]
 mod relay;
 
+#[cfg(feature = "launcher")]
+pub(crate) use laptop::laptop;
 #[cfg(feature = "relay")]
 pub(crate) use relay::{TlsConfigError, server, server_end_point, upstream};
 

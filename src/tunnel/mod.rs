@@ -1,1 +1,200 @@
 //! The laptop's path into the task: one Session Manager port session, many client connections in it.
+//!
+//! `driver` owns the websocket and drives [`crate::wire::port::PortSession`]; `socket` connects and signs; `stream` is
+//! one client connection in the tunnel; `listener` is a port on the laptop.
+
+mod driver;
+pub(crate) mod lane;
+pub(crate) mod listener;
+mod shared;
+mod socket;
+mod stream;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::tunnel::shared::Shared;
+pub(crate) use crate::tunnel::stream::Stream;
+use crate::types::SessionGrant;
+use crate::wire::ssm::pace::PaceConfig;
+
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What the tunnel needs from the control plane; the command line implements it over the AWS calls.
+pub(crate) trait Control: Send + Sync + 'static {
+    /// Headers for the websocket upgrade of `url`, signed anew with fresh credentials.
+    fn sign_upgrade<'a>(&'a self, url: &'a str) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>>;
+
+    /// A new grant for the session; `None`: the session is over for good.
+    fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>>;
+}
+
+/// A call of the control plane that failed, in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ControlError(pub(crate) String);
+
+/// Times and sizes of a tunnel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Config {
+    pub(crate) pace: PaceConfig,
+    /// From the first connect to the agent's HandshakeComplete.
+    pub(crate) open_timeout: Duration,
+    /// A websocket ping goes out so often.
+    pub(crate) ping_every: Duration,
+    /// Nothing heard for so long after a ping: the link is dead.
+    pub(crate) pong_timeout: Duration,
+    /// How long a lost link is tried again before the session is given up.
+    pub(crate) give_up: Duration,
+    /// Bytes kept for a local reader that is slower than the tunnel.
+    pub(crate) receive_bound: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            pace: PaceConfig::default(),
+            open_timeout: Duration::from_secs(30),
+            ping_every: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(10),
+            give_up: Duration::from_secs(15 * 60),
+            receive_bound: 16 << 20,
+        }
+    }
+}
+
+/// What a tunnel is doing, for one status line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    Connected,
+    Reconnecting {
+        cause: String,
+    },
+    /// For good. The text says why.
+    Ended {
+        cause: String,
+    },
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected => f.write_str("connected"),
+            Self::Reconnecting { cause } => write!(f, "reconnecting: {cause}"),
+            Self::Ended { cause } => write!(f, "ended: {cause}"),
+        }
+    }
+}
+
+/// Why a tunnel did not open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("{0}")]
+    Ended(String),
+    #[error("interrupted")]
+    Interrupted,
+    #[error("the agent in the task did not open the session within {0} s")]
+    Timeout(u64),
+}
+
+/// Why a stream did not open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("the tunnel has ended: {0}")]
+    Ended(String),
+}
+
+/// Numbers for people.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Stats {
+    pub(crate) up: u64,
+    pub(crate) down: u64,
+    pub(crate) streams: usize,
+    pub(crate) resent: u64,
+    pub(crate) reconnects: u64,
+    pub(crate) round_trip: Duration,
+}
+
+/// An open tunnel. Cheap to clone; it ends with [`Tunnel::close`], with the session, or with its token.
+#[derive(Clone)]
+pub(crate) struct Tunnel {
+    shared: Arc<Shared>,
+    state: watch::Receiver<State>,
+    tracker: TaskTracker,
+}
+
+impl Tunnel {
+    /// Connects, does the handshake and returns once streams can be opened.
+    ///
+    /// # Errors
+    /// [`OpenError`], in bounded time.
+    pub(crate) async fn open(
+        config: Config,
+        grant: SessionGrant,
+        control: Arc<dyn Control>,
+        cancel: CancellationToken,
+    ) -> Result<Self, OpenError> {
+        let (sender, mut state) = watch::channel(State::Reconnecting { cause: "opening".to_owned() });
+        let shared = Arc::new(Shared::new(config));
+        let tracker = TaskTracker::new();
+        let driver = driver::Driver::new(config, Arc::clone(&shared), control, sender, cancel.clone());
+        tracker.spawn(driver.run(grant));
+        tracker.close();
+        let opened = async {
+            let state = state.wait_for(|state| !matches!(state, State::Reconnecting { .. })).await;
+            match state.as_deref() {
+                Ok(State::Ended { cause }) => Err(OpenError::Ended(cause.clone())),
+                Ok(_) => Ok(()),
+                Err(_) => Err(OpenError::Interrupted),
+            }
+        };
+        let result = tokio::select! {
+            opened = tokio::time::timeout(config.open_timeout, opened) => {
+                opened.unwrap_or(Err(OpenError::Timeout(config.open_timeout.as_secs())))
+            }
+            () = cancel.cancelled() => Err(OpenError::Interrupted),
+        };
+        if let Err(error) = result {
+            shared.close();
+            return Err(error);
+        }
+        Ok(Self { shared, state, tracker })
+    }
+
+    /// Opens a stream to the port of the session. `linger`: how long an answer may stay away after the local end has
+    /// finished writing, before the stream is closed.
+    ///
+    /// # Errors
+    /// [`ConnectError`] after the end of the session.
+    pub(crate) fn connect(&self, linger: Duration) -> Result<Stream, ConnectError> {
+        match self.shared.open_stream() {
+            Some(id) => Ok(Stream::new(Arc::clone(&self.shared), id, linger)),
+            None => Err(ConnectError::Ended(self.shared.cause())),
+        }
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// Ends the session: tells the agent and waits a moment for its answer. Open streams are cut.
+    pub(crate) async fn close(&self) {
+        self.shared.close();
+        self.tracker.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,6 @@
     )
 )]
 
-#[cfg(feature = "relay")]
 pub mod pg;
 pub mod port;
 pub mod smux;

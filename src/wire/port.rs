@@ -156,6 +156,12 @@ impl PortSession {
         }
     }
 
+    /// Closes both directions once everything written is out.
+    pub fn finish(&mut self, stream: u32) {
+        self.half_closed.remove(&stream);
+        self.mux.finish(stream);
+    }
+
     /// Closes both directions at once.
     pub fn reset(&mut self, stream: u32) {
         self.half_closed.remove(&stream);

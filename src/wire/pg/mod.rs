@@ -5,7 +5,9 @@
 //! login is understood; after ReadyForQuery the relay copies bytes. Left out on purpose: protocol 2.0 and the GSSAPI and
 //! SSPI logins, which no RDS database offers to a password-less relay.
 
+#[cfg(feature = "relay")]
 pub mod handshake;
 pub mod message;
+#[cfg(feature = "relay")]
 pub mod sasl;
 pub mod startup;

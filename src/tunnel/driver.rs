@@ -1,0 +1,351 @@
+//! The one loop of a tunnel: the state machine, the websocket and the timer; and a new websocket when the old one is
+//! lost.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_util::sync::CancellationToken;
+
+use crate::tunnel::shared::{Inner, Shared, now};
+use crate::tunnel::socket::{self, Socket, SocketError};
+use crate::tunnel::{Config, Control, State};
+use crate::types::SessionGrant;
+use crate::wire::ssm::channel::Stamp;
+
+/// The agent has so long to drain after it was told to end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// First wait between two attempts to resume, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Frames of one kind in a row before the other kind has its turn.
+const IN_A_ROW: usize = 64;
+
+/// Why a socket was left.
+enum Left {
+    /// The session is over.
+    Ended,
+    /// Somebody asked for the end.
+    Closed,
+    Lost(String),
+}
+
+pub(super) struct Driver {
+    config: Config,
+    shared: Arc<Shared>,
+    control: Arc<dyn Control>,
+    state: watch::Sender<State>,
+    cancel: CancellationToken,
+    client_id: String,
+}
+
+impl Driver {
+    pub(super) fn new(
+        config: Config,
+        shared: Arc<Shared>,
+        control: Arc<dyn Control>,
+        state: watch::Sender<State>,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self { config, shared, control, state, cancel, client_id: uuid::Uuid::new_v4().to_string() }
+    }
+
+    /// Runs until the session is over; every stream has its end then.
+    pub(super) async fn run(self, grant: SessionGrant) {
+        let cause = tokio::select! {
+            cause = self.run_session(grant) => cause,
+            () = self.cancel.cancelled() => "interrupted".to_owned(),
+        };
+        self.shared.lock().end(&cause);
+        self.state.send_replace(State::Ended { cause });
+    }
+
+    async fn run_session(&self, grant: SessionGrant) -> String {
+        let session_id = grant.session_id.clone();
+        let mut socket = match self.first_socket(&grant).await {
+            Ok(socket) => socket,
+            Err(error) => return error.to_string(),
+        };
+        loop {
+            let cause = match self.drive(&mut socket).await {
+                Left::Ended => return self.shared.cause(),
+                Left::Closed => {
+                    self.say_goodbye(&mut socket).await;
+                    return "closed".to_owned();
+                }
+                Left::Lost(cause) => cause,
+            };
+            drop(socket);
+            match self.resume(&session_id, cause).await {
+                Ok(resumed) => socket = resumed,
+                Err(cause) => return cause,
+            }
+            let mut inner = self.shared.lock();
+            inner.session.handle_reconnect(now());
+            inner.stats.reconnects = inner.stats.reconnects.saturating_add(1);
+        }
+    }
+
+    /// The first connect may hit a gateway that does not know the session yet.
+    async fn first_socket(&self, grant: &SessionGrant) -> Result<Socket, SocketError> {
+        let mut wait = BACKOFF.0;
+        for _ in 0..3 {
+            match socket::connect(grant, &self.client_id, self.control.as_ref()).await {
+                Err(SocketError::Connect { .. } | SocketError::Upgrade { .. }) => tokio::time::sleep(wait).await,
+                done => return done,
+            }
+            wait = wait.saturating_mul(4);
+        }
+        socket::connect(grant, &self.client_id, self.control.as_ref()).await
+    }
+
+    /// Tries until it works, the session is over, or it has taken too long.
+    async fn resume(&self, session_id: &str, mut cause: String) -> Result<Socket, String> {
+        let began = Instant::now();
+        let mut wait = BACKOFF.0;
+        loop {
+            tracing::debug!(session_id, cause, "reconnecting");
+            if self.shared.lock().opened {
+                self.state.send_replace(State::Reconnecting { cause: cause.clone() });
+            }
+            cause = match self.control.resume(session_id).await {
+                Ok(None) => return Err("Session Manager has ended the session".to_owned()),
+                Ok(Some(grant)) => match socket::connect(&grant, &self.client_id, self.control.as_ref()).await {
+                    Ok(socket) => {
+                        if self.shared.lock().opened {
+                            self.state.send_replace(State::Connected);
+                        }
+                        return Ok(socket);
+                    }
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            };
+            if self.shared.lock().closing {
+                return Err("closed".to_owned());
+            }
+            if began.elapsed() > self.config.give_up {
+                return Err(format!("given up after {} min: {cause}", self.config.give_up.as_secs() / 60));
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait = wait.saturating_mul(2).min(BACKOFF.1);
+        }
+    }
+
+    async fn drive(&self, socket: &mut Socket) -> Left {
+        let mut turn = Turn {
+            driver: self,
+            socket,
+            sleep: Box::pin(tokio::time::sleep(self.config.ping_every)),
+            ping_at: Instant::now() + self.config.ping_every,
+            dead_at: None,
+            needs_flush: false,
+        };
+        poll_fn(|context| turn.poll(context)).await
+    }
+
+    /// Tells the agent to end and lets it finish what is under way.
+    async fn say_goodbye(&self, socket: &mut Socket) {
+        {
+            let mut inner = self.shared.lock();
+            inner.end("closed");
+            inner.session.terminate();
+            inner.closing = false;
+        }
+        let drained = async {
+            loop {
+                let frames: Vec<Bytes> = {
+                    let mut inner = self.shared.lock();
+                    std::iter::from_fn(|| inner.session.poll_transmit(now(), stamp())).collect()
+                };
+                for frame in frames {
+                    if socket.send(Message::Binary(frame)).await.is_err() {
+                        return;
+                    }
+                }
+                if self.shared.lock().session.is_drained() {
+                    return;
+                }
+                tokio::select! {
+                    message = socket.next() => match message {
+                        Some(Ok(Message::Binary(frame))) => self.shared.lock().session.handle_frame(now(), frame),
+                        Some(Ok(_)) => {}
+                        _ => return,
+                    },
+                    () = tokio::time::sleep(Duration::from_millis(50)) => self.shared.lock().session.handle_timeout(now()),
+                }
+            }
+        };
+        // An agent that no longer answers is ended by TerminateSession all the same.
+        let _in_time = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
+        let _closed = tokio::time::timeout(Duration::from_millis(200), socket.close(None)).await;
+    }
+}
+
+/// One use of one socket.
+struct Turn<'a> {
+    driver: &'a Driver,
+    socket: &'a mut Socket,
+    sleep: Pin<Box<Sleep>>,
+    ping_at: Instant,
+    /// A ping is under way; nothing heard until then means that nobody is there.
+    dead_at: Option<Instant>,
+    needs_flush: bool,
+}
+
+impl Turn<'_> {
+    /// Reads, writes and fires timers until nothing moves.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Left> {
+        self.driver.shared.lock().driver = Some(context.waker().clone());
+        for _ in 0..IN_A_ROW {
+            let read = match self.poll_read(context) {
+                Ok(moved) => moved,
+                Err(left) => return Poll::Ready(left),
+            };
+            if let Some(left) = self.over() {
+                return Poll::Ready(left);
+            }
+            let wrote = match self.poll_write(context) {
+                Ok(moved) => moved,
+                Err(left) => return Poll::Ready(left),
+            };
+            match self.poll_timers(context) {
+                Ok(fired) if fired || read || wrote => {}
+                Ok(_) => return Poll::Pending,
+                Err(left) => return Poll::Ready(left),
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn over(&self) -> Option<Left> {
+        let inner = self.driver.shared.lock();
+        if inner.ended.is_some() {
+            return Some(Left::Ended);
+        }
+        inner.closing.then_some(Left::Closed)
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Result<bool, Left> {
+        let shared = &self.driver.shared;
+        for turn in 0..IN_A_ROW {
+            {
+                let inner = shared.lock();
+                if !inner.session.wants_frames() || shared.holds_back(&inner) {
+                    return Ok(turn > 0);
+                }
+            }
+            match self.socket.poll_next_unpin(context) {
+                Poll::Pending => return Ok(turn > 0),
+                Poll::Ready(None) => return Err(Left::Lost("the gateway closed the connection".to_owned())),
+                Poll::Ready(Some(Err(error))) => return Err(Left::Lost(error.to_string())),
+                Poll::Ready(Some(Ok(message))) => {
+                    self.dead_at = None;
+                    match message {
+                        Message::Binary(frame) => self.take(frame),
+                        Message::Text(text) => self.take(Bytes::from(text)),
+                        Message::Close(frame) => {
+                            let reason = frame.map(|frame| frame.reason.to_string()).unwrap_or_default();
+                            return Err(Left::Lost(format!("the gateway closed the connection ({reason})")));
+                        }
+                        Message::Frame(_) | Message::Ping(_) | Message::Pong(_) => {}
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn take(&self, frame: Bytes) {
+        let shared = &self.driver.shared;
+        let mut inner = shared.lock();
+        let before = inner.opened;
+        inner.session.handle_frame(now(), frame);
+        shared.deliver(&mut inner);
+        if inner.opened && !before {
+            drop(inner);
+            self.driver.state.send_replace(State::Connected);
+        }
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Result<bool, Left> {
+        let lost = |error: tokio_tungstenite::tungstenite::Error| Left::Lost(error.to_string());
+        let mut moved = false;
+        for _ in 0..IN_A_ROW {
+            match self.socket.poll_ready_unpin(context) {
+                Poll::Pending => break,
+                Poll::Ready(ready) => ready.map_err(lost)?,
+            }
+            let frame = {
+                let mut inner = self.driver.shared.lock();
+                let frame = inner.session.poll_transmit(now(), stamp());
+                if frame.is_some() {
+                    Inner::wake_writers(&mut inner);
+                }
+                frame
+            };
+            let Some(frame) = frame else { break };
+            self.socket.start_send_unpin(Message::Binary(frame)).map_err(lost)?;
+            self.needs_flush = true;
+            moved = true;
+        }
+        if self.needs_flush {
+            match self.socket.poll_flush_unpin(context) {
+                Poll::Pending => {}
+                Poll::Ready(flushed) => {
+                    flushed.map_err(lost)?;
+                    self.needs_flush = false;
+                }
+            }
+        }
+        Ok(moved)
+    }
+
+    /// True if a timer fired.
+    fn poll_timers(&mut self, context: &mut Context<'_>) -> Result<bool, Left> {
+        let next = self.driver.shared.lock().session.poll_timeout().map(|(at, _)| Instant::from_std(at));
+        let at = [next, self.dead_at, Some(self.ping_at)].into_iter().flatten().min().unwrap_or(self.ping_at);
+        if self.sleep.deadline() != at {
+            self.sleep.as_mut().reset(at);
+        }
+        if self.sleep.as_mut().poll(context).is_pending() {
+            return Ok(false);
+        }
+        let reached = Instant::now();
+        if self.dead_at.is_some_and(|at| at <= reached) {
+            let waited = self.driver.config.pong_timeout.as_secs();
+            return Err(Left::Lost(format!("no answer to a ping within {waited} s")));
+        }
+        if self.ping_at <= reached {
+            // A socket that takes nothing is noticed by the deadline.
+            let _full = self.socket.start_send_unpin(Message::Ping(Bytes::from_static(b"keepalive")));
+            self.needs_flush = true;
+            self.dead_at = Some(reached + self.driver.config.pong_timeout);
+            self.ping_at = reached + self.driver.config.ping_every;
+        }
+        let shared = &self.driver.shared;
+        let mut inner = shared.lock();
+        inner.session.handle_timeout(now());
+        shared.deliver(&mut inner);
+        Ok(true)
+    }
+}
+
+/// Between half of `wait` and all of it.
+fn jittered(wait: Duration) -> Duration {
+    let [random, ..] = *uuid::Uuid::new_v4().as_bytes();
+    wait.mul_f64(0.5 + f64::from(random) / 512.0)
+}
+
+/// Randomness and wall clock for one message.
+#[expect(clippy::disallowed_methods, reason = "the agent drops messages without a date")]
+fn stamp() -> Stamp {
+    let since = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Stamp { id: *uuid::Uuid::new_v4().as_bytes(), created_ms: u64::try_from(since.as_millis()).unwrap_or(1).max(1) }
+}
