@@ -1,8 +1,24 @@
 //! The command line: one file a command, one match, exit codes. The only place that prints.
 
+#[cfg(feature = "launcher")]
+mod down;
 mod error;
+#[cfg(feature = "launcher")]
+mod explain;
+#[cfg(feature = "launcher")]
+mod hold;
+#[cfg(feature = "launcher")]
+mod launch;
 #[cfg(feature = "relay")]
 mod relay;
+#[cfg(feature = "launcher")]
+mod status;
+#[cfg(feature = "launcher")]
+mod target;
+#[cfg(feature = "launcher")]
+mod ui;
+#[cfg(feature = "launcher")]
+mod up;
 
 use std::process::ExitCode;
 
@@ -23,18 +39,22 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "launcher")]
+    Up(up::UpArgs),
+    #[cfg(feature = "launcher")]
+    Connect(up::ConnectArgs),
+    #[cfg(feature = "launcher")]
+    Down(down::DownArgs),
+    #[cfg(feature = "launcher")]
+    #[command(alias = "ps")]
+    Status(status::StatusArgs),
     #[cfg(feature = "relay")]
     Relay(relay::RelayArgs),
 }
 
 /// Parses the command line, runs the command, prints what went wrong and returns the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result: Result<(), CommandError> = match cli.command {
-        #[cfg(feature = "relay")]
-        Command::Relay(args) => relay::cmd_relay(&args),
-    };
-    match result {
+    match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             #[expect(clippy::print_stderr, reason = "the one place that prints errors")]
@@ -44,4 +64,48 @@ pub fn main() -> ExitCode {
             error.exit_code()
         }
     }
+}
+
+fn run(command: Command) -> Result<(), CommandError> {
+    match command {
+        #[cfg(feature = "launcher")]
+        Command::Up(args) => launcher(|drain| up::cmd_up(args, drain)),
+        #[cfg(feature = "launcher")]
+        Command::Connect(args) => launcher(|drain| up::cmd_connect(args, drain)),
+        #[cfg(feature = "launcher")]
+        Command::Down(args) => launcher(|drain| down::cmd_down(args, drain)),
+        #[cfg(feature = "launcher")]
+        Command::Status(args) => launcher(|drain| status::cmd_status(args, drain)),
+        #[cfg(feature = "relay")]
+        Command::Relay(args) => relay::cmd_relay(&args),
+    }
+}
+
+/// Runs a command of the launcher: the first signal asks it to end, the second ends it.
+#[cfg(feature = "launcher")]
+fn launcher<F: Future<Output = Result<(), CommandError>>>(
+    command: impl FnOnce(tokio_util::sync::CancellationToken) -> F,
+) -> Result<(), CommandError> {
+    use crate::cli::error::Kind;
+    use crate::config::{Env as _, ProcessEnv, vars};
+    use crate::{shutdown, telemetry};
+
+    // People read the phases; the log is for whoever looks into a problem.
+    let filter = ProcessEnv.get(vars::LOG).unwrap_or_else(|| "off".to_owned());
+    telemetry::init(telemetry::Format::Text, &filter)
+        .map_err(|error| CommandError::new(Kind::Config, anyhow::anyhow!("{}: is {filter:?}: {error}", vars::LOG)))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CommandError::failed)?;
+    let result = runtime.block_on(async {
+        let (shutdown, listening) = shutdown::listen().map_err(CommandError::failed)?;
+        let now = shutdown.now.clone();
+        tokio::select! {
+            done = command(shutdown.drain) => done,
+            () = now.cancelled() => Err(CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted twice"))
+                .hinted("a task may still run: bastion status")),
+            _ = async { listening.await; std::future::pending::<()>().await } => Ok(()),
+        }
+    });
+    // What still blocks must not hold the person.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    result
 }

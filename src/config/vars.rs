@@ -12,3 +12,9 @@ pub(crate) const LISTEN: &str = "BASTION_LISTEN";
 pub(crate) const EXTRA_CA_FILE: &str = "BASTION_EXTRA_CA_FILE";
 /// Log filter, for example `info,bastion=debug`.
 pub(crate) const LOG: &str = "BASTION_LOG";
+/// AWS region of the environment, above the files.
+#[cfg(feature = "launcher")]
+pub(crate) const REGION: &str = "BASTION_REGION";
+/// ECS cluster of the environment, above the files.
+#[cfg(feature = "launcher")]
+pub(crate) const CLUSTER: &str = "BASTION_CLUSTER";

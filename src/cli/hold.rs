@@ -1,0 +1,147 @@
+//! An open tunnel with its local ports, until somebody or something ends it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cli::error::CommandError;
+use crate::cli::target::{Relay, Served};
+use crate::cli::ui::Ui;
+use crate::tunnel::lane;
+use crate::tunnel::listener::Listener;
+use crate::tunnel::{State, Tunnel};
+
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One served target on its local port.
+pub(super) struct Port {
+    pub(super) served: Served,
+    listener: Listener,
+}
+
+/// Opens a local port for each target: `wishes` from the command line, then the configured one, then the next free.
+pub(super) fn open_ports(ui: &Ui, relay: &Relay, wishes: &BTreeMap<String, u16>) -> Result<Vec<Port>, CommandError> {
+    for name in wishes.keys() {
+        if !relay.targets.iter().any(|served| served.name == *name) {
+            let known: Vec<&str> = relay.targets.iter().map(|served| served.name.as_str()).collect();
+            return Err(CommandError::failed(anyhow::anyhow!("--local-port names target {name:?}, which the relay does not serve"))
+                .hinted(format!("its targets are {}", known.join(", "))));
+        }
+    }
+    let mut ports: Vec<Port> = Vec::new();
+    for served in &relay.targets {
+        let wished = wishes.get(&served.name).copied().unwrap_or_else(|| served.wished_port());
+        let listener = Listener::bind(wished).map_err(|error| {
+            CommandError::failed(anyhow::anyhow!("no local port from {wished} upwards can be opened for {}: {error}", served.name))
+                .hinted(format!("choose another one: --local-port {}=PORT", served.name))
+        })?;
+        if listener.port != wished {
+            ui.warn(&format!("  ! port {wished} is taken, {} is on {} instead", served.name, listener.port));
+        }
+        ports.push(Port { served: served.clone(), listener });
+    }
+    Ok(ports)
+}
+
+/// Prints the connect cards and the one line that means ready.
+pub(super) fn announce(ui: &Ui, environment: &str, access: &str, task_id: &str, ports: &[Port]) {
+    if ui.is_json() {
+        let targets: Vec<_> = ports.iter().map(|port| port.served.json(port.listener.port)).collect();
+        ui.event(&json!({"event": "ready", "env": environment, "access": access, "task": task_id, "targets": targets}));
+        return;
+    }
+    for port in ports {
+        ui.data(&port.served.card(port.listener.port));
+    }
+    ui.say(&format!("ready: {environment} ({access}) · Ctrl-C ends it"));
+}
+
+/// Serves the ports until `drain`, or until the tunnel has ended by itself, and says which: `Some` is why it ended.
+pub(super) async fn serve(ui: &Arc<Ui>, tunnel: &Tunnel, ports: Vec<Port>, drain: &CancellationToken) -> Option<String> {
+    let clients = TaskTracker::new();
+    let accepting = CancellationToken::new();
+    for port in ports {
+        clients.spawn(accept(Arc::clone(ui), tunnel.clone(), port, accepting.clone(), clients.clone()));
+    }
+    let ended = tokio::select! {
+        () = drain.cancelled() => None,
+        cause = watch(ui, tunnel) => Some(cause),
+    };
+    accepting.cancel();
+    clients.close();
+    ended
+}
+
+/// Shows each change of state; returns the cause of the end.
+async fn watch(ui: &Ui, tunnel: &Tunnel) -> String {
+    let mut states = tunnel.state();
+    let mut lost_at: Option<Instant> = None;
+    loop {
+        let state = states.borrow_and_update().clone();
+        match &state {
+            State::Ended { cause } => return cause.clone(),
+            State::Reconnecting { .. } => {
+                lost_at.get_or_insert_with(Instant::now);
+                ui.say(&format!("  · {state}"));
+                ui.event(&json!({"event": "state", "state": "reconnecting", "message": state.to_string()}));
+            }
+            State::Connected => {
+                if let Some(lost_at) = lost_at.take() {
+                    ui.say(&format!("  · connected again after {:.1} s", lost_at.elapsed().as_secs_f64()));
+                    ui.event(&json!({"event": "state", "state": "connected"}));
+                }
+            }
+        }
+        if states.changed().await.is_err() {
+            return "the tunnel is gone".to_owned();
+        }
+    }
+}
+
+async fn accept(ui: Arc<Ui>, tunnel: Tunnel, port: Port, accepting: CancellationToken, clients: TaskTracker) {
+    loop {
+        let accepted = tokio::select! {
+            () = accepting.cancelled() => return,
+            accepted = port.listener.accept() => accepted,
+        };
+        let Ok(client) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let (ui, tunnel) = (Arc::clone(&ui), tunnel.clone());
+        let (name, engine) = (port.served.name.clone(), port.served.engine());
+        clients.spawn(async move {
+            match lane::carry(&tunnel, &name, engine, client).await {
+                Ok(()) => {}
+                // Clients come and go; only what the person can act on is worth a line.
+                Err(lane::LaneError::Client(error)) => tracing::debug!(target = name, %error, "a local client is gone"),
+                Err(error) => ui.warn(&format!("  ! a connection to {name} failed: {error}")),
+            }
+        });
+    }
+}
+
+/// The closing line: what went through.
+pub(super) fn farewell(ui: &Ui, tunnel: &Tunnel) {
+    let stats = tunnel.stats();
+    ui.say(&format!(
+        "  closed: {} up, {} down, {} reconnects",
+        bytes(stats.up),
+        bytes(stats.down),
+        stats.reconnects
+    ));
+    ui.event(&json!({
+        "event": "closed", "bytes_up": stats.up, "bytes_down": stats.down, "reconnects": stats.reconnects,
+        "resent": stats.resent, "round_trip_ms": u64::try_from(stats.round_trip.as_millis()).unwrap_or(u64::MAX)
+    }));
+}
+
+fn bytes(count: u64) -> String {
+    indicatif::HumanBytes(count).to_string()
+}

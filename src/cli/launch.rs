@@ -1,0 +1,317 @@
+//! The steps that `up`, `connect`, `down` and `status` share: who am I, which environment, which task.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use secrecy::SecretString;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::aws::{Aws, AwsError, TaskOrder, TaskState};
+use crate::cli::error::{CommandError, Kind};
+use crate::cli::explain;
+use crate::cli::ui::Ui;
+use crate::config::laptop::{self, Files, Flags};
+use crate::config::{Env as _, ProcessEnv};
+use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, Tunnel};
+use crate::types::{Access, Environment, RELAY_HTTP_PORT, SessionGrant};
+
+/// Fargate needs about half a minute; image pulls and busy zones take longer.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
+/// The agent comes up some seconds after the container.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
+/// ECS says RUNNING before Session Manager knows the agent.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
+/// SIGTERM, up to 30 s of drain, and the network interface.
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(700);
+
+pub(super) const TAG_OWNER: &str = "bastion:owner";
+pub(super) const TAG_ENV: &str = "bastion:env";
+pub(super) const TAG_ACCESS: &str = "bastion:access";
+const TAG_REASON: &str = "bastion:reason";
+
+/// Where the calls go.
+#[derive(Debug, Clone, Args)]
+pub(super) struct AwsArgs {
+    /// AWS profile (default: as the AWS CLI chooses)
+    #[arg(long, value_name = "NAME")]
+    pub(super) profile: Option<String>,
+    /// AWS region (default: the environment's, then the profile's)
+    #[arg(long, value_name = "REGION")]
+    pub(super) region: Option<String>,
+    /// ECS cluster (default: the environment's)
+    #[arg(long, value_name = "NAME")]
+    pub(super) cluster: Option<String>,
+}
+
+/// Who asks, and for which environment.
+pub(super) struct Place {
+    pub(super) aws: Aws,
+    pub(super) caller: String,
+    pub(super) environment: Environment,
+}
+
+impl From<AwsError> for CommandError {
+    fn from(error: AwsError) -> Self {
+        let hint = error.hint();
+        let error = Self::failed(error);
+        match hint {
+            Some(hint) => error.hinted(hint),
+            None => error,
+        }
+    }
+}
+
+/// The configuration files that apply in the current folder.
+pub(super) fn files() -> Result<Files, CommandError> {
+    let start = std::env::current_dir().map_err(CommandError::failed)?;
+    let home = etcetera::home_dir().ok();
+    let user = ProcessEnv.get("XDG_CONFIG_HOME").filter(|folder| !folder.is_empty()).map(std::path::PathBuf::from);
+    let user = user.or_else(|| home.as_ref().map(|home| home.join(".config")));
+    let found = laptop::find_files(&start, home.as_deref(), user.as_deref().map(Path::new));
+    found.map_err(|problems| CommandError::new(Kind::Config, problems))
+}
+
+/// Asks STS who calls, then reads the environment from files and the SSM parameter.
+pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, CommandError> {
+    let files = files()?;
+    let flags = Flags { region: args.region.clone(), cluster: args.cluster.clone() };
+    let hint = laptop::region_hint(name, &files, &flags, &ProcessEnv);
+    let aws = Aws::load(args.profile.as_deref(), hint.as_deref()).await;
+
+    let phase = ui.phase("identity");
+    let caller = aws.caller().await?;
+    ui.done(phase, &caller);
+
+    let phase = ui.phase("environment");
+    // Somebody without the permission may still have it all in a file.
+    let (parameter, failure) = match aws.parameter(&format!("/bastion/{name}")).await {
+        Ok(parameter) => (parameter, None),
+        Err(error) if laptop::known(&files).iter().any(|known| known == name) => (None, Some(error)),
+        Err(error) => return Err(error.into()),
+    };
+    let resolved = laptop::resolve(name, &files, parameter.as_deref(), &flags, &ProcessEnv);
+    let environment = resolved.map_err(|problems| {
+        let error = CommandError::new(Kind::Config, problems);
+        match &failure {
+            Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
+            None => error,
+        }
+    })?;
+    ui.done(phase, &format!("{name} in {}, cluster {}", environment.region, environment.cluster));
+    let aws = aws.with_region(&environment.region);
+    Ok(Place { aws, caller, environment })
+}
+
+impl Place {
+    /// The access level of this name.
+    pub(super) fn access(&self, name: &str) -> Result<&Access, CommandError> {
+        self.environment.access.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.environment.access.keys().map(String::as_str).collect();
+            let message = anyhow::anyhow!("{} has no access level {name:?}", self.environment.name);
+            CommandError::new(Kind::Config, message).hinted(format!("its access levels are {}", known.join(", ")))
+        })
+    }
+
+    /// The caller's own tasks of this access level that run or will run, oldest first.
+    pub(super) async fn own_tasks(&self, access: &str) -> Result<Vec<TaskState>, CommandError> {
+        let definition = &self.access(access)?.task_definition;
+        let family = definition.rsplit('/').next().unwrap_or(definition).split(':').next().unwrap_or(definition);
+        let mut tasks = self.aws.tasks(&self.environment.cluster, family).await?;
+        let wanted = self.identifying_tags(access);
+        tasks.retain(|task| {
+            task.desired_status == "RUNNING" && wanted.iter().all(|(key, value)| task.tags.get(*key) == Some(value))
+        });
+        tasks.sort_by_key(|task| task.created_at);
+        Ok(tasks)
+    }
+
+    fn identifying_tags(&self, access: &str) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([
+            (TAG_OWNER, tag_value(&self.caller)),
+            (TAG_ENV, self.environment.name.clone()),
+            (TAG_ACCESS, access.to_owned()),
+        ])
+    }
+
+    /// Runs a new task. Never cancel it: the task may start all the same.
+    pub(super) async fn run(&self, access: &str, reason: Option<&str>) -> Result<TaskState, CommandError> {
+        let level = self.access(access)?;
+        let mut tags: Vec<(String, String)> =
+            self.identifying_tags(access).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let mut environment = vec![("BASTION_OWNER".to_owned(), self.caller.clone())];
+        if let Some(reason) = reason {
+            tags.push((TAG_REASON.to_owned(), tag_value(reason)));
+            environment.push(("BASTION_REASON".to_owned(), reason.to_owned()));
+        }
+        let order = TaskOrder {
+            cluster: self.environment.cluster.clone(),
+            task_definition: level.task_definition.clone(),
+            container: level.container.clone(),
+            subnets: level.subnets.clone(),
+            security_groups: level.security_groups.clone(),
+            assign_public_ip: level.assign_public_ip,
+            client_token: uuid::Uuid::new_v4().to_string(),
+            tags,
+            environment,
+        };
+        self.aws.run_task(&order).await.map_err(|error| {
+            let said = error.to_string();
+            let error = CommandError::from(error);
+            match explain::hint(&said) {
+                Some(hint) => error.hinted(hint),
+                None => error,
+            }
+        })
+    }
+
+    /// Waits until the task and its agent run.
+    pub(super) async fn wait_ready(&self, ui: &Ui, mut task: TaskState) -> Result<TaskState, CommandError> {
+        let phase = ui.phase("task");
+        let mut began = Instant::now();
+        while task.last_status != "RUNNING" {
+            if task.last_status == "STOPPED" || task.desired_status == "STOPPED" {
+                return Err(explain::stopped_error(&self.settled(task).await));
+            }
+            if began.elapsed() > START_TIMEOUT {
+                let message = anyhow::anyhow!("task {} is {} after {} s", task.id, task.last_status, START_TIMEOUT.as_secs());
+                return Err(CommandError::failed(message).hinted("look at the task in the ECS console"));
+            }
+            phase.detail(&task.last_status.to_lowercase());
+            task = self.look_again(task).await?;
+        }
+        ui.done(phase, &format!("{} running", task.id));
+
+        let phase = ui.phase("agent");
+        began = Instant::now();
+        while task.agent_status.as_deref() != Some("RUNNING") {
+            if task.last_status == "STOPPED" || task.desired_status == "STOPPED" {
+                return Err(explain::stopped_error(&self.settled(task).await));
+            }
+            if began.elapsed() > AGENT_TIMEOUT || task.agent_status.as_deref() == Some("STOPPED") {
+                return Err(explain::agent_error(&task, began.elapsed().as_secs()));
+            }
+            task = self.look_again(task).await?;
+        }
+        ui.done(phase, "session agent running");
+        Ok(task)
+    }
+
+    async fn look_again(&self, task: TaskState) -> Result<TaskState, CommandError> {
+        tokio::time::sleep(POLL).await;
+        match self.aws.task(&self.environment.cluster, &task.arn).await {
+            Ok(Some(task)) => Ok(task),
+            Ok(None) => Ok(task),
+            Err(error) if error.is_retryable() => Ok(task),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The task once ECS has written down why it ended.
+    pub(super) async fn settled(&self, mut task: TaskState) -> TaskState {
+        for _ in 0..10 {
+            if task.last_status == "STOPPED" {
+                break;
+            }
+            match self.look_again(task.clone()).await {
+                Ok(newer) => task = newer,
+                Err(_) => break,
+            }
+        }
+        task
+    }
+
+    /// Opens a session to the relay's port in the task and a tunnel over it.
+    pub(super) async fn open_tunnel(
+        &self,
+        ui: &Ui,
+        task: &TaskState,
+        access: &Access,
+        reason: Option<&str>,
+        cancel: CancellationToken,
+    ) -> Result<(Tunnel, String), CommandError> {
+        let phase = ui.phase("tunnel");
+        let Environment { cluster, document, .. } = &self.environment;
+        let target = task.session_target(cluster, &access.container).ok_or_else(|| {
+            let message = anyhow::anyhow!("container {:?} of task {} has no runtime id", access.container, task.id);
+            CommandError::failed(message).hinted("set container to the name of the relay's container in the task definition")
+        })?;
+        let began = Instant::now();
+        let grant = loop {
+            match self.aws.start_session(&target, document, RELAY_HTTP_PORT, reason).await {
+                Ok(grant) => break grant,
+                Err(AwsError::TargetNotConnected { .. }) if began.elapsed() < SESSION_TIMEOUT => {
+                    phase.detail("waiting for Session Manager to know the task");
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let session_id = grant.session_id.clone();
+        let control = Arc::new(SessionControl { aws: self.aws.clone() });
+        match Tunnel::open(tunnel::Config::default(), grant, control, cancel).await {
+            Ok(tunnel) => {
+                ui.done(phase, &format!("session {session_id}"));
+                Ok((tunnel, session_id))
+            }
+            Err(error) => {
+                // The session would live on until its timeout; this is best effort on the way out.
+                let _ended = self.aws.terminate_session(&session_id).await;
+                let kind = if error == OpenError::Interrupted { Kind::Interrupted } else { Kind::Failed };
+                Err(CommandError::new(kind, anyhow::anyhow!("cannot open the tunnel: {error}"))
+                    .hinted("check that you may ssmmessages:OpenDataChannel on your own sessions, and that nothing on your network blocks websockets to ssmmessages"))
+            }
+        }
+    }
+
+    /// Stops a task and waits until ECS says so.
+    pub(super) async fn stop(&self, ui: &Ui, task: &TaskState, reason: &str) -> Result<(), CommandError> {
+        let phase = ui.phase("stop");
+        let cluster = &self.environment.cluster;
+        self.aws.stop_task(cluster, &task.arn, reason).await?;
+        let began = Instant::now();
+        let mut current = task.clone();
+        while current.last_status != "STOPPED" {
+            if began.elapsed() > STOP_TIMEOUT {
+                let message = anyhow::anyhow!("task {} is still {} after {} s", task.id, current.last_status, STOP_TIMEOUT.as_secs());
+                return Err(CommandError::failed(message).hinted("ECS will end it; bastion status shows when"));
+            }
+            phase.detail(&current.last_status.to_lowercase());
+            current = self.look_again(current).await?;
+        }
+        ui.done(phase, &format!("{} stopped", task.id));
+        Ok(())
+    }
+}
+
+/// The tunnel's calls, over the AWS calls.
+struct SessionControl {
+    aws: Aws,
+}
+
+impl Control for SessionControl {
+    fn sign_upgrade<'a>(&'a self, url: &'a str) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
+        Box::pin(async move { self.aws.sign_upgrade(url).await.map_err(control_error) })
+    }
+
+    fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
+        Box::pin(async move { self.aws.resume_session(session_id).await.map_err(control_error) })
+    }
+}
+
+fn control_error(error: AwsError) -> ControlError {
+    ControlError(match error.hint() {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
+    })
+}
+
+/// Tag values allow letters, digits, spaces and `_.:/=+-@`, 256 of them (ECS API, `Tag`).
+fn tag_value(text: &str) -> String {
+    let legal = |c: char| c.is_alphanumeric() || " _.:/=+-@".contains(c);
+    text.chars().map(|c| if legal(c) { c } else { '_' }).take(256).collect()
+}

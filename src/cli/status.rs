@@ -1,0 +1,90 @@
+//! `bastion status`: one's own tasks.
+
+use std::time::SystemTime;
+
+use clap::Args;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::error::{CommandError, Kind};
+use crate::cli::launch::{self, AwsArgs};
+use crate::cli::ui::Ui;
+use crate::config::laptop;
+
+/// Show your running bastions
+///
+/// Lists the tasks that you have started, with state and age: of one environment, or of all in the configuration files.
+/// It does not show the tasks of others and changes nothing.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  bastion status prod
+  bastion status --json")]
+pub(super) struct StatusArgs {
+    /// The environment (default: all in the configuration files)
+    #[arg(value_name = "ENV")]
+    env: Option<String>,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but data, warnings and errors
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+pub(super) async fn cmd_status(args: StatusArgs, drain: CancellationToken) -> Result<(), CommandError> {
+    let interrupted = || CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted"));
+    tokio::select! {
+        done = run(&args) => done,
+        () = drain.cancelled() => Err(interrupted()),
+    }
+}
+
+async fn run(args: &StatusArgs) -> Result<(), CommandError> {
+    // The list is the data: phases would only be in its way.
+    let ui = Ui::new(false, true);
+    let names = match &args.env {
+        Some(name) => vec![name.clone()],
+        None => laptop::known(&launch::files()?),
+    };
+    if names.is_empty() {
+        return Err(CommandError::new(Kind::Config, anyhow::anyhow!("no configuration file names an environment"))
+            .hinted("name one: bastion status ENV"));
+    }
+    let mut rows = Vec::new();
+    for name in names {
+        let place = launch::place(&ui, &name, &args.aws).await?;
+        for access in place.environment.access.keys() {
+            for task in place.own_tasks(access).await? {
+                rows.push((name.clone(), access.clone(), task));
+            }
+        }
+    }
+    if args.json {
+        let tasks: Vec<_> = rows
+            .iter()
+            .map(|(env, access, task)| {
+                json!({
+                    "env": env, "access": access, "task": task.id, "status": task.last_status,
+                    "agent": task.agent_status, "age_seconds": age(task.created_at),
+                })
+            })
+            .collect();
+        ui.data(&json!({ "tasks": tasks }).to_string());
+        return Ok(());
+    }
+    if rows.is_empty() {
+        Ui::new(false, args.quiet).say("you have no running bastion");
+    }
+    for (env, access, task) in rows {
+        let age = age(task.created_at).map(|seconds| format!("{} min", seconds / 60)).unwrap_or_default();
+        ui.data(&format!("{env:<12} {access:<8} {}  {:<13} {age}", task.id, task.last_status));
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the age of a task is a matter of the wall clock")]
+fn age(created_at: Option<SystemTime>) -> Option<u64> {
+    Some(SystemTime::now().duration_since(created_at?).unwrap_or_default().as_secs())
+}

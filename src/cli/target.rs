@@ -1,0 +1,162 @@
+//! What the relay says that it serves, and the connect card for each of it.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::tunnel::Tunnel;
+use crate::types::Engine;
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_MAX: u64 = 1 << 20;
+
+/// The answer of `/v1/targets`, as far as the launcher uses it. Unknown fields come from newer relays.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Relay {
+    pub(super) version: String,
+    pub(super) idle_stop_seconds: Option<u64>,
+    pub(super) max_age_seconds: Option<u64>,
+    pub(super) targets: Vec<Served>,
+}
+
+/// One target of the relay.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Served {
+    pub(super) name: String,
+    pub(super) engine: String,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) database: Option<String>,
+    pub(super) db_user: Option<String>,
+    pub(super) local_port: Option<u16>,
+}
+
+/// Asks the relay through the tunnel whether it is ready and what it serves; waits for it to come up.
+pub(super) async fn ask(tunnel: &Tunnel, patience: Duration) -> anyhow::Result<Relay> {
+    let asking = async {
+        loop {
+            match get(tunnel, "/readyz").await {
+                Ok((200, _)) => break,
+                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+        let (status, body) = get(tunnel, "/v1/targets").await?;
+        if status != 200 {
+            bail!("the relay answered /v1/targets with HTTP status {status}");
+        }
+        serde_json::from_slice(&body).context("the relay's list of targets does not parse; is it a newer version?")
+    };
+    match tokio::time::timeout(patience, asking).await {
+        Ok(answer) => answer,
+        Err(_) => bail!("the relay in the task is not ready after {} s", patience.as_secs()),
+    }
+}
+
+/// One small GET: status and body.
+async fn get(tunnel: &Tunnel, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+    let mut stream = tunnel.connect(ANSWER_TIMEOUT)?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: bastion\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    tokio::time::timeout(ANSWER_TIMEOUT, stream.take(ANSWER_MAX).read_to_end(&mut answer)).await??;
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").context("the answer is not HTTP")?;
+    let body = answer.split_off(end.saturating_add(4));
+    let head = String::from_utf8_lossy(&answer);
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("the answer is not HTTP")?;
+    Ok((status, body))
+}
+
+impl Served {
+    pub(super) fn engine(&self) -> Engine {
+        // What this version does not know is carried as bytes.
+        Engine::from_str(&self.engine).unwrap_or(Engine::Tcp)
+    }
+
+    /// The local port to wish for: the configured one, otherwise ten thousand above the engine's own.
+    pub(super) fn wished_port(&self) -> u16 {
+        self.local_port.unwrap_or_else(|| {
+            let base = self.engine().default_port().unwrap_or(self.port);
+            base.checked_add(10_000).unwrap_or(base)
+        })
+    }
+
+    /// The line that connects a command-line client.
+    fn command(&self, port: u16) -> Option<String> {
+        let database = self.database.as_deref();
+        match self.engine() {
+            Engine::Postgres => Some(format!(
+                "psql -h localhost -p {port} -U {}{}",
+                self.db_user.as_deref().unwrap_or("anyone"),
+                database.map(|database| format!(" -d {database}")).unwrap_or_default()
+            )),
+            Engine::Mysql => Some(format!(
+                "mysql -h 127.0.0.1 -P {port} -u {} --protocol=tcp{}",
+                self.db_user.as_deref().unwrap_or("anyone"),
+                database.map(|database| format!(" {database}")).unwrap_or_default()
+            )),
+            Engine::Tcp => None,
+        }
+    }
+
+    /// The card for people.
+    pub(super) fn card(&self, port: u16) -> String {
+        let mut lines = vec![format!("{}  ({} at {}:{})", self.name, self.engine, self.host, self.port)];
+        lines.push(format!("  address   localhost:{port}"));
+        if let Some(user) = &self.db_user {
+            lines.push(format!("  login     any user, empty password; the relay logs in as {user}"));
+        } else if self.engine() != Engine::Tcp {
+            lines.push("  login     your own database user and password".to_owned());
+        }
+        if let Some(database) = &self.database {
+            lines.push(format!("  database  {database}"));
+        }
+        if let Some(command) = self.command(port) {
+            lines.push(format!("  command   {command}"));
+        }
+        lines.join("\n")
+    }
+
+    /// The card for machines.
+    pub(super) fn json(&self, port: u16) -> Value {
+        json!({
+            "name": self.name, "engine": self.engine, "host": "127.0.0.1", "port": port, "database": self.database,
+            "db_user": self.db_user, "upstream": format!("{}:{}", self.host, self.port), "command": self.command(port),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served() -> Served {
+        serde_json::from_value(json!({
+            "name": "orders", "engine": "postgres", "host": "orders.example.com", "port": 5432, "database": "orders",
+            "db_user": "db_read", "local_port": null, "something": "newer"
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_card_has_all_that_a_client_asks_for() {
+        insta::assert_snapshot!(served().card(15432), @r"
+        orders  (postgres at orders.example.com:5432)
+          address   localhost:15432
+          login     any user, empty password; the relay logs in as db_read
+          database  orders
+          command   psql -h localhost -p 15432 -U db_read -d orders
+        ");
+    }
+
+    #[test]
+    fn ports_are_stable() {
+        assert_eq!(served().wished_port(), 15432);
+        assert_eq!(Served { engine: "mysql".into(), ..served() }.wished_port(), 13306);
+        assert_eq!(Served { engine: "new".into(), port: 60_000, ..served() }.wished_port(), 60_000);
+        assert_eq!(Served { local_port: Some(7), ..served() }.wished_port(), 7);
+    }
+}

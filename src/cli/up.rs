@@ -1,0 +1,287 @@
+//! `bastion up` and `bastion connect`: from a name to local ports.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+
+use crate::aws::TaskState;
+use crate::cli::error::{CommandError, Kind};
+use crate::cli::launch::{self, AwsArgs, Place};
+use crate::cli::ui::Ui;
+use crate::cli::{explain, hold, target};
+use crate::tunnel::Tunnel;
+
+/// The relay answers at once when it runs; its container may still be starting.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(60);
+/// A background tunnel to a task that runs already.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(120);
+/// SSM API: `Reason` of StartSession.
+const REASON_MAX: usize = 256;
+
+/// Start or join your bastion of an environment and open local ports to its databases
+///
+/// Runs a Fargate task if you have none yet, opens a Session Manager tunnel to it, prints a connect card for each
+/// database and holds them open until Ctrl-C, which also stops the task that it started. It does not create AWS
+/// resources and does not change databases.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  bastion up prod
+  bastion up prod --access write --reason \"INC-123\"
+
+Exit codes: 0 done, 1 failed and you can act, 2 bad command line, 64 bad configuration, 130 interrupted, 255 bug")]
+pub(super) struct UpArgs {
+    #[command(flatten)]
+    common: ConnectArgs,
+    /// Why, for the audit log (some access levels require it)
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: Option<String>,
+    /// Leave the task running at the end; it stops itself when idle
+    #[arg(long)]
+    keep: bool,
+    /// Return once the ports are open; task and tunnel go on in the background until bastion down
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Open local ports to your running bastion of an environment
+///
+/// Joins the task that bastion up has started, and leaves it running at the end. It does not start a task.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  bastion connect prod
+  bastion connect prod --local-port orders=5432 --json
+
+Exit codes: 0 done, 1 failed and you can act, 2 bad command line, 64 bad configuration, 130 interrupted, 255 bug")]
+pub(super) struct ConnectArgs {
+    /// The environment
+    #[arg(value_name = "ENV")]
+    env: String,
+    /// The access level
+    #[arg(long, value_name = "LEVEL", default_value = "read")]
+    access: String,
+    /// Local port for a target; repeat it for several
+    #[arg(long, value_name = "TARGET=PORT", value_parser = local_port)]
+    local_port: Vec<(String, u16)>,
+    /// Print events as JSON lines on stdout
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but data, warnings and errors
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+fn local_port(text: &str) -> Result<(String, u16), String> {
+    let (name, port) = text.split_once('=').ok_or("write TARGET=PORT, for example orders=5432")?;
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("{port:?} is not a port from 1 to 65535"))?;
+    Ok((name.to_owned(), port))
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let length = text.trim().chars().count();
+    match length {
+        1..=REASON_MAX => Ok(text.trim().to_owned()),
+        _ => Err(format!("a reason has 1 to {REASON_MAX} characters, this one has {length}")),
+    }
+}
+
+pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(), CommandError> {
+    let ui = Arc::new(Ui::new(args.common.json, args.common.quiet));
+    let place = interruptible(&drain, launch::place(&ui, &args.common.env, &args.common.aws)).await?;
+    let access = &args.common.access;
+    if place.access(access)?.reason_required && args.reason.is_none() {
+        let message = anyhow::anyhow!("access level {access:?} of {} needs a reason", args.common.env);
+        return Err(CommandError::failed(message).hinted("add --reason \"…\", for example a ticket number"));
+    }
+    let own = interruptible(&drain, place.own_tasks(access)).await?;
+    let (task, started) = match own.into_iter().next() {
+        Some(task) => {
+            ui.say(&format!("  · joining your running task {}", task.id));
+            (task, false)
+        }
+        // Not interruptible: a request under way may start a task that nobody would stop.
+        None => (place.run(access, args.reason.as_deref()).await?, true),
+    };
+    let reason = args.reason.as_deref();
+    let mut ended = if drain.is_cancelled() {
+        Err(interrupted())
+    } else if args.detach {
+        interruptible(&drain, detach(&ui, &place, task.clone(), &args)).await
+    } else {
+        attach(&ui, &place, task.clone(), &args.common, reason, &drain).await
+    };
+    let keep = match &ended {
+        Ok(()) => args.keep || args.detach,
+        // What did not come up is not kept.
+        Err(_) => false,
+    };
+    if started && !keep {
+        let stopped = place.stop(&ui, &task, "bastion up ended").await;
+        if ended.is_ok() {
+            ended = stopped;
+        } else if let Err(error) = stopped {
+            ui.warn(&format!("  ! task {} may still run: {error}", task.id));
+        }
+    } else if started && args.keep {
+        ui.say(&format!("  · task {} goes on until it is idle or bastion down {}", task.id, args.common.env));
+    }
+    ended
+}
+
+pub(super) async fn cmd_connect(args: ConnectArgs, drain: CancellationToken) -> Result<(), CommandError> {
+    let ui = Arc::new(Ui::new(args.json, args.quiet));
+    let place = interruptible(&drain, launch::place(&ui, &args.env, &args.aws)).await?;
+    let own = interruptible(&drain, place.own_tasks(&args.access)).await?;
+    let Some(task) = own.into_iter().next() else {
+        let message = anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
+        return Err(CommandError::failed(message).hinted(format!("start one: bastion up {}", args.env)));
+    };
+    attach(&ui, &place, task, &args, None, &drain).await
+}
+
+/// Waits for the task, opens the tunnel and holds the ports until the end. Ctrl-C while holding is a good end.
+async fn attach(
+    ui: &Arc<Ui>,
+    place: &Place,
+    task: TaskState,
+    args: &ConnectArgs,
+    reason: Option<&str>,
+    drain: &CancellationToken,
+) -> Result<(), CommandError> {
+    let access = place.access(&args.access)?;
+    let task = interruptible(drain, place.wait_ready(ui, task)).await?;
+    // Its own token: Ctrl-C ends the tunnel gently below.
+    let cut = CancellationToken::new();
+    let (tunnel, session_id) = interruptible(drain, place.open_tunnel(ui, &task, access, reason, cut)).await?;
+    let held = hold_tunnel(ui, place, &task, &tunnel, args, drain).await;
+    tunnel.close().await;
+    // The agent was told already; this makes sure that nothing lives on in Session Manager.
+    if let Err(error) = place.aws.terminate_session(&session_id).await {
+        tracing::debug!(%error, "cannot terminate the session");
+    }
+    hold::farewell(ui, &tunnel);
+    held
+}
+
+async fn hold_tunnel(
+    ui: &Arc<Ui>,
+    place: &Place,
+    task: &TaskState,
+    tunnel: &Tunnel,
+    args: &ConnectArgs,
+    drain: &CancellationToken,
+) -> Result<(), CommandError> {
+    let phase = ui.phase("relay");
+    let relay = interruptible(drain, async { target::ask(tunnel, RELAY_TIMEOUT).await.map_err(CommandError::from) }).await?;
+    ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
+    let wishes: BTreeMap<String, u16> = args.local_port.iter().cloned().collect();
+    let ports = hold::open_ports(ui, &relay, &wishes)?;
+    hold::announce(ui, &place.environment.name, &args.access, &task.id, &ports);
+    if let Some(seconds) = relay.idle_stop_seconds {
+        ui.say(&format!("  · the task stops itself after {} min without a database connection", seconds / 60));
+    }
+    let Some(cause) = hold::serve(ui, tunnel, ports, drain).await else { return Ok(()) };
+    // The task may be why: then its story is the better one.
+    match place.aws.task(&place.environment.cluster, &task.arn).await {
+        Ok(Some(now)) if now.desired_status == "STOPPED" => {
+            let now = place.settled(now).await;
+            Err(explain::stopped_error(&now).hinted(format!("start again: bastion up {}", args.env)))
+        }
+        _ => Err(CommandError::failed(anyhow::anyhow!("the tunnel has ended: {cause}"))
+            .hinted(format!("the task may still run: bastion connect {}", args.env))),
+    }
+}
+
+/// Waits for the task, then starts `bastion connect` in the background and passes on its connect cards.
+async fn detach(ui: &Arc<Ui>, place: &Place, task: TaskState, args: &UpArgs) -> Result<(), CommandError> {
+    let task = place.wait_ready(ui, task).await?;
+    let phase = ui.phase("background");
+    let program = std::env::current_exe().map_err(CommandError::failed)?;
+    let log_file = std::env::temp_dir().join(format!("bastion-{}.log", task.id));
+    let log = std::fs::File::create(&log_file).map_err(|error| {
+        CommandError::failed(anyhow::anyhow!("cannot write the log {}: {error}", log_file.display()))
+    })?;
+    let mut connect = Command::new(program);
+    connect.args(["connect", &args.common.env, "--access", &args.common.access, "--json"]);
+    for (name, port) in &args.common.local_port {
+        connect.arg("--local-port").arg(format!("{name}={port}"));
+    }
+    for (flag, value) in
+        [("--profile", &args.common.aws.profile), ("--region", &args.common.aws.region), ("--cluster", &args.common.aws.cluster)]
+    {
+        if let Some(value) = value {
+            connect.args([flag, value]);
+        }
+    }
+    // Its own process group: Ctrl-C in this terminal is not for it.
+    connect.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
+    let mut child = connect.spawn().map_err(CommandError::failed)?;
+    let stdout = child.stdout.take().map(BufReader::new);
+    let ready = async {
+        let mut lines = stdout?.lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let event: Value = serde_json::from_str(&line).unwrap_or_default();
+            if event["event"] == "ready" {
+                return Some(event);
+            }
+        }
+        None
+    };
+    let Ok(Some(event)) = tokio::time::timeout(DETACH_TIMEOUT, ready).await else {
+        // It has ended, or it must not go on alone.
+        let _ended = child.kill().await;
+        let said = std::fs::read_to_string(&log_file).unwrap_or_default();
+        return Err(CommandError::failed(anyhow::anyhow!("the background tunnel did not come up: {}", said.trim())));
+    };
+    let pid = child.id().unwrap_or_default();
+    ui.done(phase, &format!("process {pid}, log {}", log_file.display()));
+    if ui.is_json() {
+        ui.event(&event);
+    } else {
+        for target in event["targets"].as_array().into_iter().flatten() {
+            let text = |key: &str| target[key].as_str().unwrap_or_default().to_owned();
+            ui.data(&format!("{}  localhost:{}  {}", text("name"), target["port"], text("command")));
+        }
+        ui.say(&format!("ready: {} ({}) · bastion down {} ends it", args.common.env, args.common.access, args.common.env));
+    }
+    Ok(())
+}
+
+fn interrupted() -> CommandError {
+    CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted"))
+}
+
+/// The outcome of `work`, or an interruption.
+async fn interruptible<T>(
+    drain: &CancellationToken,
+    work: impl Future<Output = Result<T, CommandError>>,
+) -> Result<T, CommandError> {
+    tokio::select! {
+        done = work => done,
+        () = drain.cancelled() => Err(interrupted()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_ports_and_reasons_are_checked_where_they_are_typed() {
+        assert_eq!(local_port("orders=5432"), Ok(("orders".to_owned(), 5432)));
+        for bad in ["orders", "orders=", "orders=0", "orders=70000"] {
+            assert!(local_port(bad).is_err(), "{bad}");
+        }
+        assert_eq!(reason(" INC-1 "), Ok("INC-1".to_owned()));
+        assert!(reason("  ").is_err());
+        assert!(reason(&"x".repeat(257)).unwrap_err().contains("257"));
+    }
+}
