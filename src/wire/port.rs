@@ -332,3 +332,6 @@ fn version(text: &str) -> [u64; 4] {
     let mut parts = text.split('.').map(|part| part.parse().unwrap_or(0));
     [(); 4].map(|()| parts.next().unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests;
