@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+#[cfg(feature = "launcher")]
+use secrecy::SecretString;
+
 /// The port of the relay's HTTP side inside the task, which the Session Manager session is opened to.
 pub(crate) const RELAY_HTTP_PORT: u16 = 7070;
 
@@ -132,4 +135,21 @@ pub(crate) struct Environment {
     pub(crate) idle_stop: Option<Duration>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) access: BTreeMap<String, Access>,
+}
+
+/// What opens one Session Manager session's websocket. Token and URL together are a login into the task: neither is
+/// ever shown.
+#[cfg(feature = "launcher")]
+#[derive(Clone)]
+pub(crate) struct SessionGrant {
+    pub(crate) session_id: String,
+    pub(crate) token: SecretString,
+    pub(crate) stream_url: SecretString,
+}
+
+#[cfg(feature = "launcher")]
+impl fmt::Debug for SessionGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionGrant").field("session_id", &self.session_id).finish_non_exhaustive()
+    }
 }
