@@ -167,3 +167,82 @@ impl Call<'_> {
         }
     }
 }
+
+impl Call<'_> {
+    /// Maps what went wrong before anything was sent: mostly credentials.
+    fn not_sent(&self, error: &(dyn Error + 'static)) -> AwsError {
+        match chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>()) {
+            Some(credentials) => self.no_login(credentials),
+            None => {
+                let text = innermost(error);
+                if text.to_lowercase().contains("region") { AwsError::NoRegion } else { self.other("NotSent", &text) }
+            }
+        }
+    }
+
+    /// Maps what the chain of credential providers says. The text of a provider is not repeated: a program of the
+    /// user may have written it.
+    pub(super) fn no_login(&self, error: &CredentialsError) -> AwsError {
+        if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
+            return AwsError::NoCredentials;
+        }
+        let causes = || chain(error).map(|cause| cause.to_string().to_lowercase());
+        // The SDK keeps the types of these private: "the SSO token has expired and cannot be refreshed",
+        // UnauthorizedException of GetRoleCredentials, a cached token that is not there (never logged in).
+        let login =
+            |text: &str| text.contains("expired") || text.contains("unauthorized") || text.contains("sso token");
+        if causes().any(|text| login(&text)) {
+            return self.expired();
+        }
+        let connector = chain(error).find_map(|cause| cause.downcast_ref::<ConnectorError>());
+        if connector.is_some_and(|cause| cause.is_io() || cause.is_timeout()) {
+            return AwsError::Unreachable {
+                service: "the source of the AWS credentials".to_owned(),
+                reason: short(&innermost(error)),
+            };
+        }
+        match error {
+            CredentialsError::ProviderTimedOut(_) => AwsError::Unreachable {
+                service: "the source of the AWS credentials".to_owned(),
+                reason: "no answer in time".to_owned(),
+            },
+            CredentialsError::InvalidConfiguration(_) => self.other("InvalidConfiguration", &innermost(error)),
+            _ => self.other("CredentialsProviderFailed", "the credential provider of the profile gave an error"),
+        }
+    }
+
+    pub(super) fn other(&self, code: &str, message: &str) -> AwsError {
+        AwsError::Other {
+            operation: self.operation.to_owned(),
+            code: code.to_owned(),
+            message: short(message),
+            request_id: None,
+        }
+    }
+
+    pub(super) fn unreachable(&self, reason: &str) -> AwsError {
+        AwsError::Unreachable { service: self.service.to_owned(), reason: reason.to_owned() }
+    }
+
+    fn expired(&self) -> AwsError {
+        AwsError::ExpiredCredentials { profile: self.profile.map(str::to_owned) }
+    }
+}
+
+fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    chain(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+/// One line of bounded length, as it can stand within a sentence.
+pub(super) fn short(text: &str) -> String {
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut line: String = printable.take(MESSAGE_MAX).collect();
+    if text.chars().nth(MESSAGE_MAX).is_some() {
+        line.push('…');
+    }
+    line.trim().trim_end_matches('.').to_owned()
+}
