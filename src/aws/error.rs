@@ -1,0 +1,248 @@
+//! What goes wrong with an AWS call, in our own words: what, why, and the next step.
+
+use std::error::Error;
+use std::fmt::Debug;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+
+/// The longest text of AWS that an error repeats, in characters.
+const MESSAGE_MAX: usize = 300;
+
+/// Why an AWS call failed. `Display` is one sentence without secrets; [`AwsError::hint`] is the next step.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AwsError {
+    #[error("no AWS credentials were found")]
+    NoCredentials,
+    /// The login of IAM Identity Center or the session token is over, or AWS does not know the key (any more).
+    #[error("AWS does not accept the credentials{}: they have expired or do not exist any more", of(profile.as_deref()))]
+    ExpiredCredentials { profile: Option<String> },
+    #[error("access denied: {message}")]
+    AccessDenied { message: String },
+    #[error("there is no ECS cluster {cluster} in this account and region")]
+    ClusterNotFound { cluster: String },
+    #[error("there is no active task definition {task_definition} in this account and region")]
+    TaskDefinitionNotFound { task_definition: String },
+    /// `failures[]` of an answer of ECS: the call was fine, yet not all of it was done.
+    #[error("ECS refused: {reason}")]
+    Refused { reason: String },
+    #[error("the Session Manager agent in the task is not connected")]
+    TargetNotConnected,
+    #[error("AWS throttles the calls of this account")]
+    Throttled,
+    #[error("{service} cannot be reached: {reason}")]
+    Unreachable { service: String, reason: String },
+    #[error("AWS refuses the date of the request: the clock of this machine is wrong")]
+    ClockSkew,
+    #[error("no AWS region is set")]
+    NoRegion,
+    #[error("{operation} failed: {code}{}{}", after(": ", message), after(", request ", request_id.as_deref().unwrap_or_default()))]
+    Other { operation: String, code: String, message: String, request_id: Option<String> },
+}
+
+fn of(profile: Option<&str>) -> String {
+    profile.map(|profile| format!(" of profile {profile}")).unwrap_or_default()
+}
+
+fn after(separator: &str, text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("{separator}{text}") }
+}
+
+impl AwsError {
+    /// What the user can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::NoCredentials => "log in with `aws sso login` or name a profile with --profile or AWS_PROFILE",
+            Self::ExpiredCredentials { profile: Some(profile) } => {
+                return Some(format!("run `aws sso login --profile {profile}`, or get new keys for it"));
+            }
+            Self::ExpiredCredentials { profile: None } => "run `aws sso login`, or get new keys",
+            Self::AccessDenied { .. } => {
+                "check that this is the right profile, and ask an administrator for the developer policy of bastion"
+            }
+            Self::ClusterNotFound { .. } | Self::TaskDefinitionNotFound { .. } => {
+                "check the environment's name and region, and that it is deployed in the account of this profile"
+            }
+            Self::Refused { .. } => "`capacity` passes by itself: try again; for others see the events of the cluster",
+            Self::TargetNotConnected => {
+                "try again in a few seconds; if it stays so, check the task role (ssmmessages:*) and the way from the \
+                 subnets to ssmmessages"
+            }
+            Self::Throttled => "try again in a minute",
+            Self::Unreachable { .. } => "check the network, VPN and proxy of this machine, and AWS_ENDPOINT_URL if set",
+            Self::ClockSkew => "set the clock of this machine",
+            Self::NoRegion => "give --region, or set `region` in the profile or AWS_REGION",
+            Self::Other { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+
+    /// Whether the same call may succeed later without the user doing anything.
+    pub(crate) fn is_retryable(&self) -> bool {
+        match self {
+            Self::TargetNotConnected | Self::Throttled | Self::Unreachable { .. } => true,
+            Self::Other { code, .. } => matches!(
+                code.as_str(),
+                "InternalError"
+                    | "InternalFailure"
+                    | "InternalServerError"
+                    | "ServerException"
+                    | "ServiceUnavailable"
+                    | "ServiceUnavailableException"
+                    | "UnreadableAnswer"
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// What a call was about, for the errors that name it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Call<'a> {
+    pub(super) operation: &'a str,
+    /// The service as the user knows it: `ECS in ap-northeast-1`.
+    pub(super) service: &'a str,
+    pub(super) profile: Option<&'a str>,
+    pub(super) cluster: &'a str,
+    pub(super) task_definition: &'a str,
+}
+
+impl Call<'_> {
+    /// Maps what the SDK says.
+    pub(super) fn failed<E, R>(&self, error: &SdkError<E, R>) -> AwsError
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+        R: Debug,
+    {
+        match error {
+            SdkError::ServiceError(_) => {
+                let request_id = error.meta().extra("aws_request_id").map(short);
+                self.answered(error.code().unwrap_or("Unknown"), error.message().unwrap_or_default(), request_id)
+            }
+            SdkError::TimeoutError(_) => self.unreachable("no answer in time"),
+            SdkError::ResponseError(_) => self.other("UnreadableAnswer", "the answer is not one of AWS"),
+            SdkError::DispatchFailure(failure) if failure.is_timeout() => self.unreachable("no connection in time"),
+            SdkError::DispatchFailure(failure) if failure.is_io() => self.unreachable(&short(&innermost(error))),
+            _ => self.not_sent(error),
+        }
+    }
+
+    /// Maps what a service answered.
+    pub(super) fn answered(&self, code: &str, message: &str, request_id: Option<String>) -> AwsError {
+        let lower = message.to_lowercase();
+        match code {
+            "UnrecognizedClientException"
+            | "InvalidClientTokenId"
+            | "InvalidAccessKeyId"
+            | "ExpiredToken"
+            | "ExpiredTokenException" => self.expired(),
+            "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" => {
+                AwsError::AccessDenied { message: short(message) }
+            }
+            "Throttling" | "ThrottlingException" | "TooManyRequestsException" | "RequestLimitExceeded" => {
+                AwsError::Throttled
+            }
+            "ClusterNotFoundException" => AwsError::ClusterNotFound { cluster: self.cluster.to_owned() },
+            // RunTask has no code of its own for this.
+            "ClientException" | "InvalidParameterException"
+                if lower.contains("taskdefinition") && (lower.contains("not found") || lower.contains("inactive")) =>
+            {
+                AwsError::TaskDefinitionNotFound { task_definition: self.task_definition.to_owned() }
+            }
+            "TargetNotConnected" => AwsError::TargetNotConnected,
+            "RequestExpired" | "RequestTimeTooSkewed" => AwsError::ClockSkew,
+            // "Signature expired: …", "Signature not yet current: …"
+            "InvalidSignatureException" | "SignatureDoesNotMatch"
+                if lower.contains("expired") || lower.contains("not yet current") =>
+            {
+                AwsError::ClockSkew
+            }
+            _ => AwsError::Other {
+                operation: self.operation.to_owned(),
+                code: short(code),
+                message: short(message),
+                request_id,
+            },
+        }
+    }
+}
+
+impl Call<'_> {
+    /// Maps what went wrong before anything was sent: mostly credentials.
+    fn not_sent(&self, error: &(dyn Error + 'static)) -> AwsError {
+        match chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>()) {
+            Some(credentials) => self.no_login(credentials),
+            None => {
+                let text = innermost(error);
+                if text.to_lowercase().contains("region") { AwsError::NoRegion } else { self.other("NotSent", &text) }
+            }
+        }
+    }
+
+    /// Maps what the chain of credential providers says. The text of a provider is not repeated: a program of the
+    /// user may have written it.
+    pub(super) fn no_login(&self, error: &CredentialsError) -> AwsError {
+        if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
+            return AwsError::NoCredentials;
+        }
+        let causes = || chain(error).map(|cause| cause.to_string().to_lowercase());
+        // The SDK keeps the types of these private: "the SSO token has expired and cannot be refreshed",
+        // UnauthorizedException of GetRoleCredentials, a cached token that is not there (never logged in).
+        let login =
+            |text: &str| text.contains("expired") || text.contains("unauthorized") || text.contains("sso token");
+        if causes().any(|text| login(&text)) {
+            return self.expired();
+        }
+        let connector = chain(error).find_map(|cause| cause.downcast_ref::<ConnectorError>());
+        if connector.is_some_and(|cause| cause.is_io() || cause.is_timeout()) {
+            return AwsError::Unreachable {
+                service: "the source of the AWS credentials".to_owned(),
+                reason: short(&innermost(error)),
+            };
+        }
+        match error {
+            CredentialsError::ProviderTimedOut(_) => AwsError::Unreachable {
+                service: "the source of the AWS credentials".to_owned(),
+                reason: "no answer in time".to_owned(),
+            },
+            CredentialsError::InvalidConfiguration(_) => self.other("InvalidConfiguration", &innermost(error)),
+            _ => self.other("CredentialsProviderFailed", "the credential provider of the profile gave an error"),
+        }
+    }
+
+    pub(super) fn other(&self, code: &str, message: &str) -> AwsError {
+        AwsError::Other {
+            operation: self.operation.to_owned(),
+            code: code.to_owned(),
+            message: short(message),
+            request_id: None,
+        }
+    }
+
+    pub(super) fn unreachable(&self, reason: &str) -> AwsError {
+        AwsError::Unreachable { service: self.service.to_owned(), reason: reason.to_owned() }
+    }
+
+    fn expired(&self) -> AwsError {
+        AwsError::ExpiredCredentials { profile: self.profile.map(str::to_owned) }
+    }
+}
+
+fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    chain(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+/// One line of bounded length, as it can stand within a sentence.
+pub(super) fn short(text: &str) -> String {
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut line: String = printable.take(MESSAGE_MAX).collect();
+    if text.chars().nth(MESSAGE_MAX).is_some() {
+        line.push('…');
+    }
+    line.trim().trim_end_matches('.').to_owned()
+}
