@@ -113,7 +113,7 @@ impl Call<'_> {
     pub(super) fn failed<E, R>(&self, error: &SdkError<E, R>) -> AwsError
     where
         E: ProvideErrorMetadata + Error + 'static,
-        R: Debug,
+        R: Debug + 'static,
     {
         match error {
             SdkError::ServiceError(_) => {
@@ -230,7 +230,12 @@ impl Call<'_> {
 }
 
 fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let current = next?;
+        next = current.source();
+        Some(current)
+    })
 }
 
 fn innermost(error: &(dyn Error + 'static)) -> String {

@@ -7,15 +7,36 @@ use crate::cli::error::CommandError;
 /// Texts: Amazon ECS Developer Guide, "Amazon ECS stopped tasks error messages".
 const REASONS: [(&str, &str); 12] = [
     ("RESOURCE:ENI", "the subnets have no free addresses; use larger subnets or more of them"),
-    ("Capacity is unavailable", "Fargate has no capacity in these zones now; try again in a minute, or add subnets in other zones"),
-    ("RESOURCE:", "the account's Fargate quota is used up; raise \"Fargate On-Demand vCPU resource count\" in Service Quotas"),
-    ("CannotPullContainerError", "check the image in the task definition, the execution role's ecr permissions, and a way to ECR (NAT or the endpoints ecr.api, ecr.dkr and s3)"),
-    ("ResourceInitializationError", "the task cannot reach ECR, CloudWatch Logs, Secrets Manager or SSM before its start; check NAT or VPC endpoints, their security groups, and the execution role"),
-    ("CannotStartContainerError", "the container could not be started; check entry point, user and volumes of the task definition"),
+    (
+        "Capacity is unavailable",
+        "Fargate has no capacity in these zones now; try again in a minute, or add subnets in other zones",
+    ),
+    (
+        "RESOURCE:",
+        "the account's Fargate quota is used up; raise \"Fargate On-Demand vCPU resource count\" in Service Quotas",
+    ),
+    (
+        "CannotPullContainerError",
+        "check the image in the task definition, the execution role's ecr permissions, and a way to ECR (NAT or the endpoints ecr.api, ecr.dkr and s3)",
+    ),
+    (
+        "ResourceInitializationError",
+        "the task cannot reach ECR, CloudWatch Logs, Secrets Manager or SSM before its start; check NAT or VPC endpoints, their security groups, and the execution role",
+    ),
+    (
+        "CannotStartContainerError",
+        "the container could not be started; check entry point, user and volumes of the task definition",
+    ),
     ("OutOfMemory", "give the task more memory"),
     ("Task failed ELB", "the task belongs to a service; bastion tasks stand alone"),
-    ("Timeout waiting for network interface", "the subnets or the account's network interface quota are the cause; try again, then look at them"),
-    ("exit 64", "the relay's configuration (BASTION_CONFIG in the task definition) has mistakes; they are in the task's log"),
+    (
+        "Timeout waiting for network interface",
+        "the subnets or the account's network interface quota are the cause; try again, then look at them",
+    ),
+    (
+        "exit 64",
+        "the relay's configuration (BASTION_CONFIG in the task definition) has mistakes; they are in the task's log",
+    ),
     ("Essential container in task exited", "the relay ended; the task's log says why"),
     ("UserInitiated", "somebody stopped the task, or bastion down did"),
 ];

@@ -30,16 +30,21 @@ pub(super) fn open_ports(ui: &Ui, relay: &Relay, wishes: &BTreeMap<String, u16>)
     for name in wishes.keys() {
         if !relay.targets.iter().any(|served| served.name == *name) {
             let known: Vec<&str> = relay.targets.iter().map(|served| served.name.as_str()).collect();
-            return Err(CommandError::failed(anyhow::anyhow!("--local-port names target {name:?}, which the relay does not serve"))
-                .hinted(format!("its targets are {}", known.join(", "))));
+            return Err(CommandError::failed(anyhow::anyhow!(
+                "--local-port names target {name:?}, which the relay does not serve"
+            ))
+            .hinted(format!("its targets are {}", known.join(", "))));
         }
     }
     let mut ports: Vec<Port> = Vec::new();
     for served in &relay.targets {
         let wished = wishes.get(&served.name).copied().unwrap_or_else(|| served.wished_port());
         let listener = Listener::bind(wished).map_err(|error| {
-            CommandError::failed(anyhow::anyhow!("no local port from {wished} upwards can be opened for {}: {error}", served.name))
-                .hinted(format!("choose another one: --local-port {}=PORT", served.name))
+            CommandError::failed(anyhow::anyhow!(
+                "no local port from {wished} upwards can be opened for {}: {error}",
+                served.name
+            ))
+            .hinted(format!("choose another one: --local-port {}=PORT", served.name))
         })?;
         if listener.port != wished {
             ui.warn(&format!("  ! port {wished} is taken, {} is on {} instead", served.name, listener.port));
@@ -63,7 +68,12 @@ pub(super) fn announce(ui: &Ui, environment: &str, access: &str, task_id: &str, 
 }
 
 /// Serves the ports until `drain`, or until the tunnel has ended by itself, and says which: `Some` is why it ended.
-pub(super) async fn serve(ui: &Arc<Ui>, tunnel: &Tunnel, ports: Vec<Port>, drain: &CancellationToken) -> Option<String> {
+pub(super) async fn serve(
+    ui: &Arc<Ui>,
+    tunnel: &Tunnel,
+    ports: Vec<Port>,
+    drain: &CancellationToken,
+) -> Option<String> {
     let clients = TaskTracker::new();
     let accepting = CancellationToken::new();
     for port in ports {
@@ -130,12 +140,7 @@ async fn accept(ui: Arc<Ui>, tunnel: Tunnel, port: Port, accepting: Cancellation
 /// The closing line: what went through.
 pub(super) fn farewell(ui: &Ui, tunnel: &Tunnel) {
     let stats = tunnel.stats();
-    ui.say(&format!(
-        "  closed: {} up, {} down, {} reconnects",
-        bytes(stats.up),
-        bytes(stats.down),
-        stats.reconnects
-    ));
+    ui.say(&format!("  closed: {} up, {} down, {} reconnects", bytes(stats.up), bytes(stats.down), stats.reconnects));
     ui.event(&json!({
         "event": "closed", "bytes_up": stats.up, "bytes_down": stats.down, "reconnects": stats.reconnects,
         "resent": stats.resent, "round_trip_ms": u64::try_from(stats.round_trip.as_millis()).unwrap_or(u64::MAX)

@@ -178,7 +178,8 @@ impl Place {
                 return Err(explain::stopped_error(&self.settled(task).await));
             }
             if began.elapsed() > START_TIMEOUT {
-                let message = anyhow::anyhow!("task {} is {} after {} s", task.id, task.last_status, START_TIMEOUT.as_secs());
+                let message =
+                    anyhow::anyhow!("task {} is {} after {} s", task.id, task.last_status, START_TIMEOUT.as_secs());
                 return Err(CommandError::failed(message).hinted("look at the task in the ECS console"));
             }
             phase.detail(&task.last_status.to_lowercase());
@@ -238,13 +239,14 @@ impl Place {
         let Environment { cluster, document, .. } = &self.environment;
         let target = task.session_target(cluster, &access.container).ok_or_else(|| {
             let message = anyhow::anyhow!("container {:?} of task {} has no runtime id", access.container, task.id);
-            CommandError::failed(message).hinted("set container to the name of the relay's container in the task definition")
+            CommandError::failed(message)
+                .hinted("set container to the name of the relay's container in the task definition")
         })?;
         let began = Instant::now();
         let grant = loop {
             match self.aws.start_session(&target, document, RELAY_HTTP_PORT, reason).await {
                 Ok(grant) => break grant,
-                Err(AwsError::TargetNotConnected { .. }) if began.elapsed() < SESSION_TIMEOUT => {
+                Err(AwsError::TargetNotConnected) if began.elapsed() < SESSION_TIMEOUT => {
                     phase.detail("waiting for Session Manager to know the task");
                     tokio::time::sleep(POLL).await;
                 }
@@ -277,7 +279,12 @@ impl Place {
         let mut current = task.clone();
         while current.last_status != "STOPPED" {
             if began.elapsed() > STOP_TIMEOUT {
-                let message = anyhow::anyhow!("task {} is still {} after {} s", task.id, current.last_status, STOP_TIMEOUT.as_secs());
+                let message = anyhow::anyhow!(
+                    "task {} is still {} after {} s",
+                    task.id,
+                    current.last_status,
+                    STOP_TIMEOUT.as_secs()
+                );
                 return Err(CommandError::failed(message).hinted("ECS will end it; bastion status shows when"));
             }
             phase.detail(&current.last_status.to_lowercase());

@@ -81,7 +81,8 @@ pub(super) struct ConnectArgs {
 
 fn local_port(text: &str) -> Result<(String, u16), String> {
     let (name, port) = text.split_once('=').ok_or("write TARGET=PORT, for example orders=5432")?;
-    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("{port:?} is not a port from 1 to 65535"))?;
+    let port =
+        port.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("{port:?} is not a port from 1 to 65535"))?;
     Ok((name.to_owned(), port))
 }
 
@@ -141,7 +142,8 @@ pub(super) async fn cmd_connect(args: ConnectArgs, drain: CancellationToken) -> 
     let place = interruptible(&drain, launch::place(&ui, &args.env, &args.aws)).await?;
     let own = interruptible(&drain, place.own_tasks(&args.access)).await?;
     let Some(task) = own.into_iter().next() else {
-        let message = anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
+        let message =
+            anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
         return Err(CommandError::failed(message).hinted(format!("start one: bastion up {}", args.env)));
     };
     attach(&ui, &place, task, &args, None, &drain).await
@@ -180,7 +182,8 @@ async fn hold_tunnel(
     drain: &CancellationToken,
 ) -> Result<(), CommandError> {
     let phase = ui.phase("relay");
-    let relay = interruptible(drain, async { target::ask(tunnel, RELAY_TIMEOUT).await.map_err(CommandError::from) }).await?;
+    let relay =
+        interruptible(drain, async { target::ask(tunnel, RELAY_TIMEOUT).await.map_err(CommandError::from) }).await?;
     ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
     let wishes: BTreeMap<String, u16> = args.local_port.iter().cloned().collect();
     let ports = hold::open_ports(ui, &relay, &wishes)?;
@@ -214,9 +217,11 @@ async fn detach(ui: &Arc<Ui>, place: &Place, task: TaskState, args: &UpArgs) -> 
     for (name, port) in &args.common.local_port {
         connect.arg("--local-port").arg(format!("{name}={port}"));
     }
-    for (flag, value) in
-        [("--profile", &args.common.aws.profile), ("--region", &args.common.aws.region), ("--cluster", &args.common.aws.cluster)]
-    {
+    for (flag, value) in [
+        ("--profile", &args.common.aws.profile),
+        ("--region", &args.common.aws.region),
+        ("--cluster", &args.common.aws.cluster),
+    ] {
         if let Some(value) = value {
             connect.args([flag, value]);
         }
@@ -250,7 +255,10 @@ async fn detach(ui: &Arc<Ui>, place: &Place, task: TaskState, args: &UpArgs) -> 
             let text = |key: &str| target[key].as_str().unwrap_or_default().to_owned();
             ui.data(&format!("{}  localhost:{}  {}", text("name"), target["port"], text("command")));
         }
-        ui.say(&format!("ready: {} ({}) · bastion down {} ends it", args.common.env, args.common.access, args.common.env));
+        ui.say(&format!(
+            "ready: {} ({}) · bastion down {} ends it",
+            args.common.env, args.common.access, args.common.env
+        ));
     }
     Ok(())
 }

@@ -57,7 +57,12 @@ fn read(path: &Path, problems: &mut Problems) -> Option<(PathBuf, String)> {
         Ok(text) => Some((path.to_owned(), text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => {
-            problems.add(&path.display().to_string(), "", format!("cannot be read: {error}"), "make it readable or move it away");
+            problems.add(
+                &path.display().to_string(),
+                "",
+                format!("cannot be read: {error}"),
+                "make it readable or move it away",
+            );
             None
         }
     }
@@ -68,7 +73,8 @@ pub(crate) fn known(files: &Files) -> Vec<String> {
     let mut names: Vec<String> = layers(files, &mut Problems::default())
         .into_iter()
         .flat_map(|(_, document)| {
-            let names = document.get("env").and_then(Value::as_object).map(|all| all.keys().cloned().collect::<Vec<_>>());
+            let names =
+                document.get("env").and_then(Value::as_object).map(|all| all.keys().cloned().collect::<Vec<_>>());
             names.unwrap_or_default()
         })
         .collect();
@@ -111,7 +117,9 @@ pub(crate) fn resolve(
     if let Some(text) = parameter {
         match serde_json::from_str(text) {
             Ok(document) => found.push((parameter_name, document)),
-            Err(error) => problems.add(&parameter_name, "", format!("is not JSON: {error}"), "deploy the environment again"),
+            Err(error) => {
+                problems.add(&parameter_name, "", format!("is not JSON: {error}"), "deploy the environment again")
+            }
         }
     }
     if found.is_empty() && problems.is_empty() {
@@ -163,7 +171,8 @@ fn unknown(name: &str, files: &Files, problems: &mut Problems) {
         (None, false) => format!("the files know {}", known.join(", ")),
         (None, true) => format!("deploy it with cdk/, or write env.{name} into {FILE}"),
     };
-    let message = format!("there is no environment {name:?}: no {FILE} names it and there is no SSM parameter /bastion/{name}");
+    let message =
+        format!("there is no environment {name:?}: no {FILE} names it and there is no SSM parameter /bastion/{name}");
     problems.add("bastion", "", message, fix);
 }
 
@@ -224,12 +233,18 @@ fn access(mut table: Table<'_>, problems: &mut Problems) -> Option<Access> {
         None => Vec::new(),
     };
     if subnets.is_empty() {
-        table.problem(problems, "subnets", "names no subnet", "list the private subnets of the task, for example [\"subnet-0a1b\"]");
+        table.problem(
+            problems,
+            "subnets",
+            "names no subnet",
+            "list the private subnets of the task, for example [\"subnet-0a1b\"]",
+        );
     }
     let security_groups = table.strings("security_groups", problems).unwrap_or_default();
     let assign_public_ip = table.boolean("assign_public_ip", problems).unwrap_or(false);
     let reason_required = table.boolean("reason_required", problems).unwrap_or(false);
-    let targets = table.table("target", problems).map(|targets| schema::targets(&targets, problems)).unwrap_or_default();
+    let targets =
+        table.table("target", problems).map(|targets| schema::targets(&targets, problems)).unwrap_or_default();
     table.finish(problems);
     Some(Access {
         task_definition: task_definition?,
@@ -274,7 +289,10 @@ mod tests {
     fn precedence_is_key_by_key() {
         let files = Files {
             project: Some((PathBuf::from("p.toml"), "[env.prod]\ncluster = 'project'\n".to_owned())),
-            user: Some((PathBuf::from("u.toml"), "[env.prod]\ncluster = 'user'\ndocument = 'bastion-port'\n".to_owned())),
+            user: Some((
+                PathBuf::from("u.toml"),
+                "[env.prod]\ncluster = 'user'\ndocument = 'bastion-port'\n".to_owned(),
+            )),
         };
         let flags = Flags { region: Some("us-east-1".to_owned()), cluster: None };
         let env = BTreeMap::from([(vars::REGION, "us-west-2")]);

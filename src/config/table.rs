@@ -55,6 +55,12 @@ impl<'a> Table<'a> {
         self.map.iter()
     }
 
+    /// The entry of this name, for tables whose keys are names.
+    #[cfg(feature = "launcher")]
+    pub(super) fn entry(&self, name: &str) -> Option<&'a Value> {
+        self.map.get(name)
+    }
+
     pub(super) fn problem(
         &self,
         problems: &mut Problems,

@@ -105,7 +105,13 @@ impl Agent {
         }
     }
 
-    fn message(&mut self, message_type: MessageType, sequence: i64, payload_type: PayloadType, payload: Vec<u8>) -> Vec<u8> {
+    fn message(
+        &mut self,
+        message_type: MessageType,
+        sequence: i64,
+        payload_type: PayloadType,
+        payload: Vec<u8>,
+    ) -> Vec<u8> {
         self.id = self.id.wrapping_add(1);
         let flags = if sequence == 0 { FLAG_SYN } else { 0 };
         let message = Message {
@@ -348,7 +354,8 @@ fn bytes_arrive_once_and_in_order_on_a_bad_link() {
             pair.agent.write(Command::Psh, stream, part);
         }
         pair.run_until("both have all", |pair| {
-            pair.agent.received[&stream].len() >= up.len() && pair.got.get(&stream).is_some_and(|got| got.len() >= down.len())
+            pair.agent.received[&stream].len() >= up.len()
+                && pair.got.get(&stream).is_some_and(|got| got.len() >= down.len())
         });
         assert!(pair.agent.received[&stream] == up && pair.got[&stream] == down, "seed {seed}");
     }
@@ -488,7 +495,9 @@ fn a_new_connection_is_not_starved_by_a_bulk_upload() {
     let small = pair.client.open(pair.now).unwrap();
     pair.client.write(small, Bytes::from_static(b"select 1"));
     let asked = pair.now;
-    pair.run_until("the small one is there", |pair| pair.agent.received.get(&small).is_some_and(|got| got == b"select 1"));
+    pair.run_until("the small one is there", |pair| {
+        pair.agent.received.get(&small).is_some_and(|got| got == b"select 1")
+    });
     // One window is under way before it; it does not wait for the 50 MB.
     assert!(pair.now - asked < Duration::from_millis(150), "{:?}", pair.now - asked);
     assert!(pair.agent.received[&bulk].len() < 50 << 20);
