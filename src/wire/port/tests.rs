@@ -403,7 +403,7 @@ fn after_a_cut_everything_open_goes_out_at_once() {
     pair.client.write(stream, bytes(100_000, 1).into());
     pair.run(10);
     pair.cut();
-    let open = pair.client.channel.unacked.len();
+    let open = pair.client.channel.open_messages();
     assert!(open > 3);
     pair.reconnect();
     let before = pair.sent_frames;

@@ -128,6 +128,11 @@ impl Channel {
         self.unacked.is_empty() && self.control.is_empty() && self.acks.is_empty()
     }
 
+    /// Messages without an acknowledgement.
+    pub fn open_messages(&self) -> usize {
+        self.unacked.len()
+    }
+
     /// How long the oldest message has waited for its acknowledgement.
     pub fn oldest_unacked(&self, now: Instant) -> Option<Duration> {
         self.unacked.values().map(|sent| now.saturating_duration_since(sent.sent_at)).max()

@@ -6,6 +6,7 @@
 
 #![allow(clippy::expect_used, reason = "a test tool")]
 
+pub mod agent;
 mod api;
 mod ecs;
 pub mod gateway;
@@ -77,7 +78,6 @@ pub struct Config {
 }
 
 /// What the parts share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) folder: PathBuf,
     pub(crate) relay: PathBuf,
@@ -169,7 +169,6 @@ impl Shared {
 }
 
 /// A running sandbox.
-#[derive(Debug)]
 pub struct Sandbox {
     shared: Arc<Shared>,
     server: tokio::task::JoinHandle<()>,

@@ -1,0 +1,312 @@
+//! One direction of one session inside the gateway: a bounded delay line on which faults happen.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::knobs::Direction;
+use super::knobs::Kind;
+use super::knobs::Knobs;
+use super::knobs::Odds;
+use super::knobs::Path;
+use super::rng::Rng;
+
+/// Bytes under way before the sender is held back: 40 ms at 200 MB/s.
+const CAPACITY: u32 = 8 << 20;
+/// How far ahead of `bytes_per_second` the sender may run.
+const AHEAD: Duration = Duration::from_millis(50);
+/// Bytes of a frame in front of its payload.
+const HEADER: usize = 120;
+
+/// Frames seen and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Data frames that came in.
+    pub data: u64,
+    /// Acks that came in.
+    pub acks: u64,
+    /// Bytes of all frames that came in.
+    pub bytes: u64,
+    /// The largest frame.
+    pub largest: usize,
+    pub dropped: u64,
+    pub duplicated: u64,
+    pub reordered: u64,
+    pub corrupted: u64,
+    /// Lost because a side was away or its leg was cut.
+    pub lost: u64,
+}
+
+/// Many may push, one pops. Order is kept, except for frames that the knobs reorder.
+pub(crate) struct Link {
+    direction: Direction,
+    knobs: watch::Receiver<Arc<Knobs>>,
+    state: Mutex<State>,
+    ready: Notify,
+    room: Arc<Semaphore>,
+}
+
+struct State {
+    queue: BinaryHeap<Item>,
+    order: u64,
+    last_due: Instant,
+    free_at: Instant,
+    data_odds: Rng,
+    ack_odds: Rng,
+    skip_data: u32,
+    skip_acks: u32,
+    muted: bool,
+    closed: bool,
+    counts: Counts,
+}
+
+struct Item {
+    due: Instant,
+    order: u64,
+    frame: Bytes,
+    /// Given back when the frame leaves or is lost.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Link {
+    pub(crate) fn new(direction: Direction, seed: &[u64], knobs: watch::Receiver<Arc<Knobs>>) -> Self {
+        let now = Instant::now();
+        let odds = |kind: u64| Rng::new(&[seed, &[u64::from(direction == Direction::Up), kind]].concat());
+        Self {
+            direction,
+            knobs,
+            state: Mutex::new(State {
+                queue: BinaryHeap::new(),
+                order: 0,
+                last_due: now,
+                free_at: now,
+                data_odds: odds(1),
+                ack_odds: odds(2),
+                skip_data: 0,
+                skip_acks: 0,
+                muted: false,
+                closed: false,
+                counts: Counts::default(),
+            }),
+            ready: Notify::new(),
+            room: Arc::new(Semaphore::new(CAPACITY as usize)),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self) -> Path {
+        let knobs = self.knobs.borrow();
+        match self.direction {
+            Direction::Up => knobs.up.clone(),
+            Direction::Down => knobs.down.clone(),
+        }
+    }
+
+    /// Takes a frame in; waits while too much is under way. Faults happen here.
+    pub(crate) async fn push(&self, frame: Bytes) {
+        let size = u32::try_from(frame.len()).unwrap_or(CAPACITY).min(CAPACITY);
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(size).await else { return };
+        let path = self.path();
+        let ahead_until = self.state().accept(frame, Some(room), &path);
+        self.ready.notify_one();
+        if let Some(until) = ahead_until {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// Takes in a frame of the gateway's own, behind all others; no fault touches it.
+    pub(crate) fn push_own(&self, frame: Bytes) {
+        let path = self.path();
+        let mut state = self.state();
+        if !state.closed && !state.muted {
+            let due = state.last_due.max(Instant::now() + Duration::from_millis(path.latency_ms));
+            state.put(due, frame, None);
+        }
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    /// The next frame that is due; `None` once the link is closed and empty. Cancel safe.
+    pub(crate) async fn pop(&self) -> Option<Bytes> {
+        loop {
+            let due = {
+                let mut state = self.state();
+                let now = Instant::now();
+                if let Some(frame) = state.take(now) {
+                    return Some(frame);
+                }
+                match state.queue.peek() {
+                    Some(item) => Some(item.due),
+                    None if state.closed => return None,
+                    None => None,
+                }
+            };
+            match due {
+                Some(due) => tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    () = self.ready.notified() => {}
+                },
+                None => self.ready.notified().await,
+            }
+        }
+    }
+
+    /// The next frame if it is due already.
+    pub(crate) fn try_pop(&self) -> Option<Bytes> {
+        self.state().take(Instant::now())
+    }
+
+    /// Loses everything that is under way.
+    pub(crate) fn lose(&self) {
+        let mut state = self.state();
+        state.counts.lost += state.queue.len() as u64;
+        state.queue.clear();
+    }
+
+    /// While muted, frames that come in are lost.
+    pub(crate) fn mute(&self, muted: bool) {
+        self.state().muted = muted;
+    }
+
+    pub(crate) fn drop_next(&self, kind: Kind, count: u32) {
+        let mut state = self.state();
+        match kind {
+            Kind::Ack => state.skip_acks += count,
+            Kind::Data | Kind::Other => state.skip_data += count,
+        }
+    }
+
+    /// Nothing more comes in; what is under way still leaves.
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
+        self.room.close();
+        self.ready.notify_one();
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.state().counts
+    }
+}
+
+impl State {
+    /// Draws the faults for one frame and queues what is left of it. Returns how long the sender must wait.
+    fn accept(&mut self, frame: Bytes, room: Option<OwnedSemaphorePermit>, path: &Path) -> Option<Instant> {
+        let kind = Kind::of(&frame);
+        self.counts.bytes += frame.len() as u64;
+        self.counts.largest = self.counts.largest.max(frame.len());
+        let (odds, skip) = match kind {
+            Kind::Data => {
+                self.counts.data += 1;
+                (path.data, Some(&mut self.skip_data))
+            }
+            Kind::Ack => {
+                self.counts.acks += 1;
+                (path.ack, Some(&mut self.skip_acks))
+            }
+            Kind::Other => (Odds::default(), None),
+        };
+        if self.closed || self.muted {
+            self.counts.lost += 1;
+            return None;
+        }
+        let skipped = skip.is_some_and(|left| {
+            let skipped = *left > 0;
+            *left = left.saturating_sub(1);
+            skipped
+        });
+        let rng = if kind == Kind::Ack { &mut self.ack_odds } else { &mut self.data_odds };
+        let (dropped, duplicated) = (rng.chance(odds.drop), rng.chance(odds.duplicate));
+        let (reordered, corrupted) = (rng.chance(odds.reorder), rng.chance(odds.corrupt));
+        let jitter = Duration::from_micros(rng.below(path.jitter_ms * 1000 + 1));
+        let frame = if corrupted { flip_a_bit(frame, rng) } else { frame };
+
+        let now = Instant::now();
+        let mut ahead_until = None;
+        let mut leaves = now;
+        if let Some(rate) = path.bytes_per_second {
+            let took = Duration::from_nanos((frame.len() as u64).saturating_mul(1_000_000_000) / rate.max(1));
+            self.free_at = self.free_at.max(now) + took;
+            leaves = self.free_at;
+            ahead_until = self.free_at.checked_sub(AHEAD).filter(|until| *until > now);
+        }
+        if skipped || dropped {
+            self.counts.dropped += 1;
+            return ahead_until;
+        }
+        self.counts.corrupted += u64::from(corrupted);
+        let due = self.last_due.max(leaves + Duration::from_millis(path.latency_ms) + jitter);
+        if duplicated {
+            self.counts.duplicated += 1;
+            self.put(due, frame.clone(), None);
+        }
+        if reordered {
+            self.counts.reordered += 1;
+            let last = self.last_due;
+            self.put(due + Duration::from_millis(path.reorder_by_ms), frame, room);
+            self.last_due = last;
+        } else {
+            self.put(due, frame, room);
+        }
+        ahead_until
+    }
+
+    fn put(&mut self, due: Instant, frame: Bytes, room: Option<OwnedSemaphorePermit>) {
+        self.order += 1;
+        self.last_due = due;
+        self.queue.push(Item { due, order: self.order, frame, _room: room });
+    }
+
+    fn take(&mut self, now: Instant) -> Option<Bytes> {
+        if self.queue.peek()?.due > now {
+            return None;
+        }
+        self.queue.pop().map(|item| item.frame)
+    }
+}
+
+/// One bit of the payload; a frame without payload stays whole.
+fn flip_a_bit(frame: Bytes, rng: &mut Rng) -> Bytes {
+    let mut bytes = frame.to_vec();
+    let payload = bytes.len().saturating_sub(HEADER) as u64;
+    let at = usize::try_from(rng.below(payload)).unwrap_or(0);
+    if let Some(byte) = bytes.get_mut(HEADER + at) {
+        *byte ^= 1 << rng.below(8);
+    }
+    bytes.into()
+}
+
+impl Ord for Item {
+    /// The earliest is the greatest: `BinaryHeap` gives the greatest first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.due, other.order).cmp(&(self.due, self.order))
+    }
+}
+
+impl PartialOrd for Item {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl Eq for Item {}
