@@ -491,7 +491,7 @@ fn a_new_connection_is_not_starved_by_a_bulk_upload() {
     let mut pair = Pair::opened(20, Faults::default(), 1);
     let bulk = pair.client.open(pair.now).unwrap();
     pair.client.write(bulk, vec![1; 50 << 20].into());
-    pair.run(2000);
+    pair.run(700);
     let small = pair.client.open(pair.now).unwrap();
     pair.client.write(small, Bytes::from_static(b"select 1"));
     let asked = pair.now;
