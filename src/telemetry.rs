@@ -5,6 +5,7 @@ use tracing_subscriber::EnvFilter;
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
+    #[cfg(feature = "relay")]
     Json,
     Text,
 }
@@ -18,6 +19,7 @@ pub(crate) fn init(format: Format, filter: &str) -> Result<(), String> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second init in one process (tests) keeps the first subscriber.
     let _already_set = match format {
+        #[cfg(feature = "relay")]
         Format::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
         Format::Text => builder.with_target(false).try_init(),
     };

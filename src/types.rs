@@ -75,6 +75,7 @@ pub(crate) enum CredentialConfig {
     RdsIam { user: String },
 }
 
+#[cfg(feature = "relay")]
 impl CredentialConfig {
     /// The word for `status`, logs and `/v1/targets`.
     pub(crate) fn source(&self) -> &'static str {

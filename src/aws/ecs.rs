@@ -134,7 +134,8 @@ impl Aws {
             return Ok(TaskState::new(task));
         }
         let failure = answer.failures().first();
-        let reason = failure.and_then(|failure| failure.reason().or(failure.detail())).unwrap_or("no reason given");
+        let reason =
+            failure.and_then(|failure| failure.reason().or_else(|| failure.detail())).unwrap_or("no reason given");
         Err(AwsError::Refused { reason: error::short(reason) })
     }
 

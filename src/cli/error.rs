@@ -6,9 +6,6 @@ use std::process::ExitCode;
 /// Who has to act, which decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A mistake in bastion itself.
-    #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "only the launcher tells them apart"))]
-    Bug,
     /// The configuration of the relay or the launcher.
     Config,
     /// It failed and the person, or their platform team, can act.
@@ -41,10 +38,9 @@ impl CommandError {
         self
     }
 
-    /// 1 failed, 64 bad configuration, 130 interrupted, 255 bug. A bad command line is 2, by clap.
+    /// 1 failed, 64 bad configuration, 130 interrupted. A bad command line is 2, by clap; a panic is 101, by Rust.
     pub(super) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self.kind {
-            Kind::Bug => 255,
             Kind::Config => 64,
             Kind::Failed => 1,
             Kind::Interrupted => 130,

@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), CommandError> {
     match command {
         #[cfg(feature = "launcher")]
-        Command::Up(args) => launcher(|drain| up::cmd_up(args, drain)),
+        Command::Up(args) => launcher(|drain| Box::pin(up::cmd_up(args, drain))),
         #[cfg(feature = "launcher")]
         Command::Connect(args) => launcher(|drain| up::cmd_connect(args, drain)),
         #[cfg(feature = "launcher")]

@@ -19,7 +19,6 @@ const ANSWER_MAX: u64 = 1 << 20;
 pub(super) struct Relay {
     pub(super) version: String,
     pub(super) idle_stop_seconds: Option<u64>,
-    pub(super) max_age_seconds: Option<u64>,
     pub(super) targets: Vec<Served>,
 }
 

@@ -35,7 +35,7 @@ const REASON_MAX: usize = 256;
   bastion up prod
   bastion up prod --access write --reason \"INC-123\"
 
-Exit codes: 0 done, 1 failed and you can act, 2 bad command line, 64 bad configuration, 130 interrupted, 255 bug")]
+Exit codes: 0 done, 1 failed and you can act, 2 bad command line, 64 bad configuration, 130 interrupted")]
 pub(super) struct UpArgs {
     #[command(flatten)]
     common: ConnectArgs,
@@ -58,7 +58,7 @@ pub(super) struct UpArgs {
   bastion connect prod
   bastion connect prod --local-port orders=5432 --json
 
-Exit codes: 0 done, 1 failed and you can act, 2 bad command line, 64 bad configuration, 130 interrupted, 255 bug")]
+Exit codes: 0 done, 1 failed and you can act, 2 bad command line, 64 bad configuration, 130 interrupted")]
 pub(super) struct ConnectArgs {
     /// The environment
     #[arg(value_name = "ENV")]
@@ -96,7 +96,7 @@ fn reason(text: &str) -> Result<String, String> {
 
 pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(), CommandError> {
     let ui = Arc::new(Ui::new(args.common.json, args.common.quiet));
-    let place = interruptible(&drain, launch::place(&ui, &args.common.env, &args.common.aws)).await?;
+    let place = Box::pin(interruptible(&drain, launch::place(&ui, &args.common.env, &args.common.aws))).await?;
     let access = &args.common.access;
     if place.access(access)?.reason_required && args.reason.is_none() {
         let message = anyhow::anyhow!("access level {access:?} of {} needs a reason", args.common.env);
@@ -139,7 +139,7 @@ pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(),
 
 pub(super) async fn cmd_connect(args: ConnectArgs, drain: CancellationToken) -> Result<(), CommandError> {
     let ui = Arc::new(Ui::new(args.json, args.quiet));
-    let place = interruptible(&drain, launch::place(&ui, &args.env, &args.aws)).await?;
+    let place = Box::pin(interruptible(&drain, launch::place(&ui, &args.env, &args.aws))).await?;
     let own = interruptible(&drain, place.own_tasks(&args.access)).await?;
     let Some(task) = own.into_iter().next() else {
         let message =

@@ -118,7 +118,7 @@ pub(crate) fn resolve(
         match serde_json::from_str(text) {
             Ok(document) => found.push((parameter_name, document)),
             Err(error) => {
-                problems.add(&parameter_name, "", format!("is not JSON: {error}"), "deploy the environment again")
+                problems.add(&parameter_name, "", format!("is not JSON: {error}"), "deploy the environment again");
             }
         }
     }

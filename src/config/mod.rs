@@ -11,6 +11,7 @@ pub(crate) mod laptop;
 pub(crate) mod relay;
 pub(crate) mod vars;
 
+#[cfg(feature = "relay")]
 pub(crate) use problem::Problems;
 
 /// Where environment variables come from: the process, or a map in tests.

@@ -1,14 +1,19 @@
 //! Every environment variable that bastion reads, declared once; `docs/configuration.md` lists the same names.
 
 /// The relay's configuration as JSON.
+#[cfg(feature = "relay")]
 pub(crate) const CONFIG: &str = "BASTION_CONFIG";
 /// ARN of the person the task was started for; set by the launcher in the container overrides.
+#[cfg(feature = "relay")]
 pub(crate) const OWNER: &str = "BASTION_OWNER";
 /// Why the task was started; set by the launcher in the container overrides.
+#[cfg(feature = "relay")]
 pub(crate) const REASON: &str = "BASTION_REASON";
 /// Loopback address that the relay listens on (default 127.0.0.1).
+#[cfg(feature = "relay")]
 pub(crate) const LISTEN: &str = "BASTION_LISTEN";
 /// PEM file with a further CA that upstream certificates may come from.
+#[cfg(feature = "relay")]
 pub(crate) const EXTRA_CA_FILE: &str = "BASTION_EXTRA_CA_FILE";
 /// Log filter, for example `info,bastion=debug`.
 pub(crate) const LOG: &str = "BASTION_LOG";

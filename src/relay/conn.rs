@@ -260,7 +260,7 @@ impl Driver<'_> {
     /// Up to the client's wish: TLS, startup or cancel. Not cancel safe.
     async fn open(&mut self) -> Result<Opened, ConnError> {
         loop {
-            match self.handshake.next() {
+            match self.handshake.poll_action() {
                 Action::Cancel(packet) => return Ok(Opened::Cancel(packet)),
                 Action::Read(Peer::Client) => self.read_client().await?,
                 Action::Send(Peer::Client, bytes) => self.send_client(&bytes).await?,
@@ -293,7 +293,7 @@ impl Driver<'_> {
     async fn attempt(&mut self) -> Result<(), ConnError> {
         let target = &self.conn.served.target;
         loop {
-            match self.handshake.next() {
+            match self.handshake.poll_action() {
                 Action::Cancel(_) => return Ok(()),
                 Action::Dial => {
                     self.upstream = Some(Upstream::Plain(upstream::dial(target).await?));

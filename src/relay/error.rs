@@ -13,7 +13,6 @@ pub(super) enum ErrorKind {
     Credential,
     Dial,
     Full,
-    Shutdown,
     Upstream,
     UpstreamAuth,
     UpstreamTls,
@@ -27,7 +26,6 @@ impl ErrorKind {
             Self::Credential => "credential",
             Self::Dial => "dial",
             Self::Full => "full",
-            Self::Shutdown => "shutdown",
             Self::Upstream => "upstream",
             Self::UpstreamAuth => "upstream_auth",
             Self::UpstreamTls => "upstream_tls",
@@ -84,8 +82,6 @@ pub(super) enum ConnError {
     LoginTimeout(u64),
     #[error("the login was refused")]
     Refused(Refusal),
-    #[error("the relay is stopping")]
-    Shutdown,
     #[error("TLS with the database failed: {0}")]
     Tls(#[from] UpstreamTlsError),
     #[error("the database connection broke during the login: {0}")]
@@ -106,7 +102,6 @@ impl ConnError {
             Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.code) => ErrorKind::UpstreamAuth,
             Self::Refused(Refusal::UnknownAuthentication(_) | Refusal::WantsPassword(_)) => ErrorKind::UpstreamAuth,
             Self::LoginTimeout(_) | Self::Refused(_) | Self::UpstreamIo(_) => ErrorKind::Upstream,
-            Self::Shutdown => ErrorKind::Shutdown,
         }
     }
 

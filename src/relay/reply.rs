@@ -17,7 +17,6 @@ const CONNECTION_FAILURE: &str = "08006";
 const PROTOCOL_VIOLATION: &str = "08P01";
 const INVALID_AUTHORIZATION: &str = "28000";
 const TOO_MANY_CONNECTIONS: &str = "53300";
-const ADMIN_SHUTDOWN: &str = "57P01";
 
 /// The ErrorResponse for `failure`, or `None` where the client has been told or is gone.
 pub(super) fn error_response(failure: &ConnError, target: &Target, conn_id: u64) -> Option<Bytes> {
@@ -72,9 +71,6 @@ fn fields(failure: &ConnError, target: &Target) -> Option<ErrorFields> {
             "",
             "Close connections that are not used, or raise max_connections in the relay's configuration.",
         ),
-        ConnError::Shutdown => {
-            error(ADMIN_SHUTDOWN, "bastion: the relay is stopping".to_owned(), "", "Run bastion up again.")
-        }
         ConnError::LoginTimeout(seconds) => error(
             CONNECTION_FAILURE,
             format!("bastion: target {name} at {host}:{port} did not finish the login within {seconds} s"),

@@ -139,7 +139,7 @@ impl PortSession {
         if self.phase != Phase::Open {
             return None;
         }
-        self.keepalive_at.get_or_insert(after(now, KEEPALIVE));
+        self.keepalive_at.get_or_insert_with(|| after(now, KEEPALIVE));
         self.mux.open()
     }
 
@@ -190,7 +190,7 @@ impl PortSession {
         match (self.phase, payload_type) {
             (Phase::Greeting, PayloadType::HANDSHAKE_REQUEST) => self.answer(payload),
             (Phase::Greeting, _) => {
-                self.end(Ended::Unsupported("it sent data without a handshake, as a shell does".to_owned()))
+                self.end(Ended::Unsupported("it sent data without a handshake, as a shell does".to_owned()));
             }
             (Phase::Answered, PayloadType::HANDSHAKE_COMPLETE) => {
                 self.phase = Phase::Open;

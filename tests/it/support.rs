@@ -92,7 +92,7 @@ impl Relay<'_> {
     /// psql through the relay: exit code, stdout, stderr.
     pub(crate) async fn psql(&self, port: u16, extra: &[&str], sql: &str) -> (i32, String, String) {
         let mut psql = Command::new("psql");
-        psql.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("PGCONNECT_TIMEOUT", "20");
+        psql.env("PGCONNECT_TIMEOUT", "20");
         psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-U", "anyone", "-p", &port.to_string()]);
         psql.args(["-h", &self.address.to_string()]).args(extra).args(["-c", sql]);
         finish(psql).await

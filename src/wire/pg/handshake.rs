@@ -1,8 +1,8 @@
 //! The login as one machine between two peers: a server that lets the client in without a password, and a client that
 //! logs in upstream with a credential of the relay.
 //!
-//! Drive it so: call [`Handshake::next`], do what it says, tell the outcome with the `handle_*` method that the action
-//! names, call `next` again. It ends with `Splice`, `Cancel` or `Refuse`. There is no action that sends a credential
+//! Drive it so: call [`Handshake::poll_action`], do what it says, tell the outcome with the `handle_*` method that the action
+//! names, call it again. It ends with `Splice`, `Cancel` or `Refuse`. There is no action that sends a credential
 //! before [`Handshake::handle_tls`] was called for the upstream, so a driver cannot forget the TLS.
 
 use std::collections::VecDeque;
@@ -231,7 +231,7 @@ impl Handshake {
     }
 
     /// What to do now; see the type.
-    pub fn next(&mut self) -> Action {
+    pub fn poll_action(&mut self) -> Action {
         loop {
             if let Some(action) = self.queue.pop_front() {
                 return action;
@@ -415,6 +415,7 @@ impl Handshake {
 fn answer(login: &mut Login, asked: Authentication, binding: Option<&[u8]>) -> Result<Option<Secret>, Refusal> {
     let mut out = BytesMut::new();
     let token = login.kind == SecretKind::Token;
+    const OUT_OF_TURN: Refusal = Refusal::UpstreamMalformed(Malformed("a SASL message out of turn"));
     let malformed = Refusal::UpstreamMalformed;
     match asked {
         Authentication::CleartextPassword => message::encode_password(&login.secret, &mut out),
@@ -431,11 +432,11 @@ fn answer(login: &mut Login, asked: Authentication, binding: Option<&[u8]>) -> R
             login.scram = Some(Scram::start(&offered, binding, &login.secret, &mut out).map_err(malformed)?);
         }
         Authentication::SaslContinue(data) => {
-            let scram = login.scram.as_mut().ok_or(malformed(Malformed("a SASL challenge out of turn")))?;
+            let scram = login.scram.as_mut().ok_or(OUT_OF_TURN)?;
             scram.continue_with(&data, &mut out).map_err(malformed)?;
         }
         Authentication::SaslFinal(data) => {
-            let mut scram = login.scram.take().ok_or(malformed(Malformed("a SASL end out of turn")))?;
+            let mut scram = login.scram.take().ok_or(OUT_OF_TURN)?;
             scram.finish(&data).map_err(malformed)?;
             return Ok(None);
         }

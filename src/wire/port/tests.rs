@@ -162,11 +162,11 @@ impl Agent {
             self.send(now, link, PayloadType::OUTPUT, payload);
             self.next_send = now + Duration::from_millis(1);
         }
-        if now.duration_since(self.oldest_sent) >= Duration::from_millis(100) {
-            if let Some(frame) = self.unacked.values().next() {
-                link.push(now, &frame.clone());
-                self.oldest_sent = now;
-            }
+        if now.duration_since(self.oldest_sent) >= Duration::from_millis(100)
+            && let Some(frame) = self.unacked.values().next()
+        {
+            link.push(now, &frame.clone());
+            self.oldest_sent = now;
         }
     }
 
@@ -336,8 +336,12 @@ impl Pair {
     }
 }
 
+fn seed_of(stream: u32) -> u8 {
+    u8::try_from(stream % 256).unwrap()
+}
+
 fn bytes(length: usize, seed: u8) -> Vec<u8> {
-    (0..length).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+    (0..length).map(|n| u8::try_from(n % 256).unwrap().wrapping_mul(31).wrapping_add(seed)).collect()
 }
 
 const LOSSY: Faults = Faults { drop: 5, duplicate: 5, reorder: 10, corrupt: 2 };
@@ -606,7 +610,7 @@ proptest! {
         let mut pair = Pair::opened(latency, Faults { drop, duplicate, reorder, corrupt }, seed);
         let streams: Vec<u32> = writes.iter().map(|length| {
             let stream = pair.client.open(pair.now).unwrap();
-            pair.client.write(stream, bytes(*length, stream as u8).into());
+            pair.client.write(stream, bytes(*length, seed_of(stream)).into());
             pair.client.close_write(pair.now, stream, Duration::from_secs(3600));
             stream
         }).collect();
@@ -620,7 +624,7 @@ proptest! {
             pair.agent.received.get(stream).is_some_and(|got| got.len() >= *length)
         }));
         for (stream, length) in streams.iter().zip(&writes) {
-            prop_assert!(pair.agent.received[stream] == bytes(*length, *stream as u8));
+            prop_assert!(pair.agent.received[stream] == bytes(*length, seed_of(*stream)));
             pair.agent.write(Command::Psh, *stream, &bytes(length / 4, 1));
             pair.agent.write(Command::Fin, *stream, b"");
         }

@@ -210,13 +210,10 @@ impl Postgres {
              hostssl all clear_user 127.0.0.1/32 password\nhostssl all md5_user 127.0.0.1/32 md5\n\
              hostssl all all 127.0.0.1/32 scram-sha-256\n"
         );
-        // As the server's user: the folder is its own by now.
-        self.write_as_server(&data.join("postgresql.auto.conf"), &settings).await?;
-        self.write_as_server(&data.join("pg_hba.conf"), &access).await
-    }
-
-    async fn write_as_server(&self, path: &Path, text: &str) -> anyhow::Result<()> {
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        for (name, text) in [("postgresql.auto.conf", settings), ("pg_hba.conf", access)] {
+            let path = data.join(name);
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
         Ok(())
     }
 

@@ -12,25 +12,25 @@ fn logged_in_up_to_startup(kind: SecretKind) -> Handshake {
     startup.set("application_name", "psql");
     let mut packet = BytesMut::new();
     startup.encode(&mut packet);
-    assert_eq!(handshake.next(), Action::Read(Peer::Client));
+    assert_eq!(handshake.poll_action(), Action::Read(Peer::Client));
     handshake.handle_data(Peer::Client, &packet);
-    assert_eq!(handshake.next(), Action::Dial);
+    assert_eq!(handshake.poll_action(), Action::Dial);
     handshake.handle_dialed();
-    assert!(matches!(handshake.next(), Action::Send(Peer::Upstream, request) if request.len() == 8));
-    assert_eq!(handshake.next(), Action::Read(Peer::Upstream));
+    assert!(matches!(handshake.poll_action(), Action::Send(Peer::Upstream, request) if request.len() == 8));
+    assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
     handshake.handle_data(Peer::Upstream, b"S");
-    assert_eq!(handshake.next(), Action::StartTls { peer: Peer::Upstream, already_read: Bytes::new() });
+    assert_eq!(handshake.poll_action(), Action::StartTls { peer: Peer::Upstream, already_read: Bytes::new() });
     handshake.handle_tls(Peer::Upstream, Some(vec![7; 32]));
-    assert_eq!(handshake.next(), Action::NeedCredential);
+    assert_eq!(handshake.poll_action(), Action::NeedCredential);
     handshake.handle_credential("db_read", b"S3CRET", kind);
-    let Action::Send(Peer::Upstream, packet) = handshake.next() else { panic!("no startup upstream") };
+    let Action::Send(Peer::Upstream, packet) = handshake.poll_action() else { panic!("no startup upstream") };
     let Ok(Some(Opening::Startup(sent))) = startup::decode(&mut BytesMut::from(&packet[..])) else {
         panic!("not a startup")
     };
     assert_eq!(sent.parameter("user").unwrap(), "db_read");
     assert_eq!(sent.parameter("database").unwrap(), "orders");
     assert_eq!(sent.parameter("application_name").unwrap(), "psql");
-    assert_eq!(handshake.next(), Action::Read(Peer::Upstream));
+    assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
     handshake
 }
 
@@ -44,9 +44,9 @@ fn authentication(code: u32, rest: &[u8]) -> BytesMut {
 fn a_token_goes_out_as_a_cleartext_password_and_the_rest_passes_unchanged() {
     let mut handshake = logged_in_up_to_startup(SecretKind::Token);
     handshake.handle_data(Peer::Upstream, &authentication(3, b""));
-    let Action::SendSecret(secret) = handshake.next() else { panic!("no password") };
+    let Action::SendSecret(secret) = handshake.poll_action() else { panic!("no password") };
     assert_eq!(secret.expose(), b"p\0\0\0\x0bS3CRET\0");
-    assert_eq!(handshake.next(), Action::Read(Peer::Upstream));
+    assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
 
     let mut greeting = authentication(0, b"");
     message::encode(b'S', b"server_version\x0015.18\0", &mut greeting);
@@ -58,7 +58,7 @@ fn a_token_goes_out_as_a_cleartext_password_and_the_rest_passes_unchanged() {
     handshake.handle_data(Peer::Upstream, b"more");
     greeting.put_slice(b"more");
     assert_eq!(
-        handshake.next(),
+        handshake.poll_action(),
         Action::Splice { to_upstream: Bytes::from_static(b"Q\0\0\0\x05\0"), to_client: greeting.freeze() }
     );
 }
@@ -74,7 +74,7 @@ fn the_greeting_passes_however_it_is_cut() {
         for part in [&greeting[..cut], &greeting[cut..]] {
             handshake.handle_data(Peer::Upstream, part);
             loop {
-                match handshake.next() {
+                match handshake.poll_action() {
                     Action::Send(Peer::Client, bytes) => out.put_slice(&bytes),
                     Action::Splice { to_client, .. } => {
                         out.put_slice(&to_client);
@@ -94,7 +94,7 @@ fn a_token_is_never_hashed_for_a_server_that_wants_a_password() {
     for (code, rest) in [(5_u32, &b"salt"[..]), (10, b"SCRAM-SHA-256\0\0")] {
         let mut handshake = logged_in_up_to_startup(SecretKind::Token);
         handshake.handle_data(Peer::Upstream, &authentication(code, rest));
-        assert!(matches!(handshake.next(), Action::Refuse(Refusal::WantsPassword(_))));
+        assert!(matches!(handshake.poll_action(), Action::Refuse(Refusal::WantsPassword(_))));
     }
 }
 
@@ -102,7 +102,7 @@ fn a_token_is_never_hashed_for_a_server_that_wants_a_password() {
 fn an_md5_password_is_hashed_with_user_and_salt() {
     let mut handshake = logged_in_up_to_startup(SecretKind::Password);
     handshake.handle_data(Peer::Upstream, &authentication(5, b"salt"));
-    let Action::SendSecret(secret) = handshake.next() else { panic!("no password") };
+    let Action::SendSecret(secret) = handshake.poll_action() else { panic!("no password") };
     let hash = postgres_protocol::authentication::md5_hash(b"db_read", b"S3CRET", *b"salt");
     assert!(secret.expose().windows(hash.len()).any(|part| part == hash.as_bytes()));
 }
@@ -111,9 +111,9 @@ fn an_md5_password_is_hashed_with_user_and_salt() {
 fn a_server_that_skips_its_scram_proof_is_refused() {
     let mut handshake = logged_in_up_to_startup(SecretKind::Password);
     handshake.handle_data(Peer::Upstream, &authentication(10, b"SCRAM-SHA-256\0\0"));
-    assert!(matches!(handshake.next(), Action::SendSecret(_)));
+    assert!(matches!(handshake.poll_action(), Action::SendSecret(_)));
     handshake.handle_data(Peer::Upstream, &authentication(0, b""));
-    assert!(matches!(handshake.next(), Action::Refuse(Refusal::UpstreamMalformed(_))));
+    assert!(matches!(handshake.poll_action(), Action::Refuse(Refusal::UpstreamMalformed(_))));
 }
 
 #[test]
@@ -123,11 +123,11 @@ fn no_tls_upstream_means_no_login() {
         let mut packet = BytesMut::new();
         Startup { version: 3 << 16, parameters: Vec::new() }.encode(&mut packet);
         handshake.handle_data(Peer::Client, &packet);
-        assert_eq!(handshake.next(), Action::Dial);
+        assert_eq!(handshake.poll_action(), Action::Dial);
         handshake.handle_dialed();
-        assert!(matches!(handshake.next(), Action::Send(Peer::Upstream, _)));
+        assert!(matches!(handshake.poll_action(), Action::Send(Peer::Upstream, _)));
         handshake.handle_data(Peer::Upstream, answer);
-        match handshake.next() {
+        match handshake.poll_action() {
             Action::Refuse(Refusal::UpstreamWithoutTls) => assert!(without),
             Action::Refuse(Refusal::UpstreamMalformed(_)) => assert!(!without),
             other => panic!("{other:?}"),
@@ -141,19 +141,19 @@ fn requests_for_encryption_get_their_answer_and_bytes_sent_early_are_refused() {
     let gss = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
     let mut plain = Handshake::new(None, false);
     plain.handle_data(Peer::Client, &gss);
-    assert_eq!(plain.next(), Action::Send(Peer::Client, Bytes::from_static(b"N")));
+    assert_eq!(plain.poll_action(), Action::Send(Peer::Client, Bytes::from_static(b"N")));
     plain.handle_data(Peer::Client, &ssl);
-    assert_eq!(plain.next(), Action::Send(Peer::Client, Bytes::from_static(b"N")));
-    assert_eq!(plain.next(), Action::Read(Peer::Client));
+    assert_eq!(plain.poll_action(), Action::Send(Peer::Client, Bytes::from_static(b"N")));
+    assert_eq!(plain.poll_action(), Action::Read(Peer::Client));
 
     let mut tls = Handshake::new(None, true);
     tls.handle_data(Peer::Client, &ssl);
-    assert_eq!(tls.next(), Action::Send(Peer::Client, Bytes::from_static(b"S")));
-    assert_eq!(tls.next(), Action::StartTls { peer: Peer::Client, already_read: Bytes::new() });
+    assert_eq!(tls.poll_action(), Action::Send(Peer::Client, Bytes::from_static(b"S")));
+    assert_eq!(tls.poll_action(), Action::StartTls { peer: Peer::Client, already_read: Bytes::new() });
 
     let mut early = Handshake::new(None, true);
     early.handle_data(Peer::Client, &[&ssl[..], b"x"].concat());
-    assert!(matches!(early.next(), Action::Refuse(Refusal::ClientMalformed(_))));
+    assert!(matches!(early.poll_action(), Action::Refuse(Refusal::ClientMalformed(_))));
 }
 
 #[test]
@@ -163,10 +163,10 @@ fn an_error_of_the_login_is_refused_and_may_be_tried_again() {
     ErrorFields { code: "28000".into(), message: "PAM authentication failed".into(), ..ErrorFields::default() }
         .encode(&mut out);
     handshake.handle_data(Peer::Upstream, &out);
-    let Action::Refuse(Refusal::UpstreamRefused(fields)) = handshake.next() else { panic!("not refused") };
+    let Action::Refuse(Refusal::UpstreamRefused(fields)) = handshake.poll_action() else { panic!("not refused") };
     assert_eq!(fields.code, "28000");
     assert!(handshake.retry());
-    assert_eq!(handshake.next(), Action::Dial);
+    assert_eq!(handshake.poll_action(), Action::Dial);
 }
 
 #[test]
@@ -175,8 +175,8 @@ fn an_error_after_the_login_passes_to_the_client_and_is_final() {
     let mut out = authentication(0, b"");
     ErrorFields { code: "3D000".into(), message: "no database".into(), ..ErrorFields::default() }.encode(&mut out);
     handshake.handle_data(Peer::Upstream, &out);
-    assert_eq!(handshake.next(), Action::Send(Peer::Client, out.freeze()));
-    assert!(matches!(handshake.next(), Action::Refuse(Refusal::Rejected(_))));
+    assert_eq!(handshake.poll_action(), Action::Send(Peer::Client, out.freeze()));
+    assert!(matches!(handshake.poll_action(), Action::Refuse(Refusal::Rejected(_))));
     assert!(!handshake.retry());
 }
 
@@ -194,7 +194,7 @@ fn a_named_database_is_kept_and_the_users_name_is_not_one() {
         handshake.startup = Some(startup);
         handshake.state = State::NeedCredential;
         handshake.handle_credential("db_read", b"", SecretKind::Token);
-        let Action::Send(Peer::Upstream, packet) = handshake.next() else { panic!("no startup") };
+        let Action::Send(Peer::Upstream, packet) = handshake.poll_action() else { panic!("no startup") };
         let Ok(Some(Opening::Startup(sent))) = startup::decode(&mut BytesMut::from(&packet[..])) else { panic!() };
         assert_eq!(sent.parameter("database").unwrap(), wanted);
     }
@@ -204,5 +204,5 @@ fn a_named_database_is_kept_and_the_users_name_is_not_one() {
 fn secrets_are_not_in_debug() {
     let mut handshake = logged_in_up_to_startup(SecretKind::Token);
     handshake.handle_data(Peer::Upstream, &authentication(3, b""));
-    assert_eq!(format!("{:?}", handshake.next()), "SendSecret([redacted])");
+    assert_eq!(format!("{:?}", handshake.poll_action()), "SendSecret([redacted])");
 }

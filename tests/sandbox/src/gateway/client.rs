@@ -211,7 +211,7 @@ async fn read(session: &Session, stream: &mut Stream) -> Ended {
         if session.knobs.borrow().max_frame.is_some_and(|limit| frame.len() > limit) {
             return Ended::TooLarge;
         }
-        session.from_client(frame).await;
+        session.take_from_client(frame).await;
     }
     Ended::Gone
 }

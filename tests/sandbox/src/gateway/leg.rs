@@ -37,7 +37,7 @@ impl Leg {
 
     /// Waits while the gateway takes nothing. False: the leg is cut and the frame lost.
     pub(crate) async fn send(&self, frame: Bytes) -> bool {
-        self.session.from_agent(frame).await
+        self.session.take_from_agent(frame).await
     }
 
     /// A websocket ping; false if no pong comes.

@@ -49,7 +49,6 @@ pub use knobs::WhenDown;
 pub use link::Counts;
 pub use session::Snapshot;
 
-pub(crate) use frames::created_ms;
 pub(crate) use frames::message;
 pub(crate) use leg::Incoming;
 pub(crate) use leg::Leg;

@@ -184,7 +184,7 @@ impl Session {
     }
 
     /// A frame of the client.
-    pub(crate) async fn from_client(&self, frame: Bytes) {
+    pub(crate) async fn take_from_client(&self, frame: Bytes) {
         if Kind::of(&frame) == Kind::Data {
             self.touch();
         }
@@ -192,7 +192,7 @@ impl Session {
     }
 
     /// A frame of the agent. False if its leg is down: the frame is lost.
-    pub(crate) async fn from_agent(&self, frame: Bytes) -> bool {
+    pub(crate) async fn take_from_agent(&self, frame: Bytes) -> bool {
         if !self.state().agent_is_up {
             return false;
         }
