@@ -1,9 +1,11 @@
 //! The vocabulary that the parts share: plain values, no behaviour beyond parsing and printing.
 
+#[cfg(feature = "launcher")]
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+#[cfg(feature = "launcher")]
 use std::time::Duration;
 
 #[cfg(feature = "launcher")]
@@ -113,6 +115,7 @@ pub(crate) struct Target {
 }
 
 /// One access level of an environment: what is run, where, and what it may reach.
+#[cfg(feature = "launcher")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Access {
     pub(crate) task_definition: String,
@@ -126,6 +129,7 @@ pub(crate) struct Access {
 }
 
 /// An environment: where the tasks run and which access levels there are.
+#[cfg(feature = "launcher")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Environment {
     pub(crate) name: String,

@@ -100,6 +100,7 @@ impl<'a> Table<'a> {
         self.string(key, problems)
     }
 
+    #[cfg(feature = "launcher")]
     pub(super) fn strings(&mut self, key: &'static str, problems: &mut Problems) -> Option<Vec<String>> {
         let value = self.value(key)?;
         let all = value
@@ -116,6 +117,7 @@ impl<'a> Table<'a> {
         all
     }
 
+    #[cfg(feature = "launcher")]
     pub(super) fn boolean(&mut self, key: &'static str, problems: &mut Problems) -> Option<bool> {
         let value = self.value(key)?;
         if value.as_bool().is_none() {
