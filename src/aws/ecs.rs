@@ -1,43 +1,38 @@
-//! ECS: run, look at, and stop tasks.
+//! Tasks of ECS: run, list, describe, stop.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use aws_sdk_ecs::types::{
-    AssignPublicIp, AwsVpcConfiguration, ContainerOverride, KeyValuePair, LaunchType, NetworkConfiguration, Tag, Task,
-    TaskField, TaskOverride,
+    AssignPublicIp, AwsVpcConfiguration, Container, ContainerOverride, DesiredStatus, Failure, KeyValuePair,
+    LaunchType, ManagedAgentName, NetworkConfiguration, Tag, Task, TaskField, TaskOverride,
 };
+use aws_smithy_types::DateTime;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata as _;
 
-use crate::aws::Aws;
-use crate::aws::error::{self, AwsError, Call};
+use crate::aws::error::{AwsError, Call, short};
+use crate::aws::{Aws, last_part};
 
-const SERVICE: &str = "ECS";
-const AGENT: &str = "ExecuteCommandAgent";
-/// `DescribeTasks` takes no more at once.
+/// The most ARNs that DescribeTasks takes (ECS API Reference).
 const DESCRIBE_MAX: usize = 100;
+/// More running tasks of one family than this are not ours to list.
+const LIST_MAX: usize = 10_000;
 
-/// What to run.
+/// What RunTask is asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct TaskOrder {
     pub(crate) cluster: String,
+    /// Family, `family:revision` or ARN.
     pub(crate) task_definition: String,
+    /// The container whose environment is extended.
     pub(crate) container: String,
     pub(crate) subnets: Vec<String>,
     pub(crate) security_groups: Vec<String>,
     pub(crate) assign_public_ip: bool,
-    /// Makes a repeated request start one task.
+    /// The same token gives the same task, at most 64 characters.
     pub(crate) client_token: String,
     pub(crate) tags: Vec<(String, String)>,
     pub(crate) environment: Vec<(String, String)>,
-}
-
-/// One container of a task.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ContainerState {
-    pub(crate) name: String,
-    pub(crate) runtime_id: Option<String>,
-    pub(crate) exit_code: Option<i32>,
-    pub(crate) reason: Option<String>,
 }
 
 /// A task as ECS describes it.
@@ -48,154 +43,265 @@ pub(crate) struct TaskState {
     pub(crate) id: String,
     pub(crate) last_status: String,
     pub(crate) desired_status: String,
-    /// State of the ExecuteCommandAgent.
+    /// Of the first container that has an ExecuteCommandAgent; each container has its own too.
     pub(crate) agent_status: Option<String>,
+    /// Of the same container.
+    pub(crate) runtime_id: Option<String>,
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) stop_code: Option<String>,
     pub(crate) stopped_reason: Option<String>,
     pub(crate) containers: Vec<ContainerState>,
     pub(crate) created_at: Option<SystemTime>,
+    pub(crate) started_at: Option<SystemTime>,
+}
+
+/// A container of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ContainerState {
+    pub(crate) name: String,
+    pub(crate) last_status: String,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) reason: Option<String>,
+    /// Of its ExecuteCommandAgent: `PENDING`, `RUNNING` or `STOPPED`.
+    pub(crate) agent_status: Option<String>,
+    pub(crate) runtime_id: Option<String>,
 }
 
 impl TaskState {
-    fn new(task: &Task) -> Self {
-        let arn = task.task_arn().unwrap_or_default().to_owned();
-        let agents = task.containers().iter().flat_map(aws_sdk_ecs::types::Container::managed_agents);
-        let agent = agents.into_iter().find(|agent| agent.name().is_some_and(|name| name.as_str() == AGENT));
-        let container = |container: &aws_sdk_ecs::types::Container| ContainerState {
-            name: container.name().unwrap_or_default().to_owned(),
-            runtime_id: container.runtime_id().map(str::to_owned),
-            exit_code: container.exit_code(),
-            reason: container.reason().map(str::to_owned),
-        };
-        let tag = |tag: &Tag| Some((tag.key()?.to_owned(), tag.value().unwrap_or_default().to_owned()));
-        Self {
-            id: arn.rsplit('/').next().unwrap_or_default().to_owned(),
-            arn,
-            last_status: task.last_status().unwrap_or_default().to_owned(),
-            desired_status: task.desired_status().unwrap_or_default().to_owned(),
-            agent_status: agent.and_then(|agent| agent.last_status()).map(str::to_owned),
-            tags: task.tags().iter().filter_map(tag).collect(),
-            stop_code: task.stop_code().map(|code| code.as_str().to_owned()),
-            stopped_reason: task.stopped_reason().map(str::to_owned),
-            containers: task.containers().iter().map(container).collect(),
-            created_at: task.created_at().and_then(|at| SystemTime::try_from(*at).ok()),
-        }
-    }
-
-    /// The Session Manager target of a container: `ecs:CLUSTER_TASK_RUNTIME`.
+    /// The Session Manager target of a container, `ecs:<cluster>_<task id>_<runtime id>`; `cluster` is a name or an ARN.
+    /// `None` while the container has no runtime id. The agent in the task registers under the same name
+    /// (amazon-ssm-agent, its ECS identity).
     pub(crate) fn session_target(&self, cluster: &str, container: &str) -> Option<String> {
-        let cluster = cluster.rsplit('/').next().unwrap_or(cluster);
-        let runtime_id = self.containers.iter().find(|known| known.name == container)?.runtime_id.as_deref()?;
-        Some(format!("ecs:{cluster}_{}_{runtime_id}", self.id))
+        let container = self.containers.iter().find(|known| known.name == container)?;
+        let runtime = container.runtime_id.as_deref()?;
+        Some(format!("ecs:{}_{}_{runtime}", last_part(cluster), self.id))
     }
 }
 
+impl From<&Task> for TaskState {
+    fn from(task: &Task) -> Self {
+        let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
+        let arn = text(task.task_arn());
+        let containers: Vec<ContainerState> = task.containers().iter().map(ContainerState::from).collect();
+        let reached = containers
+            .iter()
+            .find(|container| container.agent_status.is_some())
+            .or_else(|| containers.iter().find(|container| container.runtime_id.is_some()));
+        Self {
+            id: last_part(&arn).to_owned(),
+            last_status: text(task.last_status()),
+            desired_status: text(task.desired_status()),
+            agent_status: reached.and_then(|container| container.agent_status.clone()),
+            runtime_id: reached.and_then(|container| container.runtime_id.clone()),
+            tags: task.tags().iter().filter_map(|tag| Some((tag.key()?.to_owned(), text(tag.value())))).collect(),
+            stop_code: task.stop_code().map(|code| code.as_str().to_owned()),
+            stopped_reason: task.stopped_reason().map(str::to_owned),
+            created_at: task.created_at().and_then(time),
+            started_at: task.started_at().and_then(time),
+            arn,
+            containers,
+        }
+    }
+}
+
+impl From<&Container> for ContainerState {
+    fn from(container: &Container) -> Self {
+        let agent =
+            container.managed_agents().iter().find(|one| one.name() == Some(&ManagedAgentName::ExecuteCommandAgent));
+        Self {
+            name: container.name().unwrap_or_default().to_owned(),
+            last_status: container.last_status().unwrap_or_default().to_owned(),
+            exit_code: container.exit_code(),
+            reason: container.reason().map(str::to_owned),
+            agent_status: agent.and_then(|agent| agent.last_status()).map(str::to_owned),
+            runtime_id: container.runtime_id().map(str::to_owned),
+        }
+    }
+}
+
+fn time(time: &DateTime) -> Option<SystemTime> {
+    SystemTime::try_from(*time).ok()
+}
+
+fn refused(failure: &Failure) -> AwsError {
+    let reason = failure.reason().unwrap_or("no reason given");
+    let detail = failure.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
+    AwsError::Refused { reason: short(&format!("{reason}{detail}")) }
+}
+
 impl Aws {
-    fn ecs(&self) -> aws_sdk_ecs::Client {
-        aws_sdk_ecs::Client::new(&self.config)
-    }
-
-    fn ecs_call<'a>(&'a self, operation: &'a str, cluster: &'a str) -> Call<'a> {
-        Call { cluster, ..self.call(operation, SERVICE) }
-    }
-
-    /// Runs a Fargate task with ECS Exec.
+    /// RunTask on Fargate with ExecuteCommand on.
+    ///
+    /// # Errors
+    /// [`AwsError`]; `Refused` with the reason where ECS took the call but started nothing.
     pub(crate) async fn run_task(&self, order: &TaskOrder) -> Result<TaskState, AwsError> {
-        let call = Call { task_definition: &order.task_definition, ..self.ecs_call("ecs:RunTask", &order.cluster) };
-        let public = if order.assign_public_ip { AssignPublicIp::Enabled } else { AssignPublicIp::Disabled };
+        let service = self.service("ECS")?;
+        let call =
+            Call { cluster: &order.cluster, task_definition: &order.task_definition, ..self.call("RunTask", &service) };
+        let invalid = |error: &dyn std::error::Error| call.other("InvalidOrder", &error.to_string());
         let network = AwsVpcConfiguration::builder()
             .set_subnets(Some(order.subnets.clone()))
-            .set_security_groups(Some(order.security_groups.clone()).filter(|groups| !groups.is_empty()))
-            .assign_public_ip(public)
+            .set_security_groups(Some(order.security_groups.clone()))
+            .assign_public_ip(if order.assign_public_ip { AssignPublicIp::Enabled } else { AssignPublicIp::Disabled })
             .build()
-            .map_err(|error| call.other("NotSent", &error.to_string()))?;
-        let variables =
-            order.environment.iter().map(|(name, value)| KeyValuePair::builder().name(name).value(value).build());
-        let container =
-            ContainerOverride::builder().name(&order.container).set_environment(Some(variables.collect())).build();
-        let tags = order.tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build());
+            .map_err(|error| invalid(&error))?;
+        let variable = |(name, value): &(String, String)| KeyValuePair::builder().name(name).value(value).build();
+        let container = ContainerOverride::builder()
+            .name(&order.container)
+            .set_environment(Some(order.environment.iter().map(variable).collect()))
+            .build();
+        let tag = |(key, value): &(String, String)| Tag::builder().key(key).value(value).build();
         let answer = self
-            .ecs()
+            .ecs
             .run_task()
             .cluster(&order.cluster)
             .task_definition(&order.task_definition)
-            .launch_type(LaunchType::Fargate)
             .count(1)
+            .launch_type(LaunchType::Fargate)
             .enable_execute_command(true)
             .client_token(&order.client_token)
             .network_configuration(NetworkConfiguration::builder().awsvpc_configuration(network).build())
             .overrides(TaskOverride::builder().container_overrides(container).build())
-            .set_tags(Some(tags.collect()))
+            .set_tags(Some(order.tags.iter().map(tag).collect()))
             .send()
             .await
             .map_err(|error| call.failed(&error))?;
-        if let Some(task) = answer.tasks().first() {
-            return Ok(TaskState::new(task));
+        match (answer.tasks().first(), answer.failures().first()) {
+            (Some(task), _) => Ok(TaskState::from(task)),
+            (None, Some(failure)) => Err(refused(failure)),
+            (None, None) => Err(AwsError::Refused { reason: "no task was started and no reason given".to_owned() }),
         }
-        let failure = answer.failures().first();
-        let reason =
-            failure.and_then(|failure| failure.reason().or_else(|| failure.detail())).unwrap_or("no reason given");
-        Err(AwsError::Refused { reason: error::short(reason) })
     }
 
-    /// Tasks of a family that run or will run.
+    /// The tasks of a task definition's family that run or are to run, with their tags.
     pub(crate) async fn tasks(&self, cluster: &str, family: &str) -> Result<Vec<TaskState>, AwsError> {
-        let call = self.ecs_call("ecs:ListTasks", cluster);
+        let service = self.service("ECS")?;
+        let call = Call { cluster, task_definition: family, ..self.call("ListTasks", &service) };
+        let list = self.ecs.list_tasks().cluster(cluster).family(family).desired_status(DesiredStatus::Running);
+        let mut pages = list.into_paginator().items().send();
         let mut arns = Vec::new();
-        let mut pages = self.ecs().list_tasks().cluster(cluster).family(family).into_paginator().send();
-        while let Some(page) = pages.next().await {
-            arns.extend(page.map_err(|error| call.failed(&error))?.task_arns().iter().cloned());
+        while let Some(arn) = pages.next().await {
+            arns.push(arn.map_err(|error| call.failed(&error))?);
+            if arns.len() >= LIST_MAX {
+                break;
+            }
         }
-        let mut tasks = Vec::new();
-        for some in arns.chunks(DESCRIBE_MAX) {
-            tasks.extend(self.describe(cluster, some).await?);
+        let mut tasks = Vec::with_capacity(arns.len());
+        for chunk in arns.chunks(DESCRIBE_MAX) {
+            // A failure here is a task that went away in between.
+            let (found, _gone) = self.describe(cluster, chunk).await?;
+            tasks.extend(found);
         }
         Ok(tasks)
     }
 
-    /// One task; `None` if ECS no longer knows it (about an hour after its end).
+    /// One task; `None` if ECS does not know it (any more).
     pub(crate) async fn task(&self, cluster: &str, arn: &str) -> Result<Option<TaskState>, AwsError> {
-        Ok(self.describe(cluster, &[arn.to_owned()]).await?.into_iter().next())
+        let (found, failures) = self.describe(cluster, &[arn.to_owned()]).await?;
+        match (found.into_iter().next(), failures.first()) {
+            (Some(task), _) => Ok(Some(task)),
+            (None, Some(failure)) if failure.reason() != Some("MISSING") => Err(refused(failure)),
+            (None, _) => Ok(None),
+        }
     }
 
-    async fn describe(&self, cluster: &str, arns: &[String]) -> Result<Vec<TaskState>, AwsError> {
-        let call = self.ecs_call("ecs:DescribeTasks", cluster);
-        let request = self.ecs().describe_tasks().cluster(cluster).set_tasks(Some(arns.to_vec()));
+    async fn describe(&self, cluster: &str, arns: &[String]) -> Result<(Vec<TaskState>, Vec<Failure>), AwsError> {
+        let service = self.service("ECS")?;
+        let call = Call { cluster, ..self.call("DescribeTasks", &service) };
+        let request = self.ecs.describe_tasks().cluster(cluster).set_tasks(Some(arns.to_vec()));
         let answer = request.include(TaskField::Tags).send().await.map_err(|error| call.failed(&error))?;
-        Ok(answer.tasks().iter().map(TaskState::new).collect())
+        Ok((answer.tasks().iter().map(TaskState::from).collect(), answer.failures().to_vec()))
     }
 
-    /// Asks ECS to stop a task.
+    /// Stops a task; one that ECS does not know (any more) is stopped already.
     pub(crate) async fn stop_task(&self, cluster: &str, arn: &str, reason: &str) -> Result<(), AwsError> {
-        let call = self.ecs_call("ecs:StopTask", cluster);
-        let request = self.ecs().stop_task().cluster(cluster).task(arn).reason(reason);
-        request.send().await.map_err(|error| call.failed(&error))?;
-        Ok(())
+        let service = self.service("ECS")?;
+        let call = Call { cluster, ..self.call("StopTask", &service) };
+        match self.ecs.stop_task().cluster(cluster).task(arn).reason(reason).send().await {
+            Ok(_) => Ok(()),
+            // "The referenced task was not found."
+            Err(error)
+                if error.code() == Some("InvalidParameterException")
+                    && error.message().is_some_and(|message| message.contains("task was not found")) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(call.failed(&error)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_ecs::types::{Container, ManagedAgent, ManagedAgentName};
+    use aws_sdk_ecs::types::{ManagedAgent, TaskStopCode};
+    use std::time::Duration;
 
     use super::*;
 
-    #[test]
-    fn a_task_of_the_sdk_becomes_ours() {
-        let agent = ManagedAgent::builder().name(ManagedAgentName::ExecuteCommandAgent).last_status("RUNNING").build();
-        let container = Container::builder().name("bastion").runtime_id("t1-7").managed_agents(agent).build();
-        let task = Task::builder()
-            .task_arn("arn:aws:ecs:eu-west-1:1:task/c/t1")
+    const ARN: &str = "arn:aws:ecs:ap-northeast-1:123456789012:task/bastion/0123456789abcdef0123456789abcdef";
+
+    fn container(name: &str, agent: Option<&str>) -> Container {
+        let agent = agent.map(|status| {
+            ManagedAgent::builder().name(ManagedAgentName::ExecuteCommandAgent).last_status(status).build()
+        });
+        Container::builder()
+            .name(name)
             .last_status("RUNNING")
-            .containers(container)
-            .tags(Tag::builder().key("bastion:env").value("prod").build())
+            .runtime_id(format!("{name}-1"))
+            .set_managed_agents(agent.map(|agent| vec![agent]))
+            .build()
+    }
+
+    #[test]
+    fn a_running_task_with_a_sidecar() {
+        let task = Task::builder()
+            .task_arn(ARN)
+            .last_status("RUNNING")
+            .desired_status("RUNNING")
+            .created_at(DateTime::from_secs(1_800_000_000))
+            .tags(Tag::builder().key("bastion:env").value("demo").build())
+            .tags(Tag::builder().key("empty").build())
+            .containers(container("sidecar", None))
+            .containers(container("relay", Some("PENDING")))
             .build();
-        let task = TaskState::new(&task);
-        assert_eq!((task.id.as_str(), task.agent_status.as_deref()), ("t1", Some("RUNNING")));
-        assert_eq!(task.tags["bastion:env"], "prod");
-        let target = task.session_target("arn:aws:ecs:eu-west-1:1:cluster/c", "bastion");
-        assert_eq!(target.as_deref(), Some("ecs:c_t1_t1-7"));
-        assert_eq!(task.session_target("c", "other"), None);
+        let state = TaskState::from(&task);
+        assert_eq!(state.id, "0123456789abcdef0123456789abcdef");
+        assert_eq!((state.agent_status.as_deref(), state.runtime_id.as_deref()), (Some("PENDING"), Some("relay-1")));
+        assert_eq!(state.tags.get("bastion:env").map(String::as_str), Some("demo"));
+        assert_eq!(state.tags.get("empty").map(String::as_str), Some(""));
+        assert_eq!(state.created_at, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)));
+        assert_eq!(state.started_at, None);
+
+        let target = Some("ecs:bastion_0123456789abcdef0123456789abcdef_relay-1".to_owned());
+        assert_eq!(state.session_target("bastion", "relay"), target);
+        let cluster = "arn:aws:ecs:ap-northeast-1:123456789012:cluster/bastion";
+        assert_eq!(state.session_target(cluster, "relay"), target);
+        assert_eq!(state.session_target("bastion", "nobody"), None);
+    }
+
+    #[test]
+    fn a_task_that_could_not_start() {
+        let pull = Container::builder().name("relay").last_status("STOPPED").reason("CannotPullContainerError").build();
+        let killed = Container::builder().name("sidecar").exit_code(137).build();
+        let task = Task::builder()
+            .task_arn(ARN)
+            .stop_code(TaskStopCode::TaskFailedToStart)
+            .stopped_reason("Essential container in task exited")
+            .containers(pull)
+            .containers(killed)
+            .build();
+        let state = TaskState::from(&task);
+        assert_eq!(state.stop_code.as_deref(), Some("TaskFailedToStart"));
+        assert_eq!(state.stopped_reason.as_deref(), Some("Essential container in task exited"));
+        assert_eq!(state.containers[0].reason.as_deref(), Some("CannotPullContainerError"));
+        assert_eq!(state.containers[1].exit_code, Some(137));
+        assert_eq!((state.agent_status.as_deref(), state.runtime_id.as_deref()), (None, None));
+        assert_eq!(state.session_target("bastion", "relay"), None);
+    }
+
+    #[test]
+    fn a_refusal_names_reason_and_detail() {
+        let failure = Failure::builder().reason("RESOURCE:CPU").detail("none left").build();
+        assert_eq!(refused(&failure), AwsError::Refused { reason: "RESOURCE:CPU (none left)".to_owned() });
     }
 }

@@ -251,3 +251,102 @@ pub(super) fn short(text: &str) -> String {
     }
     line.trim().trim_end_matches('.').to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_ecs::operation::run_task::RunTaskError;
+    use aws_smithy_types::error::ErrorMetadata;
+
+    use super::*;
+
+    const CALL: Call<'_> = Call {
+        operation: "RunTask",
+        service: "ECS in ap-northeast-1",
+        profile: Some("dev"),
+        cluster: "bastion",
+        task_definition: "bastion-demo",
+    };
+
+    fn expired() -> AwsError {
+        AwsError::ExpiredCredentials { profile: Some("dev".to_owned()) }
+    }
+
+    fn answer(code: &str, message: &str) -> AwsError {
+        let meta = ErrorMetadata::builder().code(code).message(message).custom("aws_request_id", "r-1").build();
+        CALL.failed(&SdkError::service_error(RunTaskError::generic(meta), ()))
+    }
+
+    #[test]
+    fn codes_of_the_services() {
+        let invalid = "The security token included in the request is invalid.";
+        let gone = AwsError::TaskDefinitionNotFound { task_definition: "bastion-demo".to_owned() };
+        let denied = AwsError::AccessDenied { message: "User: x is not authorized".to_owned() };
+        for (code, message, expected) in [
+            ("UnrecognizedClientException", invalid, expired()),
+            ("InvalidClientTokenId", invalid, expired()),
+            ("ExpiredToken", "", expired()),
+            ("ExpiredTokenException", "", expired()),
+            ("AccessDenied", "User: x is not authorized.", denied.clone()),
+            ("AccessDeniedException", "User: x is not\nauthorized", denied),
+            ("ThrottlingException", "Rate exceeded", AwsError::Throttled),
+            ("ClusterNotFoundException", "", AwsError::ClusterNotFound { cluster: "bastion".to_owned() }),
+            ("ClientException", "TaskDefinition not found.", gone.clone()),
+            ("InvalidParameterException", "TaskDefinition is inactive", gone),
+            ("TargetNotConnected", "i is not connected.", AwsError::TargetNotConnected),
+            ("RequestExpired", "", AwsError::ClockSkew),
+            ("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", AwsError::ClockSkew),
+            ("SignatureDoesNotMatch", "Signature not yet current: 1 is still later", AwsError::ClockSkew),
+        ] {
+            assert_eq!(answer(code, message), expected, "{code}: {message}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_code_keeps_code_message_and_request_id() {
+        let error = answer("InvalidParameterException", "The subnet ID 'subnet-1' does not exist.");
+        let text = "RunTask failed: InvalidParameterException: The subnet ID 'subnet-1' does not exist, request r-1";
+        assert_eq!(error.to_string(), text);
+        assert!(!error.is_retryable() && error.hint().is_none());
+        assert!(answer("ServerException", "").is_retryable());
+        let AwsError::Other { message, .. } = answer("X", &"é".repeat(5000)) else { panic!("not Other") };
+        assert_eq!(message.chars().count(), MESSAGE_MAX + 1);
+    }
+
+    fn dispatch(source: impl Into<Box<dyn Error + Send + Sync>>) -> AwsError {
+        CALL.failed(&SdkError::<RunTaskError, ()>::dispatch_failure(ConnectorError::other(source.into(), None)))
+    }
+
+    #[test]
+    fn the_credential_chain() {
+        assert_eq!(
+            dispatch(CredentialsError::not_loaded("no providers in chain provided credentials")),
+            AwsError::NoCredentials
+        );
+        let sso = "the SSO token has expired and cannot be refreshed";
+        assert_eq!(dispatch(CredentialsError::provider_error(sso)), expired());
+        let construction = SdkError::<RunTaskError, ()>::construction_failure(CredentialsError::provider_error(sso));
+        assert_eq!(CALL.failed(&construction), expired());
+
+        let leaked = dispatch(CredentialsError::provider_error("helper wrote AKIASECRET"));
+        assert!(matches!(leaked, AwsError::Other { .. }), "{leaked:?}");
+        assert!(!format!("{leaked} {leaked:?}").contains("AKIASECRET"));
+        let offline = CredentialsError::provider_error(ConnectorError::io("dns error".into()));
+        assert!(matches!(dispatch(offline), AwsError::Unreachable { .. }));
+        assert!(matches!(dispatch("A region must be set"), AwsError::NoRegion));
+    }
+
+    #[test]
+    fn the_network() {
+        let unreachable =
+            |reason: &str| AwsError::Unreachable { service: CALL.service.to_owned(), reason: reason.to_owned() };
+        let timeout = SdkError::<RunTaskError, ()>::timeout_error("30 s");
+        assert_eq!(CALL.failed(&timeout), unreachable("no answer in time"));
+        let io = SdkError::<RunTaskError, ()>::dispatch_failure(ConnectorError::io("connection refused".into()));
+        assert_eq!(CALL.failed(&io), unreachable("connection refused"));
+        let connect = SdkError::<RunTaskError, ()>::dispatch_failure(ConnectorError::timeout("5 s".into()));
+        assert_eq!(CALL.failed(&connect), unreachable("no connection in time"));
+        assert!(CALL.failed(&connect).is_retryable());
+        let garbage = CALL.failed(&SdkError::<RunTaskError, ()>::response_error("<html>", ()));
+        assert!(matches!(&garbage, AwsError::Other { code, .. } if code == "UnreadableAnswer"), "{garbage:?}");
+    }
+}

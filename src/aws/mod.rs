@@ -5,11 +5,11 @@ mod error;
 mod sign;
 mod ssm;
 
-pub(crate) use ecs::{TaskOrder, TaskState};
-pub(crate) use error::AwsError;
-
 use std::time::{Duration, SystemTime};
 
+use aws_config::default_provider::region::DefaultRegionChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -17,76 +17,117 @@ use aws_credential_types::provider::ProvideCredentials as _;
 use aws_smithy_http_client::tls;
 use secrecy::SecretString;
 
+pub(crate) use crate::aws::ecs::{TaskOrder, TaskState};
+pub(crate) use crate::aws::error::AwsError;
 use crate::aws::error::Call;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// One try; three are made.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
-/// One call with all its tries.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const ATTEMPTS: u32 = 3;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of one call with all its attempts.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The AWS of one caller in one region. Cheap to clone.
+/// One account, profile and region. Cheap to clone: the clones share connections and cached credentials.
 #[derive(Debug, Clone)]
 pub(crate) struct Aws {
     config: SdkConfig,
     profile: Option<String>,
+    ecs: aws_sdk_ecs::Client,
+    ssm: aws_sdk_ssm::Client,
+    sts: aws_sdk_sts::Client,
 }
 
 impl Aws {
-    /// Credentials and region as the AWS CLI finds them; `AWS_ENDPOINT_URL` is honoured. Calls nobody yet.
+    /// Reads the SDK's usual sources: environment, profile files, IAM Identity Center, `credential_process`, and
+    /// `AWS_ENDPOINT_URL`. A profile that is named here wins over keys in the environment, as in the AWS CLI. Without a
+    /// region the calls give [`AwsError::NoRegion`].
     pub(crate) async fn load(profile: Option<&str>, region: Option<&str>) -> Self {
         let http = aws_smithy_http_client::Builder::new()
             .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
             .build_https();
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .operation_timeout(CALL_TIMEOUT)
-            .build();
+        let timeouts =
+            TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
+            .http_client(http.clone())
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
             .timeout_config(timeouts);
-        if let Some(profile) = profile {
-            loader = loader.profile_name(profile);
-        }
         if let Some(region) = region {
             loader = loader.region(Region::new(region.to_owned()));
         }
-        Self { config: loader.load().await, profile: profile.map(str::to_owned) }
+        if let Some(profile) = profile {
+            // A role of the profile is assumed at the STS of a region.
+            let region = match region {
+                Some(region) => Some(Region::new(region.to_owned())),
+                None => DefaultRegionChain::builder().profile_name(profile).build().region().await,
+            };
+            let settings = ProviderConfig::without_region().with_http_client(http).with_region(region);
+            let provider = ProfileFileCredentialsProvider::builder().configure(&settings).profile_name(profile).build();
+            loader = loader.profile_name(profile).credentials_provider(provider);
+        }
+        Self::new(loader.load().await, profile.map(str::to_owned))
     }
 
-    /// The same caller in another region.
+    fn new(config: SdkConfig, profile: Option<String>) -> Self {
+        Self {
+            ecs: aws_sdk_ecs::Client::new(&config),
+            ssm: aws_sdk_ssm::Client::new(&config),
+            sts: aws_sdk_sts::Client::new(&config),
+            config,
+            profile,
+        }
+    }
+
+    pub(crate) fn region(&self) -> Option<String> {
+        self.config.region().map(|region| region.as_ref().to_owned())
+    }
+
+    /// The same account and credentials in another region.
     pub(crate) fn with_region(&self, region: &str) -> Self {
         let config = self.config.to_builder().region(Region::new(region.to_owned())).build();
-        Self { config, profile: self.profile.clone() }
+        Self::new(config, self.profile.clone())
     }
 
-    fn region(&self) -> Result<&str, AwsError> {
-        self.config.region().map(Region::as_ref).ok_or(AwsError::NoRegion)
+    /// The ARN that the credentials stand for.
+    pub(crate) async fn caller(&self) -> Result<String, AwsError> {
+        let service = self.service("STS")?;
+        let call = self.call("GetCallerIdentity", &service);
+        let answer = self.sts.get_caller_identity().send().await.map_err(|error| call.failed(&error))?;
+        answer.arn.ok_or_else(|| call.other("UnreadableAnswer", "the answer has no Arn"))
+    }
+
+    /// The headers for the websocket upgrade of `url`, signed now with credentials that are asked for anew; empty if the
+    /// URL is signed itself.
+    pub(crate) async fn sign_upgrade(&self, url: &str) -> Result<Vec<(String, SecretString)>, AwsError> {
+        let region = self.region().ok_or(AwsError::NoRegion)?;
+        let call = self.call("SignUpgrade", "the source of the AWS credentials");
+        let provider = self.config.credentials_provider().ok_or(AwsError::NoCredentials)?;
+        let credentials = tokio::time::timeout(OPERATION_TIMEOUT, provider.provide_credentials())
+            .await
+            .map_err(|_| call.unreachable("no answer in time"))?
+            .map_err(|error| call.no_login(&error))?;
+        sign::upgrade_headers(url, &region, &credentials, now())
+            .map_err(|error| call.other("InvalidStreamUrl", &error.to_string()))
+    }
+
+    /// How an error names the service; no call is sent without a region.
+    fn service(&self, name: &str) -> Result<String, AwsError> {
+        let region = self.region().ok_or(AwsError::NoRegion)?;
+        Ok(match self.config.endpoint_url() {
+            Some(endpoint) => format!("{name} at {endpoint}"),
+            None => format!("{name} in {region}"),
+        })
     }
 
     fn call<'a>(&'a self, operation: &'a str, service: &'a str) -> Call<'a> {
         Call { operation, service, profile: self.profile.as_deref(), ..Call::default() }
     }
+}
 
-    /// The ARN of the caller, from STS.
-    pub(crate) async fn caller(&self) -> Result<String, AwsError> {
-        self.region()?;
-        let call = self.call("sts:GetCallerIdentity", "STS");
-        let answer = aws_sdk_sts::Client::new(&self.config).get_caller_identity().send().await;
-        let answer = answer.map_err(|error| call.failed(&error))?;
-        answer.arn().map(str::to_owned).ok_or_else(|| call.other("UnreadableAnswer", "it names no ARN"))
-    }
+#[expect(clippy::disallowed_methods, reason = "a signature carries the wall-clock time")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
 
-    /// Headers for the websocket upgrade of `url`, signed with the credentials of this moment.
-    #[expect(clippy::disallowed_methods, reason = "signatures carry the time of day")]
-    pub(crate) async fn sign_upgrade(&self, url: &str) -> Result<Vec<(String, SecretString)>, AwsError> {
-        let call = self.call("ssmmessages:OpenDataChannel", "Session Manager");
-        let provider = self.config.credentials_provider().ok_or(AwsError::NoCredentials)?;
-        let credentials = provider.provide_credentials().await.map_err(|error| call.no_login(&error))?;
-        sign::upgrade_headers(url, self.region()?, &credentials, SystemTime::now())
-            .map_err(|error| call.other("NotSigned", &error.to_string()))
-    }
+/// The name at the end of an ARN, or the name itself.
+fn last_part(arn: &str) -> &str {
+    arn.rsplit('/').next().unwrap_or(arn)
 }

@@ -51,3 +51,81 @@ pub(super) fn upgrade_headers(
     let (instructions, _signature) = sign(request, &parameters).map_err(|_| SignError::Sign)?.into_parts();
     Ok(instructions.headers().map(|(name, value)| (name.to_owned(), value.to_owned().into())).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use bastion_sandbox::iam::Identity;
+    use bastion_sandbox::sigv4::{Rejection, Request, verify};
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    const REGION: &str = "ap-northeast-1";
+    /// Every odd character that a role session name may have (STS API Reference: `[\w+=,.@-]*`).
+    const PATH: &str = "/v1/data-channel/first.last+x=1,y@example.com-0a1b2c3d4e5f60718";
+    const QUERY: &str = "role=publish_subscribe&cell-number=AAEAAb%2Bc%3D%3D";
+
+    fn at() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn signer(token: Option<&str>) -> (Credentials, Identity) {
+        let mut identity = Identity::session("dev", "alice", &[]);
+        identity.session_token = token.map(str::to_owned);
+        identity.expires_at = None;
+        let token = token.map(str::to_owned);
+        (Credentials::new(&identity.access_key, &identity.secret_key, token, None, "test"), identity)
+    }
+
+    /// What the gateway says to the upgrade of `wss://host` + PATH, if it sees `path`.
+    fn verdict(host: &str, path: &str, token: Option<&str>) -> Result<String, Rejection> {
+        let (credentials, identity) = signer(token);
+        let url = format!("wss://{host}{PATH}?{QUERY}");
+        let signed = upgrade_headers(&url, REGION, &credentials, at()).unwrap();
+        let mut headers: BTreeMap<String, String> =
+            signed.iter().map(|(name, value)| (name.to_lowercase(), value.expose_secret().to_owned())).collect();
+        assert_eq!(headers.contains_key("x-amz-security-token"), token.is_some());
+        headers.insert("host".to_owned(), host.to_owned());
+        let request = Request { method: "GET", path, query: QUERY, headers: &headers, body: b"" };
+        verify(&request, "ssmmessages", REGION, &[identity], at()).map(|who| who.arn.clone())
+    }
+
+    #[test]
+    fn the_gateway_accepts_odd_session_ids_ports_and_both_kinds_of_keys() {
+        for host in ["ssmmessages.ap-northeast-1.amazonaws.com", "127.0.0.1:8443"] {
+            for token in [None, Some("session/token+with==")] {
+                let (_, identity) = signer(token);
+                assert_eq!(verdict(host, PATH, token), Ok(identity.arn), "{host} {token:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_signature_is_good_for_its_own_path_only() {
+        let other = PATH.replace("first", "other");
+        let verdict = verdict("127.0.0.1:8443", &other, None);
+        assert!(matches!(verdict, Err(Rejection::SignatureDoesNotMatch(_))), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_presigned_url_gets_no_headers() {
+        let (credentials, _) = signer(None);
+        for query in ["X-Amz-Signature=aa", "role=x&x-amz-date=20270115T080000Z"] {
+            let url = format!("wss://127.0.0.1{PATH}?{query}");
+            assert!(upgrade_headers(&url, REGION, &credentials, at()).unwrap().is_empty(), "{url}");
+        }
+        let url = format!("wss://127.0.0.1{PATH}?role=X-Amz-Date");
+        assert_eq!(upgrade_headers(&url, REGION, &credentials, at()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_url_without_host_is_refused_without_repeating_it() {
+        let (credentials, _) = signer(None);
+        for url in ["", "/v1/data-channel/x", "wss:///v1", "wss://a b/"] {
+            assert_eq!(upgrade_headers(url, REGION, &credentials, at()).unwrap_err(), SignError::Url, "{url}");
+        }
+    }
+}

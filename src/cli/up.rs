@@ -115,7 +115,7 @@ pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(),
     let mut ended = if drain.is_cancelled() {
         Err(interrupted())
     } else if args.detach {
-        interruptible(&drain, detach(&ui, &place, task.clone(), &args)).await
+        Box::pin(interruptible(&drain, detach(&ui, &place, task.clone(), &args))).await
     } else {
         attach(&ui, &place, task.clone(), &args.common, reason, &drain).await
     };

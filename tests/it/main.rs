@@ -4,6 +4,7 @@
 
 mod relay;
 mod support;
+mod up;
 
 /// A file that is not a module here would never run.
 #[test]

@@ -1,0 +1,341 @@
+//! The launcher against the sandbox: from `bastion up` to nothing left.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use bastion_sandbox::Faults;
+use bastion_sandbox::gateway::{Change, Event, Knobs, Odds, Path};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::support::{BASTION, PATIENCE, World, finish};
+
+/// `bastion` as this caller, hermetic.
+fn bastion(world: &World, caller: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(BASTION);
+    command.args(arguments).env_clear().current_dir(world.folder.path()).env("HOME", world.folder.path());
+    command.envs(world.sandbox.variables(caller)).kill_on_drop(true);
+    command
+}
+
+/// A `bastion up --json` that is ready.
+struct Up {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    ready: Value,
+}
+
+impl Up {
+    async fn start(world: &World, arguments: &[&str]) -> Self {
+        let mut command = bastion(world, "alice", &["up", "demo", "--json"]);
+        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ready = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let event: Value = serde_json::from_str(&line).unwrap();
+                if event["event"] == "ready" {
+                    return Some(event);
+                }
+            }
+            None
+        };
+        let ready = tokio::time::timeout(PATIENCE, ready).await.expect("bastion up hangs");
+        let Some(ready) = ready else {
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
+            panic!("bastion up ended: {said}");
+        };
+        Self { child, lines, ready }
+    }
+
+    fn port(&self, target: &str) -> u16 {
+        let targets = self.ready["targets"].as_array().unwrap();
+        let port = targets.iter().find(|entry| entry["name"] == target).unwrap()["port"].as_u64().unwrap();
+        u16::try_from(port).unwrap()
+    }
+
+    fn interrupt(&self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    }
+
+    /// Ctrl-C; the exit code and the last events.
+    async fn end(mut self) -> (Option<i32>, Vec<Value>) {
+        self.interrupt();
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("Ctrl-C does not end it").unwrap();
+        let mut events = Vec::new();
+        while let Some(line) = self.lines.next_line().await.unwrap() {
+            events.push(serde_json::from_str(&line).unwrap());
+        }
+        (status.code(), events)
+    }
+
+    async fn psql(&self, target: &str, sql: &str) -> (i32, String, String) {
+        let mut psql = Command::new("psql");
+        psql.env("PGCONNECT_TIMEOUT", "20").args(["-X", "-q", "-A", "-t", "-w", "-h", "localhost", "-U", "anyone"]);
+        psql.args(["-p", &self.port(target).to_string(), "-c", sql]);
+        finish(psql).await
+    }
+
+    async fn client(&self) -> tokio_postgres::Client {
+        let parameters = format!("host=127.0.0.1 port={} user=anyone", self.port("orders"));
+        let (client, connection) = tokio_postgres::connect(&parameters, tokio_postgres::NoTls).await.unwrap();
+        #[expect(clippy::disallowed_methods, reason = "ends with the client")]
+        tokio::spawn(connection);
+        client
+    }
+}
+
+/// Free local ports, so that tests beside each other and a PostgreSQL of the machine do not meet.
+async fn ports() -> [String; 4] {
+    let (a, b) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+    let option = || "--local-port".to_owned();
+    [option(), format!("orders={}", port(&a)), option(), format!("orders-admin={}", port(&b))]
+}
+
+async fn up(world: &World) -> Up {
+    up_with(world, &[]).await
+}
+
+async fn up_with(world: &World, more: &[&str]) -> Up {
+    let ports = ports().await;
+    let mut arguments: Vec<&str> = ports.iter().map(String::as_str).collect();
+    arguments.extend(more);
+    Up::start(world, &arguments).await
+}
+
+fn running(world: &World) -> usize {
+    world.sandbox.tasks().iter().filter(|(_, status)| *status != "STOPPED").count()
+}
+
+fn change(knobs: Option<Knobs>, event: Option<Event>) -> Change {
+    Change { session: None, knobs, event }
+}
+
+#[tokio::test]
+async fn up_brings_psql_to_the_database_and_leaves_nothing() {
+    let world = World::start().await;
+    let up = up_with(&world, &["--reason", "INC-123 (näh)"]).await;
+    let (code, out, err) = up.psql("orders", "select current_user, count(*) from orders").await;
+    assert_eq!((code, out.as_str()), (0, "db_read|1000"), "{err}");
+    let (code, _, err) = up.psql("orders-admin", "select 1").await;
+    assert!(code == 2 && err.contains("refused the IAM login of db_admin"), "{err}");
+    let log = world.sandbox.task_log(&world.sandbox.tasks()[0].0);
+    assert!(log.contains("assumed-role/Developer/alice") && log.contains("INC-123 (näh)"), "{log}");
+    assert_eq!(running(&world), 1);
+    let (code, events) = up.end().await;
+    assert_eq!(code, Some(0));
+    assert!(events.iter().any(|event| event["event"] == "closed"), "{events:?}");
+    assert_eq!(running(&world), 0);
+    assert!(world.sandbox.gateway().session_ids().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_up_joins_and_does_not_stop_what_it_has_not_started() {
+    let world = World::start().await;
+    let first = up(&world).await;
+    let second = up(&world).await;
+    assert_eq!(first.ready["task"], second.ready["task"]);
+    assert_ne!(first.port("orders"), second.port("orders"));
+    assert_eq!(second.end().await.0, Some(0));
+    assert_eq!(running(&world), 1);
+    assert_eq!(first.psql("orders", "select 1").await.0, 0);
+    // Another person does not join alice's task.
+    let (code, _, err) = finish(bastion(&world, "bob", &["connect", "demo"])).await;
+    assert!(
+        code == 1 && err.contains("you have no running bastion for demo") && err.contains("bastion up demo"),
+        "{err}"
+    );
+    assert_eq!(first.end().await.0, Some(0));
+    assert_eq!(running(&world), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn keep_and_detach_leave_it_running_until_down() {
+    let world = World::start().await;
+    let up = up_with(&world, &["--keep"]).await;
+    assert_eq!(up.end().await.0, Some(0));
+    assert_eq!(running(&world), 1);
+    let ports = ports().await;
+    let mut detached = bastion(&world, "alice", &["up", "demo", "--json", "--detach"]);
+    detached.args(&ports);
+    let (code, out, err) = finish(detached).await;
+    assert_eq!(code, 0, "{err}");
+    let ready: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    let port = ready["targets"][0]["port"].to_string();
+    let mut psql = Command::new("psql");
+    psql.args(["-X", "-A", "-t", "-w", "-h", "localhost", "-U", "x", "-p", &port, "-c", "select 1"]);
+    assert_eq!(finish(psql).await.1, "1");
+    let (code, out, _) = finish(bastion(&world, "alice", &["status", "demo", "--json"])).await;
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, status["tasks"][0]["status"].as_str()), (0, Some("RUNNING")));
+    let (code, _, err) = finish(bastion(&world, "alice", &["down", "demo"])).await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(running(&world), 0);
+    // The background process ends with the task: its port is closed.
+    let closed = async {
+        while TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap())).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, closed).await.unwrap();
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_port_gives_the_next_one_with_a_notice() {
+    let world = World::start().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let up = up_with(&world, &["--local-port", &format!("orders={port}")]).await;
+    assert!(up.port("orders") > port);
+    assert_eq!(up.psql("orders", "select 1").await.0, 0);
+    let (_, events) = up.end().await;
+    drop(events);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn callers_and_names_that_do_not_work_are_told_why() {
+    let world = World::start().await;
+    std::fs::write(
+        world.folder.path().join("bastion.toml"),
+        "[env.prod]\nregion = 'ap-northeast-1'\n[env.prod.access.read]\ntask_definition = 'bastion-nothing'\nsubnets = ['subnet-1']\n",
+    )
+    .unwrap();
+    let cases: [(&str, &[&str], i32, &[&str]); 7] = [
+        ("nobody", &["up", "demo"], 1, &["no AWS credentials", "aws sso login"]),
+        ("carol", &["up", "demo"], 1, &["expired", "aws sso login"]),
+        ("eve", &["up", "demo"], 1, &["access denied", "ecs:ListTasks", "developer policy"]),
+        ("alice", &["up", "prdo"], 64, &["there is no environment \"prdo\"", "did you mean \"prod\"?"]),
+        ("alice", &["up", "demo", "--access", "admin"], 64, &["no access level \"admin\"", "read, write"]),
+        ("alice", &["up", "demo", "--cluster", "other"], 1, &["no ECS cluster other"]),
+        ("alice", &["up", "prod", "--cluster", "bastion"], 1, &["no active task definition bastion-nothing"]),
+    ];
+    for (caller, arguments, wanted, parts) in cases {
+        let (code, out, err) = finish(bastion(&world, caller, arguments)).await;
+        assert_eq!((code, out.as_str()), (wanted, ""), "{arguments:?}: {err}");
+        for part in parts {
+            assert!(err.contains(part), "{arguments:?}: {part} is not in {err}");
+        }
+    }
+    assert_eq!(running(&world), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_task_that_does_not_come_up_is_explained_and_not_left_behind() {
+    let world = World::start().await;
+    let cases = [
+        (
+            Faults {
+                run_task_failure: Some("Capacity is unavailable at this time. Please try again later".into()),
+                ..Faults::default()
+            },
+            ["Capacity is unavailable", "try again in a minute"],
+        ),
+        (
+            Faults {
+                start_failure: Some("CannotPullContainerError: pull image manifest has been retried".into()),
+                ..Faults::default()
+            },
+            ["CannotPullContainerError", "check the image in the task definition"],
+        ),
+    ];
+    for (faults, parts) in cases {
+        world.sandbox.set_faults(faults);
+        let (code, _, err) = finish(bastion(&world, "alice", &["up", "demo"])).await;
+        assert_eq!(code, 1);
+        for part in parts {
+            assert!(err.contains(part), "{part} is not in {err}");
+        }
+        assert_eq!(running(&world), 0);
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn ctrl_c_while_waiting_stops_the_task_that_was_started() {
+    let world = World::start().await;
+    world.sandbox.set_faults(Faults { agent_never_runs: true, ..Faults::default() });
+    let mut child = bastion(&world, "alice", &["up", "demo"]).stderr(Stdio::piped()).spawn().unwrap();
+    let waiting = async {
+        while !world.sandbox.tasks().iter().any(|(_, status)| *status == "RUNNING") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(running(&world), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_survives_cuts_of_the_websocket() {
+    let world = World::start().await;
+    let up = up(&world).await;
+    let client = up.client().await;
+    let faults = world.sandbox.gateway().faults();
+    for event in [Event::CutClient, Event::Bye, Event::CutClient, Event::CutAgent] {
+        faults.apply(&change(None, Some(event))).unwrap();
+        let query = client.query_one("select sum(id)::bigint from orders", &[]);
+        let row = tokio::time::timeout(PATIENCE, query).await.expect("the connection is stuck").unwrap();
+        assert_eq!(row.get::<_, i64>(0), 500_500);
+    }
+    drop(client);
+    let (code, events) = up.end().await;
+    assert_eq!(code, Some(0));
+    let closed = events.iter().find(|event| event["event"] == "closed").unwrap();
+    assert!(closed["reconnects"].as_u64().unwrap() >= 3, "{closed}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn bytes_stay_right_on_a_bad_network() {
+    let world = World::start().await;
+    let odds = Odds { drop: 0.02, duplicate: 0.02, reorder: 0.05, corrupt: 0.0 };
+    let path = Path { latency_ms: 5, data: odds, ack: odds, ..Path::default() };
+    let bad = Knobs { up: path.clone(), down: path, cut_client_every_ms: Some(1500), ..Knobs::default() };
+    let up = up(&world).await;
+    world.sandbox.gateway().faults().apply(&change(Some(bad), None)).unwrap();
+    let client = up.client().await;
+    let text: String = (0..60_000).map(|n| char::from(b'a' + u8::try_from(n * 7 % 26).unwrap())).collect();
+    let query = async { client.query_one("select $1::text || $1::text, md5($1::text)", &[&text]).await };
+    let row = tokio::time::timeout(3 * PATIENCE, query).await.expect("the connection is stuck").unwrap();
+    assert!(row.get::<_, String>(0) == text.repeat(2));
+    let sum = client.query_one("select md5($1::text)", &[&text]).await.unwrap();
+    assert_eq!(sum.get::<_, String>(0), row.get::<_, String>(1));
+    drop(client);
+    assert_eq!(up.end().await.0, Some(0));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_task_that_ends_is_told_with_its_story_and_clients_are_reset() {
+    let world = World::start().await;
+    let mut up = up(&world).await;
+    let mut silent = TcpStream::connect(("127.0.0.1", up.port("orders"))).await.unwrap();
+    silent.write_all(b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0").await.unwrap();
+    let mut first = [0; 1];
+    silent.read_exact(&mut first).await.unwrap();
+    let id = up.ready["task"].as_str().unwrap().to_owned();
+    world.sandbox.stop_directly(&id);
+    let status = tokio::time::timeout(3 * PATIENCE, up.child.wait()).await.expect("it does not notice").unwrap();
+    assert_eq!(status.code(), Some(1));
+    let mut said = String::new();
+    up.child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
+    assert!(said.contains(&format!("task {id} has stopped")) && said.contains("bastion up demo"), "{said}");
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut rest)).await.unwrap();
+    // Cleanly closed by the relay's drain, or reset by the launcher: never stuck.
+    assert!(ended.is_ok() || ended.unwrap_err().kind() == std::io::ErrorKind::ConnectionReset);
+    world.stop().await;
+}
