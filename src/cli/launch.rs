@@ -95,7 +95,7 @@ pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, 
         Err(error) => return Err(error.into()),
     };
     let resolved = laptop::resolve(name, &files, parameter.as_deref(), &flags, &ProcessEnv);
-    let environment = resolved.map_err(|problems| {
+    let environment = resolved.map(|resolved| resolved.environment).map_err(|problems| {
         let error = CommandError::new(Kind::Config, problems);
         match &failure {
             Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
