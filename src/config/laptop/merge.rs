@@ -92,8 +92,7 @@ fn overlay(
     is_document: bool,
     origins: &mut BTreeMap<String, Origin>,
 ) {
-    if let Origin::Table(sources) =
-        origins.entry(path.join(".")).or_insert_with(|| Origin::Table(BTreeSet::new()))
+    if let Origin::Table(sources) = origins.entry(path.join(".")).or_insert_with(|| Origin::Table(BTreeSet::new()))
         && is_document
     {
         sources.insert(source);

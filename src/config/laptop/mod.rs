@@ -7,6 +7,8 @@ mod files;
 mod merge;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_mistakes;
 
 use std::collections::BTreeMap;
 

@@ -52,10 +52,6 @@ fn good(files: &Files, parameter: Option<&str>) -> Resolved {
     resolve("prod", files, parameter, &Flags::default(), &no_env()).unwrap()
 }
 
-fn failed(name: &str, files: &Files, parameter: Option<&str>) -> String {
-    resolve(name, files, parameter, &Flags::default(), &no_env()).unwrap_err().to_string()
-}
-
 #[test]
 fn a_full_file_is_resolved_whole() {
     let found = good(&project(FULL), None).environment;
