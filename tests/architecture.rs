@@ -103,7 +103,8 @@ fn violations(path: &str, text: &str, dependencies: &[String]) -> Vec<String> {
         if module == "main" && line.contains("bastion::") && !line.contains("bastion::cli::") {
             report("`main` calls `bastion::cli` only".to_owned());
         }
-        if module == "wire" {
+        // A test of protocol code owns the clock; it may look where to start it.
+        if module == "wire" && !path.ends_with("/tests.rs") {
             for word in WIRE_FORBIDDEN.iter().filter(|word| has_word(line, word)) {
                 report(format!("`{word}` in protocol code: bytes, time and randomness are arguments there"));
             }

@@ -95,13 +95,18 @@ pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, 
         Err(error) => return Err(error.into()),
     };
     let resolved = laptop::resolve(name, &files, parameter.as_deref(), &flags, &ProcessEnv);
-    let environment = resolved.map_err(|problems| {
-        let error = CommandError::new(Kind::Config, problems);
-        match &failure {
-            Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
-            None => error,
-        }
-    })?;
+    let environment = resolved
+        .map(|resolved| {
+            tracing::debug!(origins = ?resolved.origins, "where each value comes from");
+            resolved.environment
+        })
+        .map_err(|problems| {
+            let error = CommandError::new(Kind::Config, problems);
+            match &failure {
+                Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
+                None => error,
+            }
+        })?;
     ui.done(phase, &format!("{name} in {}, cluster {}", environment.region, environment.cluster));
     let aws = aws.with_region(&environment.region);
     Ok(Place { aws, caller, environment })

@@ -88,7 +88,8 @@ fn launcher<F: Future<Output = Result<(), CommandError>>>(
 ) -> Result<(), CommandError> {
     use crate::cli::error::Kind;
     use crate::config::{Env as _, ProcessEnv, vars};
-    use crate::{shutdown, telemetry};
+    use crate::shutdown;
+    use crate::telemetry;
 
     // People read the phases; the log is for whoever looks into a problem.
     let filter = ProcessEnv.get(vars::LOG).unwrap_or_else(|| "off".to_owned());

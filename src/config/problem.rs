@@ -29,6 +29,16 @@ impl Problems {
         self.0.is_empty()
     }
 
+    /// Adds `others`, each with the source and key that `place` gives for its key; those without a place are dropped.
+    #[cfg(feature = "launcher")]
+    pub(super) fn append(&mut self, others: Self, place: impl Fn(&str) -> Option<(String, String)>) {
+        let placed = others.0.into_iter().filter_map(|problem| {
+            let (source, key) = place(&problem.key)?;
+            Some(Problem { source, key, ..problem })
+        });
+        self.0.extend(placed);
+    }
+
     /// `value` if nothing is wrong, otherwise all the problems.
     pub(crate) fn finish<T>(self, value: Option<T>) -> Result<T, Self> {
         match value {
