@@ -136,9 +136,20 @@ impl Relay {
         drain: CancellationToken,
         now: CancellationToken,
     ) -> Result<Self, StartError> {
+        let role = Arc::new(TaskRole::from_container());
+        let region = config.region.clone();
+        Self::bind_with(config, drain, now, |target| credential(target, &region, &role)).await
+    }
+
+    /// As [`Relay::bind`], with the credentials of the caller's choice.
+    async fn bind_with(
+        config: Config,
+        drain: CancellationToken,
+        now: CancellationToken,
+        credential: impl Fn(&Target) -> Option<Cache>,
+    ) -> Result<Self, StartError> {
         let upstream_tls = tls::upstream(config.extra_ca_file.as_deref())?;
         let client_tls = config.client_tls.as_ref().map(|tls| tls::server(&tls.certificate, &tls.key)).transpose()?;
-        let role = Arc::new(TaskRole::from_container());
         let metrics = Metrics::new();
         let served: Vec<_> = config
             .targets
@@ -146,7 +157,7 @@ impl Relay {
             .map(|target| {
                 Arc::new(Served {
                     target: target.clone(),
-                    credential: credential(target, &config.region, &role),
+                    credential: credential(target),
                     metrics: metrics.target(&target.name),
                 })
             })

@@ -1,1 +1,139 @@
+//! The relay in this process against a real PostgreSQL, with password credentials: what Vault and Secrets Manager give.
 
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+
+use bastion_sandbox::postgres::{self, Flaws, Postgres};
+use tokio::process::Command;
+
+use super::*;
+use crate::types::Engine;
+
+/// `bastion-sandbox` stands one folder above the test programs.
+async fn database(folder: &Path) -> Postgres {
+    std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = std::env::current_exe().unwrap();
+    let verifier = program.parent().unwrap().with_file_name("bastion-sandbox");
+    assert!(verifier.exists(), "there is no {}: run `cargo build --workspace` first", verifier.display());
+    Postgres::start(folder, &verifier, Flaws::default()).await.unwrap()
+}
+
+fn config(listen: Ipv4Addr, database: &Postgres, users: &[&str]) -> Config {
+    let target = |(n, user): (usize, &&str)| Target {
+        name: (*user).to_owned(),
+        engine: Engine::Postgres,
+        host: postgres::HOST.to_owned(),
+        hostaddr: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        port: database.port,
+        database: Some("orders".to_owned()),
+        local_port: None,
+        relay_port: 5432 + u16::try_from(n).unwrap(),
+        // Says that the relay logs in; the test chooses with what.
+        credential: CredentialConfig::RdsIam { user: (*user).to_owned() },
+    };
+    Config {
+        environment: "test".to_owned(),
+        access: "read".to_owned(),
+        region: "ap-northeast-1".to_owned(),
+        owner: None,
+        reason: None,
+        listen: IpAddr::V4(listen),
+        idle_stop: None,
+        max_age: None,
+        max_connections: 4,
+        extra_ca_file: Some(database.ca_file.clone()),
+        client_tls: None,
+        targets: users.iter().enumerate().map(target).collect(),
+    }
+}
+
+/// A relay with a password for each target, until the token is cancelled.
+async fn serve(config: Config, password: &'static str) -> (CancellationToken, tokio::task::JoinHandle<Ended>) {
+    let drain = CancellationToken::new();
+    let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), move |target| {
+        let user = target.name.clone();
+        Some(Cache::new(Source::Fixed { user, password: password.to_owned(), mints: AtomicUsize::new(0) }))
+    });
+    let relay = relay.await.unwrap();
+    #[expect(clippy::disallowed_methods, reason = "joined by the test")]
+    let serving = tokio::spawn(relay.serve());
+    (drain, serving)
+}
+
+async fn psql(listen: Ipv4Addr, port: u16, options: &str) -> (bool, String) {
+    let mut psql = Command::new("psql");
+    let target = format!("host={listen} port={port} user=anyone {options}");
+    psql.args(["-X", "-A", "-t", "-w", &target, "-c", "select current_user"]).kill_on_drop(true);
+    let output = psql.output().await.unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scram_with_channel_binding_md5_and_cleartext_passwords_log_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = database(folder.path()).await;
+    let users = ["scram_user", "md5_user", "clear_user"];
+    let listen = Ipv4Addr::new(127, 63, 100, 1);
+    let (drain, serving) = serve(config(listen, &database, &users), postgres::PASSWORD).await;
+    for (port, user) in (5432..).zip(users) {
+        assert_eq!(psql(listen, port, "").await, (true, user.to_owned()));
+    }
+    drain.cancel();
+    assert_eq!(serving.await.unwrap(), Ended::Signal);
+    database.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_refused_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = database(folder.path()).await;
+    let listen = Ipv4Addr::new(127, 63, 100, 2);
+    let (drain, serving) = serve(config(listen, &database, &["scram_user", "clear_user"]), "S3CRET").await;
+    for port in [5432, 5433] {
+        let (ok, said) = psql(listen, port, "").await;
+        assert!(!ok && said.contains("password authentication failed"), "{said}");
+        assert!(!said.contains("S3CRET"), "{said}");
+    }
+    drain.cancel();
+    serving.await.unwrap();
+    database.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_get_tls_where_a_certificate_is_configured_and_too_many_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = database(folder.path()).await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().self_signed(&key).unwrap();
+    let tls = ClientTls { certificate: folder.path().join("tls.pem"), key: folder.path().join("tls.key") };
+    std::fs::write(&tls.certificate, certificate.pem()).unwrap();
+    std::fs::write(&tls.key, key.serialize_pem()).unwrap();
+    let listen = Ipv4Addr::new(127, 63, 100, 3);
+    let mut config = config(listen, &database, &["scram_user"]);
+    config.client_tls = Some(tls);
+    let (drain, serving) = serve(config, postgres::PASSWORD).await;
+    for mode in ["require", "disable", "prefer"] {
+        assert_eq!(psql(listen, 5432, &format!("sslmode={mode}")).await, (true, "scram_user".to_owned()), "{mode}");
+    }
+    // Four that hold their place without a word, then a fifth.
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(TcpStream::connect((listen, 5432)).await.unwrap());
+    }
+    let full = async {
+        loop {
+            let (ok, said) = psql(listen, 5432, "sslmode=disable").await;
+            if !ok {
+                return said;
+            }
+        }
+    };
+    let said = tokio::time::timeout(Duration::from_secs(10), full).await.unwrap();
+    assert!(said.contains("too many connections, this relay serves 4 at once"), "{said}");
+    drop(silent);
+    drain.cancel();
+    serving.await.unwrap();
+    database.stop().await;
+}

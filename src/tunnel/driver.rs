@@ -326,7 +326,7 @@ impl Turn<'_> {
             // A socket that takes nothing is noticed by the deadline.
             let _full = self.socket.start_send_unpin(Message::Ping(Bytes::from_static(b"keepalive")));
             self.needs_flush = true;
-            self.dead_at = Some(reached + self.driver.config.pong_timeout);
+            self.dead_at.get_or_insert(reached + self.driver.config.pong_timeout);
             self.ping_at = reached + self.driver.config.ping_every;
         }
         let shared = &self.driver.shared;

@@ -1,1 +1,282 @@
+//! The tunnel against the sandbox's gateway and agent, with small servers behind it.
 
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Mutex;
+
+use bastion_sandbox::gateway::{Event, Gateway, Knobs, Options, SessionSpec, Started};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use super::*;
+
+const LINGER: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A gateway on loopback and a tunnel to `port` of this machine.
+struct World {
+    gateway: Gateway,
+    tunnel: Tunnel,
+    servers: Mutex<JoinSet<()>>,
+}
+
+struct TestControl {
+    gateway: Gateway,
+    address: std::net::SocketAddr,
+}
+
+impl TestControl {
+    fn grant(&self, started: Started) -> SessionGrant {
+        SessionGrant {
+            session_id: started.session_id,
+            token: started.token.into(),
+            stream_url: format!("ws://{}{}", self.address, started.stream_path).into(),
+        }
+    }
+}
+
+impl Control for TestControl {
+    fn sign_upgrade<'a>(&'a self, _url: &'a str) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
+        Box::pin(async move { Ok(self.gateway.resume_session(session_id).map(|started| self.grant(started))) })
+    }
+}
+
+impl World {
+    async fn new(port: u16, config: Config) -> Self {
+        let gateway = Gateway::new(Options::default(), Arc::new(|_| Ok(())));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = gateway.router();
+        let mut servers = JoinSet::new();
+        servers.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let spec = SessionSpec {
+            session_id: "alice@example.com-0123456789abcdefg".to_owned(),
+            target: "ecs:c_t_r".to_owned(),
+            agent_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port,
+        };
+        let started = gateway.start_session(spec);
+        let control = Arc::new(TestControl { gateway: gateway.clone(), address });
+        let grant = control.grant(started);
+        let tunnel = Tunnel::open(config, grant, control, CancellationToken::new()).await.unwrap();
+        Self { gateway, tunnel, servers: Mutex::new(servers) }
+    }
+
+    async fn end(self) {
+        self.tunnel.close().await;
+        self.servers.into_inner().unwrap().shutdown().await;
+    }
+}
+
+/// A server that does the same for each connection; its port.
+async fn server<F: Future<Output = ()> + Send + 'static>(
+    serve: impl Fn(TcpStream) -> F + Send + 'static,
+) -> (u16, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut clients = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            clients.spawn(serve(stream));
+        }
+    });
+    (port, tasks)
+}
+
+async fn echo() -> (u16, JoinSet<()>) {
+    server(|mut stream| async move {
+        let (mut read, mut write) = stream.split();
+        let _gone = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await
+}
+
+/// Waits for any input, then sends so many bytes and closes.
+async fn source(length: usize) -> (u16, JoinSet<()>) {
+    server(move |mut stream| async move {
+        let mut first = [0];
+        let _gone = stream.read(&mut first).await;
+        let bytes: Vec<u8> = (0..length).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        let _gone = stream.write_all(&bytes).await;
+    })
+    .await
+}
+
+async fn exchange(mut stream: Stream, bytes: &[u8]) -> Vec<u8> {
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = vec![0; bytes.len()];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("stuck").unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn many_connections_share_one_session() {
+    let (port, _server) = echo().await;
+    let world = World::new(port, Config::default()).await;
+    let mut all = JoinSet::new();
+    for n in 0..40_u8 {
+        let stream = world.tunnel.connect(LINGER).unwrap();
+        all.spawn(async move {
+            let bytes = vec![n; 3000];
+            assert!(exchange(stream, &bytes).await == bytes);
+        });
+    }
+    while let Some(done) = all.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(world.gateway.session_ids().len(), 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_lone_line_feed_stays_one() {
+    let (port, _server) = echo().await;
+    let world = World::new(port, Config::default()).await;
+    assert_eq!(exchange(world.tunnel.connect(LINGER).unwrap(), b"\n").await, b"\n");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_refused_port_is_an_error_that_says_so() {
+    let world = World::new(1, Config::default()).await;
+    let mut stream = world.tunnel.connect(LINGER).unwrap();
+    let error = tokio::time::timeout(PATIENCE, stream.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(error.to_string().contains("nothing listens on the relay's port"), "{error}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_answer_after_half_close_is_whole() {
+    let (port, _server) = source(100_000).await;
+    let world = World::new(port, Config::default()).await;
+    let mut stream = world.tunnel.connect(LINGER).unwrap();
+    stream.write_all(b"?").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer.len(), 100_000);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_alone_holds_back_the_sender_and_loses_nothing() {
+    let (port, _server) = source(600_000).await;
+    let world = World::new(port, Config { receive_bound: 64 * 1024, ..Config::default() }).await;
+    let mut stream = world.tunnel.connect(LINGER).unwrap();
+    stream.write_all(b"?").await.unwrap();
+    // Until the bound is reached nothing is read.
+    while world.tunnel.stats().down < 64 * 1024 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(world.tunnel.stats().down < 80 * 1024, "{:?}", world.tunnel.stats());
+    let mut answer = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.len() == 600_000 && answer.iter().enumerate().all(|(n, byte)| usize::from(*byte) == n % 251));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_beside_others_is_reset_and_they_go_on() {
+    let (port, _server) = source(300_000).await;
+    let world = World::new(port, Config { receive_bound: 64 * 1024, ..Config::default() }).await;
+    let mut slow = world.tunnel.connect(LINGER).unwrap();
+    let mut quick = world.tunnel.connect(LINGER).unwrap();
+    slow.write_all(b"?").await.unwrap();
+    quick.write_all(b"?").await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(PATIENCE, quick.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer.len(), 300_000);
+    let error = slow.read_to_end(&mut answer).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(error.to_string().contains("too slow"), "{error}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_session_is_never_a_clean_end_of_a_stream() {
+    let (port, _server) = echo().await;
+    let world = World::new(port, Config::default()).await;
+    let mut stream = world.tunnel.connect(LINGER).unwrap();
+    stream.write_all(b"x").await.unwrap();
+    stream.read_exact(&mut [0]).await.unwrap();
+    let id = world.gateway.session_ids().remove(0);
+    assert!(world.gateway.terminate_session(&id));
+    let error = tokio::time::timeout(PATIENCE, stream.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(stream.write_all(b"x").await.is_err());
+    assert!(matches!(world.tunnel.connect(LINGER), Err(ConnectError::Ended(_))));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_silent_link_is_noticed_and_replaced() {
+    let (port, _server) = echo().await;
+    let config = Config {
+        ping_every: Duration::from_millis(200),
+        pong_timeout: Duration::from_millis(300),
+        ..Config::default()
+    };
+    let world = World::new(port, config).await;
+    let mut stream = world.tunnel.connect(LINGER).unwrap();
+    world.gateway.faults().happen(None, Event::FreezeClient).unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    let mut answer = [0; 5];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("nobody noticed").unwrap();
+    assert_eq!(&answer, b"hello");
+    assert_eq!(world.tunnel.stats().reconnects, 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn bytes_survive_cuts_both_ways_with_frames_lost() {
+    let (port, _server) = echo().await;
+    let world = World::new(port, Config::default()).await;
+    let knobs = Knobs {
+        cut_client_every_ms: Some(400),
+        when_down: bastion_sandbox::gateway::WhenDown::Drop,
+        ..Knobs::default()
+    };
+    world.gateway.faults().set_all(knobs).unwrap();
+    let bytes: Vec<u8> = (0..400_000_u32).map(|n| u8::try_from(n * 7 % 253).unwrap()).collect();
+    let (mut read, mut write) = tokio::io::split(world.tunnel.connect(LINGER).unwrap());
+    let sent = bytes.clone();
+    let mut answer = vec![0; bytes.len()];
+    let both = async {
+        tokio::join!(async { write.write_all(&sent).await.unwrap() }, async {
+            read.read_exact(&mut answer).await.unwrap()
+        })
+    };
+    tokio::time::timeout(2 * PATIENCE, both).await.expect("stuck");
+    assert!(answer == bytes);
+    assert!(world.tunnel.stats().reconnects >= 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_refuses_large_frames_is_learned() {
+    let (port, _server) = echo().await;
+    let world = World::new(port, Config::default()).await;
+    world.gateway.faults().set_all(Knobs { max_frame: Some(5000), ..Knobs::default() }).unwrap();
+    let bytes = vec![7; 400_000];
+    let (mut read, mut write) = tokio::io::split(world.tunnel.connect(LINGER).unwrap());
+    let sent = bytes.clone();
+    let mut answer = vec![0; bytes.len()];
+    let both = async {
+        tokio::join!(async { write.write_all(&sent).await.unwrap() }, async {
+            read.read_exact(&mut answer).await.unwrap()
+        })
+    };
+    tokio::time::timeout(2 * PATIENCE, both).await.expect("stuck");
+    assert!(answer == bytes);
+    let id = world.gateway.session_ids().remove(0);
+    assert!(world.gateway.snapshot(&id).unwrap().up.largest <= 8 * 1024 + 120);
+    world.end().await;
+}
