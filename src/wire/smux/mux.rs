@@ -1,7 +1,7 @@
 //! The client's side of one smux connection: opens streams, cuts their bytes into frames, delivers what comes back.
 //!
 //! smux 1 has no window per stream and its FIN closes both directions. So a local end of stream is held back until the
-//! other side has finished ([`Mux::close_write`]), and a stream whose receiver is slow is bounded by whoever drives.
+//! other side has finished (`PortSession::close_write`), and a stream whose receiver is slow is bounded by whoever drives.
 
 use std::collections::{BTreeMap, VecDeque};
 

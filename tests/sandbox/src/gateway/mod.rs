@@ -8,7 +8,7 @@
 //! `channel_closed` ends it. Chosen here: a stale cell is refused with 400, an unknown session with 404, a newer
 //! client replaces an older one, frames of an absent side are held or lost as [`Knobs::when_down`] says.
 //!
-//! Faults happen on the client's way, once per direction, in [`link`]; latency does not touch the upgrade nor pings.
+//! Faults happen on the client's way, once per direction, in `link`; latency does not touch the upgrade nor pings.
 
 mod client;
 mod faults;
