@@ -287,7 +287,11 @@ async fn a_connection_comes_over_the_http_port_too() {
     }
     let text = String::from_utf8_lossy(&seen);
     assert!(text.starts_with("HTTP/1.1 101") && text.contains("server_version"), "{text}");
-    let (status, body) = http(relay.address, &request("order").replace("Upgrade: b", "X: b")).await;
+    let (status, body) = http(
+        relay.address,
+        &request("order").replace("Upgrade: b", "X: b").replace("Connection: Upgrade", "Connection: close"),
+    )
+    .await;
     assert!(status == 426 && body.contains("bastion-conn/1"), "{status} {body}");
     let (status, body) =
         http(relay.address, &request("order").replace("bastion\r\n", "bastion\r\nConnection: close\r\n")).await;
