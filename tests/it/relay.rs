@@ -66,9 +66,10 @@ async fn protocol_features_pass_unharmed() {
                   copy t to stdout;";
     let (code, out, err) = relay.psql(5432, &[], script).await;
     assert_eq!((code, out.lines().count(), err.as_str()), (0, 2000, ""));
-    let (code, out, _) =
-        relay.psql(5432, &[], "select length(lo_get(lo_from_bytea(0, decode(repeat('ab', 100000), 'hex'))))").await;
-    assert_eq!((code, out.as_str()), (0, "100000"));
+    let (code, out, _) = relay
+        .psql(5432, &[], "select lo_from_bytea(4711, decode(repeat('ab', 100000), 'hex')); select length(lo_get(4711))")
+        .await;
+    assert_eq!((code, out.as_str()), (0, "4711\n100000"));
     let mut psql = Command::new("psql");
     psql.args([
         "-X",
