@@ -166,7 +166,7 @@ mod tests {
     fn everything_else_is_refused_with_its_reason() {
         let good = token("db_read", "secret", "ap-northeast-1", "900");
         let cases = [
-            (good[..good.len() - 100].to_owned(), "db_read", "no X-Amz-Signature"),
+            (good[..good.len() - 100].to_owned(), "db_read", "no X-Amz-SignedHeaders"),
             (good.replace("DBUser=db_read", "DBUser=db_admin"), "db_admin", "bad signature"),
             (good.clone(), "db_admin", "the token is for db_read"),
             (token("db_admin", "secret", "ap-northeast-1", "900"), "db_admin", "may not rds-db:connect"),
