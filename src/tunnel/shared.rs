@@ -179,10 +179,11 @@ impl Inner {
     /// Writers whose bytes have left may go on.
     pub(super) fn wake_writers(&mut self) {
         for (id, stream) in &mut self.streams {
-            if stream.writer.is_some() && self.session.waiting(*id) < SEND_BOUND / 2 {
-                if let Some(writer) = stream.writer.take() {
-                    writer.wake();
-                }
+            if stream.writer.is_some()
+                && self.session.waiting(*id) < SEND_BOUND / 2
+                && let Some(writer) = stream.writer.take()
+            {
+                writer.wake();
             }
         }
     }

@@ -12,6 +12,9 @@ pub const HEADER_SIZE: usize = 8;
 /// The most data the agent puts into one frame (`MaxFrameSize` of the default configuration).
 pub const MAX_AGENT_DATA: usize = 32 * 1024;
 
+/// A whole keepalive frame.
+pub const NOP: [u8; HEADER_SIZE] = [VERSION, 3, 0, 0, 0, 0, 0, 0];
+
 /// What a frame is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
@@ -204,7 +207,7 @@ mod tests {
 
         #[test]
         fn long_data_is_split_over_frames(length in 0usize..200_000) {
-            let data = Bytes::from((0..length).map(|at| (at % 251) as u8).collect::<Vec<u8>>());
+            let data = Bytes::from((0..length).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<u8>>());
             let mut out = Vec::new();
             Frame { command: Command::Psh, stream: 7, data: data.clone() }.encode(&mut out);
             let (mut rest, mut joined) = (out.as_slice(), Vec::new());

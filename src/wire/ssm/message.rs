@@ -6,7 +6,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 /// The value of the HeaderLength field: the offset of PayloadLength, not the length of the header.
