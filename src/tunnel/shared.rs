@@ -103,7 +103,9 @@ impl Shared {
 
     /// True while the only open stream has as much waiting as it may: then nothing more is read from the socket.
     pub(super) fn holds_back(&self, inner: &Inner) -> bool {
-        inner.streams.values().any(|stream| stream.bytes >= self.receive_bound)
+        let mut live = inner.live();
+        let only = live.next().filter(|_| live.next().is_none());
+        only.is_some_and(|stream| stream.bytes >= self.receive_bound)
     }
 
     /// Hands everything the session has delivered to the streams.
@@ -126,7 +128,7 @@ impl Shared {
     }
 
     fn deliver_data(&self, inner: &mut Inner, id: u32, data: Bytes) {
-        let alone = inner.streams.len() == 1;
+        let alone = inner.live().nth(1).is_none();
         let Some(stream) = inner.streams.get_mut(&id).filter(|stream| stream.end.is_none()) else { return };
         inner.stats.down = inner.stats.down.saturating_add(data.len() as u64);
         stream.bytes = stream.bytes.saturating_add(data.len());
@@ -138,6 +140,8 @@ impl Shared {
                 "its reader is too slow: {} MiB wait and other connections share the tunnel",
                 self.receive_bound >> 20
             )));
+            stream.chunks.clear();
+            stream.bytes = 0;
             inner.session.reset(id);
         }
     }
@@ -160,6 +164,11 @@ impl Incoming {
 }
 
 impl Inner {
+    /// Streams that may still get data.
+    fn live(&self) -> impl Iterator<Item = &Incoming> {
+        self.streams.values().filter(|stream| stream.end.is_none())
+    }
+
     pub(super) fn wake_driver(&mut self) {
         if let Some(driver) = self.driver.take() {
             driver.wake();
