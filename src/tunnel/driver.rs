@@ -67,7 +67,11 @@ impl Driver {
 
     async fn run_session(&self, grant: SessionGrant) -> String {
         let session_id = grant.session_id.clone();
-        let mut socket = match self.first_socket(&grant).await {
+        let first = tokio::select! {
+            first = self.first_socket(&grant) => first,
+            () = self.close_requested() => return "closed".to_owned(),
+        };
+        let mut socket = match first {
             Ok(socket) => socket,
             Err(error) => return error.to_string(),
         };
@@ -81,7 +85,11 @@ impl Driver {
                 Left::Lost(cause) => cause,
             };
             drop(socket);
-            match self.resume(&session_id, cause).await {
+            let resumed = tokio::select! {
+                resumed = self.resume(&session_id, cause) => resumed,
+                () = self.close_requested() => return "closed".to_owned(),
+            };
+            match resumed {
                 Ok(resumed) => socket = resumed,
                 Err(cause) => return cause,
             }
@@ -89,6 +97,16 @@ impl Driver {
             inner.session.handle_reconnect(now());
             inner.stats.reconnects = inner.stats.reconnects.saturating_add(1);
         }
+    }
+
+    /// Somebody wants the end while there is no socket.
+    async fn close_requested(&self) {
+        poll_fn(|context| {
+            let mut inner = self.shared.lock();
+            inner.driver = Some(context.waker().clone());
+            if inner.closing { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// The first connect may hit a gateway that does not know the session yet.
@@ -126,9 +144,6 @@ impl Driver {
                 },
                 Err(error) => error.to_string(),
             };
-            if self.shared.lock().closing {
-                return Err("closed".to_owned());
-            }
             if began.elapsed() > self.config.give_up {
                 return Err(format!("given up after {} min: {cause}", self.config.give_up.as_secs() / 60));
             }
@@ -145,6 +160,7 @@ impl Driver {
             ping_at: Instant::now() + self.config.ping_every,
             dead_at: None,
             needs_flush: false,
+            blocked: false,
         };
         poll_fn(|context| turn.poll(context)).await
     }
@@ -196,6 +212,8 @@ struct Turn<'a> {
     /// A ping is under way; nothing heard until then means that nobody is there.
     dead_at: Option<Instant>,
     needs_flush: bool,
+    /// The socket takes nothing; it wakes us.
+    blocked: bool,
 }
 
 impl Turn<'_> {
@@ -277,9 +295,13 @@ impl Turn<'_> {
     fn poll_write(&mut self, context: &mut Context<'_>) -> Result<bool, Left> {
         let lost = |error: tokio_tungstenite::tungstenite::Error| Left::Lost(error.to_string());
         let mut moved = false;
+        self.blocked = false;
         for _ in 0..IN_A_ROW {
             match self.socket.poll_ready_unpin(context) {
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.blocked = true;
+                    break;
+                }
                 Poll::Ready(ready) => ready.map_err(lost)?,
             }
             let frame = {
@@ -309,7 +331,17 @@ impl Turn<'_> {
 
     /// True if a timer fired.
     fn poll_timers(&mut self, context: &mut Context<'_>) -> Result<bool, Left> {
-        let next = self.driver.shared.lock().session.poll_timeout().map(|(at, _)| Instant::from_std(at));
+        let held_back = {
+            let inner = self.driver.shared.lock();
+            self.driver.shared.holds_back(&inner)
+        };
+        if held_back {
+            // What is not read cannot be missed.
+            self.dead_at = None;
+        }
+        // While the socket takes nothing, nothing can be sent in time or again.
+        let next = if self.blocked { None } else { self.driver.shared.lock().session.poll_timeout() };
+        let next = next.map(|(at, _)| Instant::from_std(at));
         let at = [next, self.dead_at, Some(self.ping_at)].into_iter().flatten().min().unwrap_or(self.ping_at);
         if self.sleep.deadline() != at {
             self.sleep.as_mut().reset(at);

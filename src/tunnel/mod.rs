@@ -197,4 +197,6 @@ impl Tunnel {
 }
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod tests;

@@ -140,6 +140,8 @@ impl Shared {
                 "its reader is too slow: {} MiB wait and other connections share the tunnel",
                 self.receive_bound >> 20
             )));
+            stream.chunks.clear();
+            stream.bytes = 0;
             inner.session.reset(id);
         }
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::smux::mux::{self, Mux};
 use super::ssm::channel::{self, Channel, Counts, Stamp};
 use super::ssm::message::PayloadType;
-use super::ssm::pace::{Pace, PaceConfig};
+use super::ssm::pace::PaceConfig;
 use super::ssm::payload::{
     ACTION_SESSION_TYPE, ACTION_SUCCESS, Flag, HandshakeRequest, HandshakeResponse, LOCAL_PORT_FORWARDING,
     ProcessedAction, from_json, to_json,
@@ -84,21 +84,18 @@ pub struct PortSession {
     agent_version: String,
     events: VecDeque<Event>,
     half_closed: BTreeMap<u32, HalfClosed>,
-    /// Bytes of a message that the gateway did not carry, to be sent before anything newer.
-    carry: VecDeque<Bytes>,
     keepalive_at: Option<Instant>,
 }
 
 impl PortSession {
     pub fn new(pace: PaceConfig) -> Self {
         Self {
-            channel: Channel::new(Pace::new(pace)),
+            channel: Channel::new(pace),
             mux: Mux::new(),
             phase: Phase::Greeting,
             agent_version: String::new(),
             events: VecDeque::new(),
             half_closed: BTreeMap::new(),
-            carry: VecDeque::new(),
             keepalive_at: None,
         }
     }
@@ -261,9 +258,7 @@ impl PortSession {
 
     /// The socket is a new one.
     pub fn handle_reconnect(&mut self, now: Instant) {
-        if let Some(bytes) = self.channel.handle_reconnect(now) {
-            self.carry.push_front(bytes);
-        }
+        self.channel.handle_reconnect(now);
     }
 
     /// Fires what is due.
@@ -297,7 +292,7 @@ impl PortSession {
     }
 
     fn wants_to_send(&self) -> bool {
-        self.phase == Phase::Open && (!self.carry.is_empty() || self.mux.wants_to_send())
+        self.phase == Phase::Open && self.mux.wants_to_send()
     }
 
     /// The next frame for the socket.
@@ -308,18 +303,11 @@ impl PortSession {
         if !self.wants_to_send() || !self.channel.can_send(now) {
             return None;
         }
-        let size = self.channel.message_size();
-        let payload = match self.carry.pop_front() {
-            Some(mut carried) => {
-                let payload = carried.split_to(carried.len().min(size));
-                if !carried.is_empty() {
-                    self.carry.push_front(carried);
-                }
-                payload
-            }
-            None => self.mux.fill(size),
-        };
-        (!payload.is_empty()).then(|| self.channel.transmit_data(now, payload, stamp))
+        if let Some(probe) = self.channel.transmit_probe(now, stamp) {
+            return Some(probe);
+        }
+        let payload = self.mux.fill(self.channel.message_size());
+        if payload.is_empty() { None } else { self.channel.transmit_data(now, payload, stamp) }
     }
 }
 

@@ -12,6 +12,9 @@ pub const HEADER_SIZE: usize = 8;
 /// The most data the agent puts into one frame (`MaxFrameSize` of the default configuration).
 pub const MAX_AGENT_DATA: usize = 32 * 1024;
 
+/// A whole keepalive frame.
+pub const NOP: [u8; HEADER_SIZE] = [VERSION, 3, 0, 0, 0, 0, 0, 0];
+
 /// What a frame is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {

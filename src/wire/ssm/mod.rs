@@ -7,7 +7,7 @@ pub mod channel;
 pub mod message;
 pub mod pace;
 pub mod payload;
-mod rtt;
+mod retransmit;
 
 #[cfg(test)]
 pub(crate) mod vectors;

@@ -1,9 +1,9 @@
-//! How fast and in what pieces tunnel bytes go out.
+//! How fast and in what size tunnel bytes leave.
 //!
-//! The agent takes messages of any size at any speed; what the message gateway takes is not documented. So sending
-//! starts like the official plugin (1 KiB, about 1 MB/s), and both double while acknowledgements come back. A new size is
-//! tried with one message alone; if the gateway closes the socket on it twice, its bytes go out in smaller messages and
-//! the size is never tried again.
+//! Nobody outside AWS knows what its gateway tolerates, so both start low and grow while acknowledgements come back
+//! quickly: the rate by a quarter per round trip in which it was the limit, the size of a message by doubling. A larger
+//! size is tried with a message that carries nothing (smux NOPs): where the gateway closes the websocket over it, the
+//! message can be sent again in small without changing the byte stream. Data that has a sequence number never can.
 
 use std::time::{Duration, Instant};
 
@@ -27,116 +27,165 @@ impl Default for PaceConfig {
 }
 
 /// Faster than any path to a gateway; from here on only the window holds back.
-const RATE_MAX: u64 = 1_000_000_000;
-/// Clean messages before the next step.
-const STEP: u32 = 32;
-/// What may go out at once after a pause.
-const BURST: Duration = Duration::from_millis(5);
-/// Closes on the same message until its size is to blame.
-const CLOSES: u32 = 2;
+const RATE_MAX: u64 = 100_000_000;
 
-#[derive(Debug)]
-struct Probe {
-    sequence: i64,
-    closes: u32,
-}
+/// The rate never shrinks below this, bytes per second.
+const FLOOR: u64 = 128 * 1024;
+/// Bytes that may leave at once after a quiet time.
+const BURST: i64 = 64 * 1024;
+/// The rate changes at most once in this time, or once per round trip.
+const MIN_STEP: Duration = Duration::from_millis(25);
+/// An acknowledgement this much later than twice the best round trip is slow.
+const SLOW: Duration = Duration::from_millis(100);
+/// After a close under load the rate stays below what it was for this long.
+const REMEMBER: Duration = Duration::from_secs(600);
+/// Full messages of one size that must be acknowledged before the next size is tried.
+const PROOF: u32 = 4;
 
-/// See the module.
+/// A token bucket whose rate grows.
 #[derive(Debug)]
-pub struct Pace {
-    config: PaceConfig,
-    size: usize,
+pub(super) struct Pacer {
     rate: u64,
-    clean: u32,
-    /// A larger size is due with the next full message.
-    grow: bool,
-    probe: Option<Probe>,
-    next_send_at: Option<Instant>,
+    start: u64,
+    /// Bytes that may leave now; below zero after a large message.
+    tokens: i64,
+    refilled: Option<Instant>,
+    /// Whether the rate was what held bytes back since it last changed.
+    limiting: bool,
+    changed: Option<Instant>,
+    ceiling: Option<(u64, Instant)>,
 }
 
-impl Pace {
-    pub fn new(config: PaceConfig) -> Self {
-        Self {
-            size: config.first_size,
-            rate: config.first_rate,
-            config,
-            clean: 0,
-            grow: false,
-            probe: None,
-            next_send_at: None,
-        }
+impl Pacer {
+    pub(super) fn new(start: u64) -> Self {
+        let rate = start.clamp(FLOOR, RATE_MAX);
+        Self { rate, start: rate, tokens: BURST, refilled: None, limiting: false, changed: None, ceiling: None }
     }
 
-    pub(super) fn window(&self) -> usize {
-        self.config.window
+    /// Whether bytes may leave now.
+    pub(super) fn allows(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        self.limiting |= self.tokens <= 0;
+        self.tokens > 0
     }
 
-    /// The size for the next message: a doubled one if a step is due.
-    pub(super) fn message_size(&self) -> usize {
-        if self.grow { self.larger() } else { self.size }
+    pub(super) fn spend(&mut self, bytes: usize) {
+        self.tokens = self.tokens.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    fn larger(&self) -> usize {
-        self.size.saturating_mul(2).min(self.config.max_size)
+    /// When bytes may leave again; `None`: nothing holds them back.
+    pub(super) fn ready_at(&self) -> Option<Instant> {
+        let missing = u64::try_from(1_i64.saturating_sub(self.tokens)).ok().filter(|missing| *missing > 0)?;
+        let micros = missing.saturating_mul(1_000_000).checked_div(self.rate).unwrap_or(0);
+        Some(later(self.refilled?, Duration::from_micros(micros.saturating_add(1))))
     }
 
-    /// A message of a new size is under way; nothing follows it until it is acknowledged.
-    pub(super) fn is_probing(&self) -> bool {
-        self.probe.is_some()
-    }
-
-    pub(super) fn next_send_at(&self) -> Option<Instant> {
-        self.next_send_at
-    }
-
-    pub(super) fn sent(&mut self, now: Instant, length: usize, sequence: i64) {
-        if self.grow && length > self.size {
-            self.probe = Some(Probe { sequence, closes: 0 });
-            self.grow = false;
-        }
-        let nanos = u64::try_from(length).unwrap_or(u64::MAX).saturating_mul(1_000_000_000).checked_div(self.rate);
-        let earliest = now.checked_sub(BURST).unwrap_or(now);
-        let from = self.next_send_at.map_or(earliest, |at| at.max(earliest));
-        self.next_send_at = from.checked_add(Duration::from_nanos(nanos.unwrap_or(0)));
-    }
-
-    pub(super) fn acknowledged(&mut self, now: Instant, length: usize, clean: bool) {
-        if self.probe.is_some() && length > self.size {
-            self.size = length.max(self.larger());
-            self.probe = None;
-            self.clean = 0;
-        }
-        if !clean || length.saturating_mul(2) < self.size {
-            // Small messages say nothing about what a full one would do.
+    /// An acknowledgement came after `delay`; `best` is the shortest there ever was.
+    pub(super) fn on_ack(&mut self, now: Instant, delay: Duration, best: Duration) {
+        let changed = *self.changed.get_or_insert(now);
+        if now.saturating_duration_since(changed) < best.max(MIN_STEP) {
             return;
         }
-        self.clean = self.clean.saturating_add(1);
-        if self.clean >= STEP {
-            self.clean = 0;
-            self.rate = self.rate.saturating_mul(2).min(RATE_MAX);
-            if self.rate == RATE_MAX {
-                self.next_send_at = self.next_send_at.map(|at| at.min(now));
+        let next = if is_quick(delay, best) {
+            if !self.limiting {
+                return;
             }
-            self.grow = self.larger() > self.size && self.probe.is_none();
-        }
+            let ceiling = self.ceiling.filter(|(_, until)| now < *until).map_or(RATE_MAX, |(rate, _)| rate);
+            self.rate.saturating_add(self.rate >> 2).min(ceiling.max(self.rate))
+        } else {
+            self.rate.saturating_sub(self.rate >> 3).max(FLOOR)
+        };
+        self.refill(now);
+        self.rate = next;
+        self.limiting = false;
+        self.changed = Some(now);
     }
 
-    pub(super) fn resent(&mut self) {
-        self.clean = 0;
+    /// The websocket closed while a lot was on its way: be slower for a while.
+    pub(super) fn on_close(&mut self, now: Instant) {
+        let lower = (self.rate >> 1).max(self.start.min(self.rate));
+        self.ceiling = Some((self.rate.saturating_sub(self.rate >> 2).max(lower), later(now, REMEMBER)));
+        self.rate = lower;
+        self.changed = Some(now);
     }
 
-    /// A new socket. Returns the message whose size the gateway does not carry.
-    pub(super) fn reconnected(&mut self, now: Instant) -> Option<i64> {
-        self.clean = 0;
-        self.grow = false;
-        self.rate = self.rate.checked_div(2).unwrap_or(0).max(self.config.first_rate);
-        self.next_send_at = Some(now);
-        let probe = self.probe.as_mut()?;
-        probe.closes = probe.closes.saturating_add(1);
-        if probe.closes < CLOSES {
-            return None;
+    fn refill(&mut self, now: Instant) {
+        let refilled = *self.refilled.get_or_insert(now);
+        let micros = u64::try_from(now.saturating_duration_since(refilled).as_micros()).unwrap_or(u64::MAX);
+        let gained = self.rate.saturating_mul(micros).checked_div(1_000_000).unwrap_or(0);
+        if gained == 0 {
+            return;
         }
-        self.config.max_size = self.size;
-        self.probe.take().map(|probe| probe.sequence)
+        let burst = i64::try_from(self.rate >> 6).unwrap_or(i64::MAX).max(BURST);
+        self.tokens = self.tokens.saturating_add(i64::try_from(gained).unwrap_or(i64::MAX)).min(burst);
+        self.refilled = Some(now);
     }
 }
+
+/// The size of messages: proven ones for data, the next one for a probe.
+#[derive(Debug)]
+pub(super) struct Size {
+    current: usize,
+    max: usize,
+    proofs: u32,
+    /// Whether the last data message used the size.
+    full: bool,
+    probing: bool,
+}
+
+impl Size {
+    pub(super) fn new(start: usize, max: usize) -> Self {
+        Self { current: start.min(max), max, proofs: 0, full: false, probing: false }
+    }
+
+    /// The most payload bytes a data message may carry.
+    pub(super) fn current(&self) -> usize {
+        self.current
+    }
+
+    /// The size to try next, when enough messages of the current one came through.
+    pub(super) fn probe(&mut self) -> Option<usize> {
+        let next = self.current.saturating_mul(2).min(self.max);
+        if self.probing || !self.full || next <= self.current || self.proofs < PROOF {
+            return None;
+        }
+        self.probing = true;
+        Some(next)
+    }
+
+    pub(super) fn on_send(&mut self, bytes: usize) {
+        self.full = bytes.saturating_mul(2) > self.current;
+    }
+
+    /// A data message of `bytes` was acknowledged; `quick` or not.
+    pub(super) fn on_ack(&mut self, bytes: usize, quick: bool) {
+        if quick && bytes.saturating_mul(2) > self.current {
+            self.proofs = self.proofs.saturating_add(1);
+        }
+    }
+
+    /// The probe of `bytes` was acknowledged.
+    pub(super) fn on_probe_ack(&mut self, bytes: usize) {
+        self.current = bytes.clamp(self.current, self.max.max(self.current));
+        self.proofs = 0;
+        self.probing = false;
+    }
+
+    /// The websocket closed with a probe on its way: never try that size again.
+    pub(super) fn on_probe_close(&mut self) {
+        self.max = self.current;
+        self.probing = false;
+    }
+}
+
+/// Whether an acknowledgement after `delay` shows a path without a queue.
+pub(super) fn is_quick(delay: Duration, best: Duration) -> bool {
+    delay <= best.saturating_mul(2).saturating_add(SLOW)
+}
+
+pub(super) fn later(at: Instant, by: Duration) -> Instant {
+    at.checked_add(by).unwrap_or(at)
+}
+
+#[cfg(test)]
+mod tests;
