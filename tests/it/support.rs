@@ -31,7 +31,7 @@ impl World {
         let folder = tempfile::Builder::new().prefix("bastion-it-").tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let database = Postgres::start(folder.path(), &sandbox_program(), flaws).await.unwrap();
-        let mut config = demo::config(folder.path(), Path::new(BASTION), &database);
+        let mut config = demo::config(folder.path(), Path::new(BASTION), &database, None);
         config.phase = Duration::from_millis(20);
         change(&mut config);
         let sandbox = Sandbox::start(config.clone()).await.unwrap();

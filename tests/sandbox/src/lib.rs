@@ -2,7 +2,8 @@
 //!
 //! One endpoint (`AWS_ENDPOINT_URL`) speaks ECS, STS and SSM and carries the message gateway; every signature is
 //! verified, and IAM is enforced as far as the launcher's calls need it. Each ECS task is a real `bastion relay` process
-//! whose role credentials expire; a real PostgreSQL checks the tokens made with them.
+//! whose role credentials expire; a real PostgreSQL and a real MariaDB check the tokens
+//! made with them.
 
 #![allow(clippy::expect_used, reason = "a test tool")]
 
@@ -11,8 +12,10 @@ mod api;
 mod ecs;
 pub mod gateway;
 pub mod iam;
+pub mod mariadb;
 pub mod postgres;
 pub mod rds;
+mod server;
 pub mod sigv4;
 mod ssm;
 
@@ -383,7 +386,9 @@ pub(crate) fn wall_clock() -> SystemTime {
 
 /// The relay's configuration and the environment of `demo`, for a database on this machine.
 pub mod demo {
-    use super::{BTreeMap, Config, Duration, Identity, Path, TaskDefinition, Value, gateway, iam, json, postgres};
+    use super::mariadb::{self, MariaDb};
+    use super::postgres::{self, Postgres};
+    use super::{BTreeMap, Config, Duration, Identity, Path, TaskDefinition, Value, gateway, iam, json};
 
     /// The targets of one access level: the orders as `user`, and for `read` a second target whose database user the
     /// task role may not use.
@@ -417,8 +422,8 @@ pub mod demo {
         }
     }
 
-    /// Everything that `bastion up demo` needs. `database` is where PostgreSQL is.
-    pub fn config(folder: &Path, relay: &Path, database: &postgres::Postgres) -> Config {
+    /// Everything that `bastion up demo` needs. The task role's users may log in to both servers.
+    pub fn config(folder: &Path, relay: &Path, database: &Postgres, mysql: Option<&MariaDb>) -> Config {
         let (port, ca_file) = (database.port, &database.ca_file);
         let (read, write) = (targets(port, "db_read", true), targets(port, "db_write", false));
         let access = |name: &str, targets: &Value| {
@@ -435,6 +440,9 @@ pub mod demo {
             expires_at: Some(std::time::SystemTime::UNIX_EPOCH),
             ..Identity::session("Developer", "carol", &iam::DEVELOPER)
         };
+        let endpoints = std::iter::once(format!("{}:{port}", postgres::HOST))
+            .chain(mysql.map(|mysql| format!("{}:{}", mariadb::HOST, mysql.port)))
+            .collect();
         Config {
             folder: folder.to_owned(),
             relay: relay.to_owned(),
@@ -448,7 +456,7 @@ pub mod demo {
             parameters: BTreeMap::from([("/bastion/demo".to_owned(), environment.to_string())]),
             phase: Duration::from_millis(300),
             credential_lifetime: Duration::from_secs(3600),
-            rds_state: Some((database.state_file.clone(), vec![format!("{}:{port}", postgres::HOST)])),
+            rds_state: Some((database.state_file.clone(), endpoints)),
             gateway: gateway::Options::default(),
         }
     }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use bastion_sandbox::mariadb::MariaDb;
 use bastion_sandbox::postgres::{Flaws, Postgres};
 use bastion_sandbox::{Sandbox, demo, rds};
 use clap::{Parser, Subcommand};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Run a strict local AWS for bastion, with a real PostgreSQL that checks RDS IAM tokens
+/// Run a strict local AWS for bastion, with a real PostgreSQL and MariaDB that check RDS IAM tokens
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -52,10 +53,11 @@ fn main() -> anyhow::Result<ExitCode> {
 async fn up(program: &Path, bastion: &Path) -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let folder = tempfile::Builder::new().prefix("bastion-sandbox-").tempdir()?;
-    // PostgreSQL runs as another user and must get through.
+    // The servers run as other users and must get through.
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let database = Postgres::start(folder.path(), program, Flaws::default()).await?;
-    let sandbox = Sandbox::start(demo::config(folder.path(), bastion, &database)).await?;
+    let mysql = MariaDb::start(folder.path(), program, Flaws::default()).await?;
+    let sandbox = Sandbox::start(demo::config(folder.path(), bastion, &database, Some(&mysql))).await?;
     let callers: Map<String, Value> = ["alice", "bob", "carol", "eve"]
         .into_iter()
         .map(|name| {
@@ -67,6 +69,7 @@ async fn up(program: &Path, bastion: &Path) -> anyhow::Result<()> {
     let ready = json!({
         "endpoint": sandbox.endpoint(), "folder": folder.path(), "callers": callers,
         "database": {"port": database.port, "ca_file": database.ca_file, "socket_folder": database.socket_folder()},
+        "mysql": {"port": mysql.port, "ca_file": mysql.ca_file, "socket": mysql.socket()},
     });
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{ready}")?;
@@ -77,6 +80,7 @@ async fn up(program: &Path, bastion: &Path) -> anyhow::Result<()> {
     }
     sandbox.stop().await;
     database.stop().await;
+    mysql.stop().await;
     folder.close().context("cannot remove the temporary folder")
 }
 

@@ -2,9 +2,10 @@
 //! task-role keys are good for which database users until when.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -30,6 +31,18 @@ pub struct State {
 }
 
 impl State {
+    /// The state file of all servers below `folder`, made without endpoints and keys if it is not there yet.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn file_in(folder: &Path) -> anyhow::Result<PathBuf> {
+        let path = folder.join("rds-state.json");
+        if !path.exists() {
+            Self::default().write(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(path)
+    }
+
     /// # Errors
     /// When the file cannot be read or is not a state.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
