@@ -1,30 +1,23 @@
 //! One client: drive the login, then splice, then say how it ended.
 
+mod driver;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut as _, BytesMut};
-use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::client::TlsStream;
 use tracing::{debug, error, info, warn};
 
-use crate::credential::{Credential, Freshness, Kind};
+use crate::relay::conn::driver::{Driver, Outcome, Upstream};
 use crate::relay::error::{ConnError, ErrorKind};
 use crate::relay::splice::{Side, Spliced, splice};
-use crate::relay::{Io, Served, Shared, reply, upstream, wall_clock};
+use crate::relay::{Io, Served, Shared, reply, upstream};
 use crate::types::{CredentialConfig, Engine};
-use crate::wire::pg::handshake::{Action, Handshake, Peer, Refusal, SecretKind};
+use crate::wire::proxy::{Handshake, Refusal};
 
-/// A client that has connected says what it wants at once; this also covers a slow TLS handshake.
-const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
-/// Look-up, dial, TLS and login together: PAM and IAM may take seconds.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// One read of the login.
-const READ: usize = 4096;
+/// For the database to act on a cancel request.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the goodbye to a client that may have stopped reading.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -42,12 +35,6 @@ struct Login {
     upstream: Upstream,
     program: Option<String>,
     db_user: Option<String>,
-}
-
-/// The upstream end, with TLS or, for targets whose clients bring their own, without.
-enum Upstream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Conn {
@@ -69,22 +56,15 @@ impl Conn {
         let target = &self.served.target;
         let Ok(_room) = self.shared.room.try_acquire() else {
             let full = ConnError::Full(self.shared.config.max_connections);
-            self.refuse(&mut client, &full).await;
+            self.refuse(&mut client, self.handshake().as_ref(), &full).await;
             return;
         };
         let started = Instant::now();
-        let login = match target.credential {
-            CredentialConfig::RdsIam { .. } => self.log_in(client).await,
-            CredentialConfig::Client => self.connect(client).await,
+        let login = match (&target.credential, self.handshake()) {
+            (CredentialConfig::RdsIam { .. }, Some(handshake)) => self.log_in(client, handshake).await,
+            _ => self.connect(client).await,
         };
-        let mut login = match login {
-            Ok(Some(login)) => login,
-            Ok(None) => return,
-            Err((mut client, failure)) => {
-                self.refuse(&mut client, &failure).await;
-                return;
-            }
-        };
+        let Some(mut login) = login else { return };
         let _open = self.shared.lifetime.opened();
         let _open_metric = self.served.metrics.opened(started.elapsed());
         info!(
@@ -121,86 +101,75 @@ impl Conn {
         );
     }
 
-    /// A target whose clients log in themselves: bytes only, to the configured address only.
-    async fn connect(&self, client: Box<dyn Io>) -> Result<Option<Login>, (Box<dyn Io>, ConnError)> {
-        match upstream::dial(&self.served.target).await {
-            Ok(stream) => Ok(Some(Login { client, upstream: Upstream::Plain(stream), program: None, db_user: None })),
-            Err(error) => Err((client, error.into())),
+    /// The login of the target's engine, at its start. `None` where the relay knows no protocol.
+    fn handshake(&self) -> Option<Handshake> {
+        let target = &self.served.target;
+        match target.engine {
+            Engine::Postgres => Some(Handshake::postgres(target.database.as_deref(), self.shared.client_tls.is_some())),
+            Engine::Mysql | Engine::Tcp => None,
         }
     }
 
-    /// Logs in to PostgreSQL for the client. `None`: it was a cancel request, which is done.
-    async fn log_in(&self, client: Box<dyn Io>) -> Result<Option<Login>, (Box<dyn Io>, ConnError)> {
-        let mut driver = Driver {
-            conn: self,
-            handshake: Handshake::new(self.served.target.database.as_deref(), self.shared.client_tls.is_some()),
-            client: Some(client),
-            upstream: None,
-            used: None,
-            buffer: BytesMut::with_capacity(READ),
-        };
-        let opening = tokio::time::timeout(OPENING_TIMEOUT, driver.open()).await;
-        let opened = opening.unwrap_or(Err(ConnError::OpeningTimeout(OPENING_TIMEOUT.as_secs())));
-        let logged_in = match opened {
-            Err(failure) => Err(failure),
-            Ok(Opened::Cancel(packet)) => {
-                let forwarded = tokio::time::timeout(LOGIN_TIMEOUT, self.cancel(&packet)).await;
-                match forwarded.unwrap_or(Err(ConnError::LoginTimeout(LOGIN_TIMEOUT.as_secs()))) {
+    /// A target whose clients log in themselves: bytes only, to the configured address only.
+    async fn connect(&self, mut client: Box<dyn Io>) -> Option<Login> {
+        match upstream::dial(&self.served.target).await {
+            Ok(stream) => Some(Login { client, upstream: Upstream::Plain(stream), program: None, db_user: None }),
+            Err(error) => {
+                self.refuse(&mut client, self.handshake().as_ref(), &error.into()).await;
+                None
+            }
+        }
+    }
+
+    /// Logs in for the client. `None`: there is nothing to splice, and the client has been told why.
+    async fn log_in(&self, client: Box<dyn Io>, handshake: Handshake) -> Option<Login> {
+        let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
+        let failure = match driver.run().await {
+            Ok(Outcome::Splice) => {
+                let program = driver.handshake.client_program();
+                let db_user = driver.used.map(|(credential, _)| credential.user.clone());
+                return Some(Login { client: driver.client?, upstream: driver.upstream?, program, db_user });
+            }
+            Ok(Outcome::Cancel(packet)) => {
+                match self.cancel(&packet).await {
                     Ok(()) => debug!(conn_id = self.id, target = self.served.target.name, "cancel request forwarded"),
                     // A cancel request has no answer in the protocol; the log is all there is.
                     Err(failure) => self.log_failure(&failure),
                 }
-                return Ok(None);
+                return None;
             }
-            Ok(Opened::Startup) => tokio::time::timeout(LOGIN_TIMEOUT, driver.log_in())
-                .await
-                .unwrap_or(Err(ConnError::LoginTimeout(LOGIN_TIMEOUT.as_secs()))),
+            Err(failure) => failure,
         };
-        let program = driver.handshake.client_parameter("application_name");
-        match (logged_in, driver.client.take(), driver.upstream.take()) {
-            (Ok(()), Some(client), Some(Upstream::Tls(upstream))) => {
-                let db_user = self.served.target.credential.db_user().map(str::to_owned);
-                Ok(Some(Login { client, upstream: Upstream::Tls(upstream), program, db_user }))
-            }
-            (Ok(()), ..) => Ok(None),
-            (Err(failure), Some(client), _) => Err((client, failure)),
+        match &mut driver.client {
+            Some(client) => self.refuse(client, Some(&driver.handshake), &failure).await,
             // The client went down with its own TLS handshake; there is nobody to tell.
-            (Err(failure), None, _) => {
-                self.log_failure(&failure);
-                Ok(None)
-            }
+            None => self.log_failure(&failure),
         }
+        None
     }
 
     /// Hands a cancel request to the database on a connection of its own, as libpq does (`fe-cancel.c`).
     async fn cancel(&self, packet: &[u8]) -> Result<(), ConnError> {
-        let mut driver = Driver {
-            conn: self,
-            // Only for the TLS request and answer: the cancel request takes the place of the startup packet.
-            handshake: Handshake::for_cancel(),
-            client: None,
-            upstream: None,
-            used: None,
-            buffer: BytesMut::with_capacity(READ),
-        };
-        driver.log_in().await?;
-        let Some(Upstream::Tls(mut upstream)) = driver.upstream.take() else { return Ok(()) };
-        let broken = |error: std::io::Error| ConnError::UpstreamIo(error.to_string());
-        upstream.write_all(packet).await.map_err(broken)?;
-        upstream.flush().await.map_err(broken)?;
+        let mut driver = Driver::new(&self.shared, &self.served, self.id, Handshake::postgres_cancel(), None);
+        driver.run().await?;
+        driver.send_upstream(packet).await?;
         // The server closes when it has acted; waiting for that keeps the order that the client relies on.
-        let mut nothing = [0_u8; 16];
-        while upstream.read(&mut nothing).await.is_ok_and(|read| read > 0) {}
+        if let Some(Upstream::Tls(mut upstream)) = driver.upstream {
+            let mut nothing = [0_u8; 16];
+            let closed = async { while upstream.read(&mut nothing).await.is_ok_and(|read| read > 0) {} };
+            tokio::time::timeout(CANCEL_TIMEOUT, closed)
+                .await
+                .map_err(|_| ConnError::LoginTimeout(CANCEL_TIMEOUT.as_secs()))?;
+        }
         Ok(())
     }
 
     /// Tells the client what failed, in its protocol, and logs it.
-    async fn refuse(&self, client: &mut Box<dyn Io>, failure: &ConnError) {
+    async fn refuse(&self, client: &mut Box<dyn Io>, handshake: Option<&Handshake>, failure: &ConnError) {
         self.log_failure(failure);
-        if self.served.target.engine != Engine::Postgres {
-            return;
-        }
-        if let Some(packet) = reply::error_response(failure, &self.served.target, self.id) {
+        let Some(handshake) = handshake else { return };
+        if let Some(text) = reply::error_text(failure, &self.served.target, self.id) {
+            let packet = handshake.encode_error(&text);
             // A client that no longer reads cannot be told.
             let _told = tokio::time::timeout(GOODBYE_TIMEOUT, async {
                 client.write_all(&packet).await?;
@@ -219,7 +188,7 @@ impl Conn {
         self.served.metrics.failed(kind);
         let (conn_id, target, addr) = (self.id, &self.served.target.name, &self.from);
         let sqlstate = match failure {
-            ConnError::Refused(Refusal::UpstreamRefused(fields) | Refusal::Rejected(fields)) => Some(&fields.code),
+            ConnError::Refused(Refusal::UpstreamRefused(fields) | Refusal::Rejected(fields)) => Some(&fields.sqlstate),
             _ => None,
         };
         let kind_name = kind.as_str();
@@ -236,167 +205,5 @@ impl Conn {
                 warn!(conn_id, target, client.addr = addr, error.kind = kind_name, sqlstate, error = %failure, refusal, "connection refused");
             }
         }
-    }
-}
-
-/// What the client opened with.
-enum Opened {
-    Cancel(bytes::Bytes),
-    Startup,
-}
-
-/// Carries out what the handshake wants.
-struct Driver<'a> {
-    conn: &'a Conn,
-    handshake: Handshake,
-    client: Option<Box<dyn Io>>,
-    upstream: Option<Upstream>,
-    /// The credential of the last attempt.
-    used: Option<(Arc<Credential>, Freshness)>,
-    buffer: BytesMut,
-}
-
-impl Driver<'_> {
-    /// Up to the client's wish: TLS, startup or cancel. Not cancel safe.
-    async fn open(&mut self) -> Result<Opened, ConnError> {
-        loop {
-            match self.handshake.poll_action() {
-                Action::Cancel(packet) => return Ok(Opened::Cancel(packet)),
-                Action::Read(Peer::Client) => self.read_client().await?,
-                Action::Send(Peer::Client, bytes) => self.send_client(&bytes).await?,
-                Action::StartTls { peer: Peer::Client, already_read } => self.accept_tls(already_read).await?,
-                Action::Refuse(refusal) => return Err(ConnError::Refused(refusal)),
-                // Everything else needs the startup packet: `log_in` does it, starting with the dial.
-                _ => return Ok(Opened::Startup),
-            }
-        }
-    }
-
-    /// From the startup packet to the splice, with a second try where the credential was a cached one. Not cancel safe.
-    async fn log_in(&mut self) -> Result<(), ConnError> {
-        loop {
-            let attempt = self.attempt().await;
-            let Err(failure) = &attempt else { return attempt };
-            match self.used.take() {
-                Some((credential, Freshness::Cached)) if failure.is_stale_credential() && self.handshake.retry() => {
-                    debug!(conn_id = self.conn.id, "the cached credential was refused, trying a fresh one");
-                    if let Some(cache) = &self.conn.served.credential {
-                        cache.forget(&credential).await;
-                    }
-                    self.upstream = None;
-                }
-                _ => return attempt,
-            }
-        }
-    }
-
-    async fn attempt(&mut self) -> Result<(), ConnError> {
-        let target = &self.conn.served.target;
-        loop {
-            match self.handshake.poll_action() {
-                Action::Cancel(_) => return Ok(()),
-                Action::Dial => {
-                    self.upstream = Some(Upstream::Plain(upstream::dial(target).await?));
-                    self.handshake.handle_dialed();
-                }
-                Action::NeedCredential => self.provide_credential().await?,
-                Action::Read(Peer::Client) => self.read_client().await?,
-                Action::Read(Peer::Upstream) => self.read_upstream().await?,
-                Action::Refuse(refusal) => return Err(ConnError::Refused(refusal)),
-                Action::Send(Peer::Client, bytes) => self.send_client(&bytes).await?,
-                Action::Send(Peer::Upstream, bytes) => self.send_upstream(&bytes).await?,
-                Action::SendSecret(secret) => self.send_upstream(secret.expose()).await?,
-                Action::Splice { to_upstream, to_client } => {
-                    self.send_client(&to_client).await?;
-                    if !to_upstream.is_empty() {
-                        self.send_upstream(&to_upstream).await?;
-                    }
-                    return Ok(());
-                }
-                Action::StartTls { peer: Peer::Client, already_read } => self.accept_tls(already_read).await?,
-                Action::StartTls { peer: Peer::Upstream, .. } => {
-                    if let Some(Upstream::Plain(stream)) = self.upstream.take() {
-                        let tls = &self.conn.shared.upstream_tls;
-                        let (stream, binding) = upstream::start_tls(stream, target, tls).await?;
-                        self.upstream = Some(Upstream::Tls(Box::new(stream)));
-                        self.handshake.handle_tls(Peer::Upstream, binding);
-                    }
-                }
-            }
-        }
-    }
-
-    async fn provide_credential(&mut self) -> Result<(), ConnError> {
-        let Some(cache) = &self.conn.served.credential else { return Ok(()) };
-        let (credential, freshness) = cache.credential(wall_clock()).await?;
-        let kind = match credential.kind {
-            Kind::Password => SecretKind::Password,
-            Kind::Token => SecretKind::Token,
-        };
-        // The one line that exposes a database secret.
-        self.handshake.handle_credential(&credential.user, credential.secret.expose_secret().as_bytes(), kind);
-        self.used = Some((credential, freshness));
-        Ok(())
-    }
-
-    async fn accept_tls(&mut self, already_read: bytes::Bytes) -> Result<(), ConnError> {
-        let (Some(client), Some(tls)) = (self.client.take(), &self.conn.shared.client_tls) else { return Ok(()) };
-        let (read, write) = tokio::io::split(client);
-        let whole = tokio::io::join(std::io::Cursor::new(already_read).chain(read), write);
-        let accepted = TlsAcceptor::from(Arc::clone(tls)).accept(whole).await;
-        let stream = accepted.map_err(|error| ConnError::ClientTls(error.to_string()))?;
-        self.client = Some(Box::new(stream));
-        self.handshake.handle_tls(Peer::Client, None);
-        Ok(())
-    }
-
-    async fn read_client(&mut self) -> Result<(), ConnError> {
-        let Some(client) = &mut self.client else { return Ok(()) };
-        self.buffer.clear();
-        match client.read_buf(&mut (&mut self.buffer).limit(READ)).await {
-            Ok(0) => self.handshake.handle_eof(Peer::Client),
-            Ok(_) => self.handshake.handle_data(Peer::Client, &self.buffer),
-            Err(error) => return Err(ConnError::ClientIo(error.to_string())),
-        }
-        Ok(())
-    }
-
-    async fn read_upstream(&mut self) -> Result<(), ConnError> {
-        self.buffer.clear();
-        let buffer = &mut (&mut self.buffer).limit(READ);
-        let read = match &mut self.upstream {
-            Some(Upstream::Plain(stream)) => stream.read_buf(buffer).await,
-            Some(Upstream::Tls(stream)) => stream.read_buf(buffer).await,
-            None => Ok(0),
-        };
-        match read {
-            Ok(0) => self.handshake.handle_eof(Peer::Upstream),
-            Ok(_) => self.handshake.handle_data(Peer::Upstream, &self.buffer),
-            Err(error) => return Err(ConnError::UpstreamIo(error.to_string())),
-        }
-        Ok(())
-    }
-
-    async fn send_client(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
-        let Some(client) = &mut self.client else { return Ok(()) };
-        let sent = async {
-            client.write_all(bytes).await?;
-            client.flush().await
-        };
-        sent.await.map_err(|error| ConnError::ClientIo(error.to_string()))
-    }
-
-    async fn send_upstream(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
-        let sent = async {
-            match &mut self.upstream {
-                Some(Upstream::Plain(stream)) => stream.write_all(bytes).await,
-                Some(Upstream::Tls(stream)) => {
-                    stream.write_all(bytes).await?;
-                    stream.flush().await
-                }
-                None => Ok(()),
-            }
-        };
-        sent.await.map_err(|error| ConnError::UpstreamIo(error.to_string()))
     }
 }

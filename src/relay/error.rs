@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::credential::MintError;
-use crate::wire::pg::handshake::Refusal;
+use crate::wire::proxy::Refusal;
 
 /// Who has to act; the log field and the metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl ConnError {
             Self::Dial(_) => ErrorKind::Dial,
             Self::Full(_) => ErrorKind::Full,
             Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,
-            Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.code) => ErrorKind::UpstreamAuth,
+            Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate) => ErrorKind::UpstreamAuth,
             Self::Refused(Refusal::UnknownAuthentication(_) | Refusal::WantsPassword(_)) => ErrorKind::UpstreamAuth,
             Self::LoginTimeout(_) | Self::Refused(_) | Self::UpstreamIo(_) => ErrorKind::Upstream,
         }
@@ -107,7 +107,7 @@ impl ConnError {
 
     /// Whether a fresh credential may help: the database did not accept this one.
     pub(super) fn is_stale_credential(&self) -> bool {
-        matches!(self, Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.code))
+        matches!(self, Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate))
     }
 }
 

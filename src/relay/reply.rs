@@ -3,13 +3,10 @@
 //! Every answer names the target, says what happened and what to do next, with the connection's number for the log. It
 //! is built from the relay's own enums; the text of the database is added where TLS has proven whose text it is.
 
-use bytes::{Bytes, BytesMut};
-
 use crate::credential::MintError;
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
 use crate::types::Target;
-use crate::wire::pg::handshake::Refusal;
-use crate::wire::pg::message::ErrorFields;
+use crate::wire::proxy::{ErrorText, Refusal};
 
 /// SQLSTATEs: PostgreSQL manual, appendix A.
 const CANNOT_CONNECT: &str = "08001";
@@ -18,22 +15,19 @@ const PROTOCOL_VIOLATION: &str = "08P01";
 const INVALID_AUTHORIZATION: &str = "28000";
 const TOO_MANY_CONNECTIONS: &str = "53300";
 
-/// The ErrorResponse for `failure`, or `None` where the client has been told or is gone.
-pub(super) fn error_response(failure: &ConnError, target: &Target, conn_id: u64) -> Option<Bytes> {
-    let mut fields = fields(failure, target)?;
-    fields.severity = "FATAL".to_owned();
+/// What to tell the client about `failure`, or `None` where it has been told or is gone.
+pub(super) fn error_text(failure: &ConnError, target: &Target, conn_id: u64) -> Option<ErrorText> {
+    let mut text = text(failure, target)?;
     let number = format!("(bastion connection {conn_id})");
-    fields.hint = if fields.hint.is_empty() { number } else { format!("{} {number}", fields.hint) };
-    let mut packet = BytesMut::new();
-    fields.encode(&mut packet);
-    Some(packet.freeze())
+    text.hint = if text.hint.is_empty() { number } else { format!("{} {number}", text.hint) };
+    Some(text)
 }
 
-fn error(code: &str, message: String, detail: impl Into<String>, hint: impl Into<String>) -> ErrorFields {
-    ErrorFields { severity: String::new(), code: code.to_owned(), message, detail: detail.into(), hint: hint.into() }
+fn error(sqlstate: &str, message: String, detail: impl Into<String>, hint: impl Into<String>) -> ErrorText {
+    ErrorText { sqlstate: sqlstate.to_owned(), message, detail: detail.into(), hint: hint.into() }
 }
 
-fn fields(failure: &ConnError, target: &Target) -> Option<ErrorFields> {
+fn text(failure: &ConnError, target: &Target) -> Option<ErrorText> {
     let Target { name, host, port, .. } = target;
     let user = target.credential.db_user().unwrap_or("the client's user");
     Some(match failure {
@@ -89,9 +83,9 @@ fn fields(failure: &ConnError, target: &Target) -> Option<ErrorFields> {
             "",
             "Check engine, host and port of the target.",
         ),
-        ConnError::Refused(Refusal::UnknownAuthentication(code)) => error(
+        ConnError::Refused(Refusal::UnknownAuthentication(method)) => error(
             INVALID_AUTHORIZATION,
-            format!("bastion: target {name} wants an authentication method that bastion does not speak (code {code})"),
+            format!("bastion: target {name} wants an authentication method that bastion does not speak ({method})"),
             "",
             format!("Let {user} log in with IAM (GRANT rds_iam TO {user}) or a password."),
         ),
@@ -106,9 +100,11 @@ fn fields(failure: &ConnError, target: &Target) -> Option<ErrorFields> {
                 "As an administrator of the database: GRANT rds_iam TO \"{user}\"; then check the cluster's settings."
             ),
         ),
-        ConnError::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.code) => iam_refused(said, target, user),
+        ConnError::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.sqlstate) => {
+            iam_refused(said, target, user)
+        }
         ConnError::Refused(Refusal::UpstreamRefused(said)) => error(
-            &said.code,
+            &said.sqlstate,
             format!("bastion: target {name} refused the login of {user}: {}", said.message),
             said.detail.clone(),
             said.hint.clone(),
@@ -117,10 +113,10 @@ fn fields(failure: &ConnError, target: &Target) -> Option<ErrorFields> {
 }
 
 /// "PAM authentication failed" alone helps nobody: say what it can mean, most likely first.
-fn iam_refused(said: &ErrorFields, target: &Target, user: &str) -> ErrorFields {
+fn iam_refused(said: &ErrorText, target: &Target, user: &str) -> ErrorText {
     let Target { name, host, .. } = target;
     error(
-        &said.code,
+        &said.sqlstate,
         format!("bastion: target {name} refused the IAM login of {user}: {}", said.message),
         format!(
             "Likely causes: 1. the task role may not rds-db:connect as {user} on the resource id of this database \
@@ -135,7 +131,7 @@ fn iam_refused(said: &ErrorFields, target: &Target, user: &str) -> ErrorFields {
     )
 }
 
-fn credential(reason: &MintError, name: &str, user: &str) -> ErrorFields {
+fn credential(reason: &MintError, name: &str, user: &str) -> ErrorText {
     let hint = match reason {
         MintError::NoTaskRole => "Set taskRoleArn in the task definition; the execution role is not enough.",
         MintError::Endpoint(_) | MintError::Timeout(_) => {
@@ -146,7 +142,7 @@ fn credential(reason: &MintError, name: &str, user: &str) -> ErrorFields {
     error(CANNOT_CONNECT, format!("bastion: no IAM token for {user} on target {name}: {reason}"), "", hint)
 }
 
-fn dial(reason: &DialError, name: &str, host: &str, port: u16) -> ErrorFields {
+fn dial(reason: &DialError, name: &str, host: &str, port: u16) -> ErrorText {
     let hint = match reason {
         DialError::Resolve(_) => {
             "Check host in the target's configuration, and that the VPC has DNS resolution and DNS host names on."
@@ -160,7 +156,7 @@ fn dial(reason: &DialError, name: &str, host: &str, port: u16) -> ErrorFields {
     error(CANNOT_CONNECT, format!("bastion: cannot reach target {name} at {host}:{port}: {reason}"), "", hint)
 }
 
-fn tls(reason: &UpstreamTlsError, name: &str, host: &str, port: u16) -> ErrorFields {
+fn tls(reason: &UpstreamTlsError, name: &str, host: &str, port: u16) -> ErrorText {
     let hint = match reason {
         UpstreamTlsError::OtherName | UpstreamTlsError::BadName => {
             "Configure the endpoint's own name (…rds.amazonaws.com): a CNAME or an address is not in the certificate."
@@ -186,8 +182,8 @@ pub(super) fn cause(refusal: &Refusal) -> String {
     match refusal {
         Refusal::ClientGone => "the client left".to_owned(),
         Refusal::ClientMalformed(what) | Refusal::UpstreamMalformed(what) => what.to_string(),
-        Refusal::Rejected(fields) | Refusal::UpstreamRefused(fields) => fields.message.clone(),
-        Refusal::UnknownAuthentication(code) => format!("authentication method {code}"),
+        Refusal::Rejected(said) | Refusal::UpstreamRefused(said) => said.message.clone(),
+        Refusal::UnknownAuthentication(method) => format!("authentication method {method}"),
         Refusal::UpstreamGone => "the database closed the connection".to_owned(),
         Refusal::UpstreamWithoutTls => "the database does not offer TLS".to_owned(),
         Refusal::WantsPassword(what) => format!("the database wants {what}"),

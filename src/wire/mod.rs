@@ -24,5 +24,12 @@
 
 pub mod pg;
 pub mod port;
+#[cfg(feature = "relay")]
+pub mod proxy;
 pub mod smux;
 pub mod ssm;
+
+/// What a peer sent does not follow its protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub &'static str);

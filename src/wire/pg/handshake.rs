@@ -1,98 +1,18 @@
 //! The login as one machine between two peers: a server that lets the client in without a password, and a client that
 //! logs in upstream with a credential of the relay.
 //!
-//! Drive it so: call [`Handshake::poll_action`], do what it says, tell the outcome with the `handle_*` method that the action
-//! names, call it again. It ends with `Splice`, `Cancel` or `Refuse`. There is no action that sends a credential
-//! before [`Handshake::handle_tls`] was called for the upstream, so a driver cannot forget the TLS.
+//! It is driven as [`proxy`](crate::wire::proxy) says.
 
 use std::collections::VecDeque;
-use std::fmt;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use zeroize::Zeroizing;
 
-use super::message::{self, Authentication, ErrorFields, Malformed, Message};
+use super::message::{self, Authentication, ErrorFields, Message};
 use super::sasl::Scram;
 use super::startup::{self, Opening, Startup};
-
-/// One end of the relayed connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Peer {
-    Client,
-    Upstream,
-}
-
-/// What a credential is good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SecretKind {
-    /// A password: the server may ask for it in any way.
-    Password,
-    /// A token that only works as a cleartext password.
-    Token,
-}
-
-/// What the machine wants next.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Hand this cancel request to a new TLS connection to the upstream, then close both.
-    Cancel(Bytes),
-    /// Connect to the upstream, then [`Handshake::handle_dialed`].
-    Dial,
-    /// Get the login, then [`Handshake::handle_credential`].
-    NeedCredential,
-    /// Read from this peer, then [`Handshake::handle_data`] or [`Handshake::handle_eof`].
-    Read(Peer),
-    /// The login failed. Nothing about it has been told to the client, except for [`Refusal::Rejected`].
-    Refuse(Refusal),
-    /// Write to this peer.
-    Send(Peer, Bytes),
-    /// Write to the upstream, then forget it.
-    SendSecret(Secret),
-    /// The login is done: write these bytes, then copy both ways.
-    Splice { to_upstream: Bytes, to_client: Bytes },
-    /// Do the TLS handshake with this peer (as server to the client, as client to the upstream), then
-    /// [`Handshake::handle_tls`]. `already_read` came from the peer and belongs to the handshake.
-    StartTls { peer: Peer, already_read: Bytes },
-}
-
-/// Bytes that must not be logged; wiped when dropped.
-#[derive(PartialEq, Eq)]
-pub struct Secret(Zeroizing<Vec<u8>>);
-
-impl Secret {
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-/// Why there is no login.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// The client left before it had said what it wants.
-    ClientGone,
-    /// The client does not speak the protocol.
-    ClientMalformed(Malformed),
-    /// The upstream let the user in but then ended the login; the client has its message already.
-    Rejected(ErrorFields),
-    /// The upstream asks for an authentication method that the relay does not speak.
-    UnknownAuthentication(u32),
-    /// The upstream closed the connection in the middle of the login.
-    UpstreamGone,
-    /// The upstream does not speak the protocol.
-    UpstreamMalformed(Malformed),
-    /// The upstream answered the login with an error.
-    UpstreamRefused(ErrorFields),
-    /// The upstream does not do TLS.
-    UpstreamWithoutTls,
-    /// The upstream asks for a password in a way that a token cannot answer: it does not use IAM for this user.
-    WantsPassword(&'static str),
-}
+use crate::wire::Malformed;
+use crate::wire::proxy::{Action, ErrorText, Peer, Refusal, Secret, SecretKind};
 
 struct Login {
     user: String,
@@ -157,10 +77,29 @@ impl Handshake {
         Self { state: State::Dial, cancelling: true, ..Self::new(None, false) }
     }
 
-    /// The value of a startup parameter of the client, for logs.
-    pub fn client_parameter(&self, name: &str) -> Option<String> {
-        let value = self.startup.as_ref()?.parameter(name)?;
+    /// Whether the client has said what it wants.
+    pub fn has_opened(&self) -> bool {
+        self.startup.is_some() || self.cancelling
+    }
+
+    /// What the client calls its program, for logs.
+    pub fn client_program(&self) -> Option<String> {
+        let value = self.startup.as_ref()?.parameter("application_name")?;
         Some(String::from_utf8_lossy(value).into_owned())
+    }
+
+    /// The ErrorResponse that tells the client why its connection ends.
+    pub fn encode_error(&self, error: &ErrorText) -> Bytes {
+        let fields = ErrorFields {
+            severity: "FATAL".to_owned(),
+            code: error.sqlstate.clone(),
+            message: error.message.clone(),
+            detail: error.detail.clone(),
+            hint: error.hint.clone(),
+        };
+        let mut packet = BytesMut::new();
+        fields.encode(&mut packet);
+        packet.freeze()
     }
 
     pub fn handle_data(&mut self, peer: Peer, data: &[u8]) {
@@ -354,7 +293,7 @@ impl Handshake {
                     Err(refusal) => self.refuse(refusal),
                 }
             }
-            b'E' => self.refuse(Refusal::UpstreamRefused(ErrorFields::parse(&message.body))),
+            b'E' => self.refuse(Refusal::UpstreamRefused(said(&message.body))),
             // NegotiateProtocolVersion and notices wait for the end of the login.
             b'v' | b'N' => {
                 if self.held.len() > message::LOGIN_MESSAGE_MAX {
@@ -390,8 +329,7 @@ impl Handshake {
                             });
                         }
                         b'E' => {
-                            let fields = ErrorFields::parse(&message.body);
-                            self.refuse(Refusal::Rejected(fields));
+                            self.refuse(Refusal::Rejected(said(&message.body)));
                             return Some(Action::Send(Peer::Client, self.held.split().freeze()));
                         }
                         _ => {}
@@ -441,9 +379,14 @@ fn answer(login: &mut Login, asked: Authentication, binding: Option<&[u8]>) -> R
             return Ok(None);
         }
         Authentication::Ok => return Ok(None),
-        Authentication::Unknown(code) => return Err(Refusal::UnknownAuthentication(code)),
+        Authentication::Unknown(code) => return Err(Refusal::UnknownAuthentication(format!("code {code}"))),
     }
-    Ok(Some(Secret(Zeroizing::new(out.to_vec()))))
+    Ok(Some(Secret::new(out.to_vec())))
+}
+
+fn said(body: &[u8]) -> ErrorText {
+    let ErrorFields { code, message, detail, hint, .. } = ErrorFields::parse(body);
+    ErrorText { sqlstate: code, message, detail, hint }
 }
 
 #[cfg(test)]

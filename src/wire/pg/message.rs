@@ -4,14 +4,11 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
+use crate::wire::Malformed;
+
 /// Longest message of a login; libpq refuses longer ones before the login is done (`fe-connect.c`: 2,000 for
 /// authentication, 30,000 for errors; SASL data may be longer).
 pub const LOGIN_MESSAGE_MAX: usize = 65_536;
-
-/// What a peer sent does not follow the protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Malformed(pub &'static str);
 
 /// One message: its type, its body, and the whole of it as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]

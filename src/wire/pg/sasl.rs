@@ -7,7 +7,8 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
 
-use super::message::{Malformed, encode, encode_sasl_initial};
+use super::message::{encode, encode_sasl_initial};
+use crate::wire::Malformed;
 
 /// Most rounds that an upstream may ask for. PostgreSQL's default is 4,096; each million costs about half a second.
 const ITERATIONS_MAX: u64 = 1_000_000;

@@ -5,7 +5,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-use super::message::Malformed;
+use crate::wire::Malformed;
 
 /// `MAX_STARTUP_PACKET_LENGTH` in `pqcomm.h`.
 pub const STARTUP_MAX: usize = 10_000;

@@ -164,7 +164,7 @@ fn an_error_of_the_login_is_refused_and_may_be_tried_again() {
         .encode(&mut out);
     handshake.handle_data(Peer::Upstream, &out);
     let Action::Refuse(Refusal::UpstreamRefused(fields)) = handshake.poll_action() else { panic!("not refused") };
-    assert_eq!(fields.code, "28000");
+    assert_eq!(fields.sqlstate, "28000");
     assert!(handshake.retry());
     assert_eq!(handshake.poll_action(), Action::Dial);
 }

@@ -1,0 +1,214 @@
+//! Carries out what a login wants, for every engine: reads, writes, dial, TLS, credential, time limits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use secrecy::ExposeSecret as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::client::TlsStream;
+use tracing::debug;
+
+use crate::credential::{Credential, Freshness, Kind};
+use crate::relay::error::ConnError;
+use crate::relay::{Io, Served, Shared, upstream, wall_clock};
+use crate::wire::proxy::{Action, Handshake, Peer, SecretKind};
+
+/// A client that has connected says what it wants at once; this also covers a slow TLS handshake.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
+/// Look-up, dial, TLS and login together: PAM and IAM may take seconds.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// One read of the login.
+const READ: usize = 4096;
+
+/// The upstream end, with TLS or, for targets whose clients bring their own, without.
+pub(super) enum Upstream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// How a login ended.
+pub(super) enum Outcome {
+    /// It was a cancel request, for a connection of its own.
+    Cancel(Bytes),
+    /// Both ends may talk.
+    Splice,
+}
+
+/// One login under way. What it holds at the end belongs to whoever goes on with the connection.
+pub(super) struct Driver<'a> {
+    shared: &'a Shared,
+    served: &'a Served,
+    conn_id: u64,
+    pub(super) handshake: Handshake,
+    /// `None` after the client's own TLS handshake failed.
+    pub(super) client: Option<Box<dyn Io>>,
+    pub(super) upstream: Option<Upstream>,
+    /// The credential of the last attempt.
+    pub(super) used: Option<(Arc<Credential>, Freshness)>,
+    buffer: BytesMut,
+}
+
+impl<'a> Driver<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        served: &'a Served,
+        conn_id: u64,
+        handshake: Handshake,
+        client: Option<Box<dyn Io>>,
+    ) -> Self {
+        let buffer = BytesMut::with_capacity(READ);
+        Self { shared, served, conn_id, handshake, client, upstream: None, used: None, buffer }
+    }
+
+    /// Drives the login to its end, with a second try where the credential was a cached one. Not cancel safe.
+    pub(super) async fn run(&mut self) -> Result<Outcome, ConnError> {
+        let mut opened = false;
+        let mut deadline = Instant::now() + OPENING_TIMEOUT;
+        loop {
+            let action = self.handshake.poll_action();
+            if !opened && self.handshake.has_opened() {
+                opened = true;
+                deadline = Instant::now() + LOGIN_TIMEOUT;
+            }
+            let failure = match tokio::time::timeout_at(deadline, self.carry_out(action)).await {
+                Ok(Ok(None)) => continue,
+                Ok(Ok(Some(outcome))) => return Ok(outcome),
+                Ok(Err(failure)) => failure,
+                Err(_) if opened => ConnError::LoginTimeout(LOGIN_TIMEOUT.as_secs()),
+                Err(_) => ConnError::OpeningTimeout(OPENING_TIMEOUT.as_secs()),
+            };
+            if !self.start_over(&failure).await {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Whether another attempt is worth it, and under way: the database refused a credential that was not fresh.
+    async fn start_over(&mut self, failure: &ConnError) -> bool {
+        if !failure.is_stale_credential() {
+            return false;
+        }
+        let Some((credential, Freshness::Cached)) = self.used.take() else { return false };
+        if !self.handshake.retry() {
+            return false;
+        }
+        debug!(conn_id = self.conn_id, "the cached credential was refused, trying a fresh one");
+        if let Some(cache) = &self.served.credential {
+            cache.forget(&credential).await;
+        }
+        self.upstream = None;
+        true
+    }
+
+    async fn carry_out(&mut self, action: Action) -> Result<Option<Outcome>, ConnError> {
+        match action {
+            Action::Cancel(packet) => return Ok(Some(Outcome::Cancel(packet))),
+            Action::Dial => {
+                self.upstream = Some(Upstream::Plain(upstream::dial(&self.served.target).await?));
+                self.handshake.handle_dialed();
+            }
+            Action::NeedCredential => self.provide_credential().await?,
+            Action::Read(Peer::Client) => self.read_client().await?,
+            Action::Read(Peer::Upstream) => self.read_upstream().await?,
+            Action::Refuse(refusal) => return Err(ConnError::Refused(refusal)),
+            Action::Send(Peer::Client, bytes) => self.send_client(&bytes).await?,
+            Action::Send(Peer::Upstream, bytes) => self.send_upstream(&bytes).await?,
+            Action::SendSecret(secret) => self.send_upstream(secret.expose()).await?,
+            Action::Splice { to_upstream, to_client } => {
+                self.send_client(&to_client).await?;
+                if !to_upstream.is_empty() {
+                    self.send_upstream(&to_upstream).await?;
+                }
+                return Ok(Some(Outcome::Splice));
+            }
+            Action::StartTls { peer: Peer::Client, already_read } => self.accept_tls(already_read).await?,
+            Action::StartTls { peer: Peer::Upstream, .. } => {
+                if let Some(Upstream::Plain(stream)) = self.upstream.take() {
+                    let tls = &self.shared.upstream_tls;
+                    let (stream, binding) = upstream::start_tls(stream, &self.served.target, tls).await?;
+                    self.upstream = Some(Upstream::Tls(Box::new(stream)));
+                    self.handshake.handle_tls(Peer::Upstream, binding);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn provide_credential(&mut self) -> Result<(), ConnError> {
+        let Some(cache) = &self.served.credential else { return Ok(()) };
+        let (credential, freshness) = cache.credential(wall_clock()).await?;
+        let kind = match credential.kind {
+            Kind::Password => SecretKind::Password,
+            Kind::Token => SecretKind::Token,
+        };
+        // The one line that exposes a database secret.
+        self.handshake.handle_credential(&credential.user, credential.secret.expose_secret().as_bytes(), kind);
+        self.used = Some((credential, freshness));
+        Ok(())
+    }
+
+    async fn accept_tls(&mut self, already_read: Bytes) -> Result<(), ConnError> {
+        let (Some(client), Some(tls)) = (self.client.take(), &self.shared.client_tls) else { return Ok(()) };
+        let (read, write) = tokio::io::split(client);
+        let whole = tokio::io::join(std::io::Cursor::new(already_read).chain(read), write);
+        let accepted = TlsAcceptor::from(Arc::clone(tls)).accept(whole).await;
+        let stream = accepted.map_err(|error| ConnError::ClientTls(error.to_string()))?;
+        self.client = Some(Box::new(stream));
+        self.handshake.handle_tls(Peer::Client, None);
+        Ok(())
+    }
+
+    async fn read_client(&mut self) -> Result<(), ConnError> {
+        let Some(client) = &mut self.client else { return Ok(()) };
+        self.buffer.clear();
+        match client.read_buf(&mut (&mut self.buffer).limit(READ)).await {
+            Ok(0) => self.handshake.handle_eof(Peer::Client),
+            Ok(_) => self.handshake.handle_data(Peer::Client, &self.buffer),
+            Err(error) => return Err(ConnError::ClientIo(error.to_string())),
+        }
+        Ok(())
+    }
+
+    async fn read_upstream(&mut self) -> Result<(), ConnError> {
+        self.buffer.clear();
+        let buffer = &mut (&mut self.buffer).limit(READ);
+        let read = match &mut self.upstream {
+            Some(Upstream::Plain(stream)) => stream.read_buf(buffer).await,
+            Some(Upstream::Tls(stream)) => stream.read_buf(buffer).await,
+            None => Ok(0),
+        };
+        match read {
+            Ok(0) => self.handshake.handle_eof(Peer::Upstream),
+            Ok(_) => self.handshake.handle_data(Peer::Upstream, &self.buffer),
+            Err(error) => return Err(ConnError::UpstreamIo(error.to_string())),
+        }
+        Ok(())
+    }
+
+    async fn send_client(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
+        let Some(client) = &mut self.client else { return Ok(()) };
+        let sent = async {
+            client.write_all(bytes).await?;
+            client.flush().await
+        };
+        sent.await.map_err(|error| ConnError::ClientIo(error.to_string()))
+    }
+
+    pub(super) async fn send_upstream(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
+        let sent = async {
+            match &mut self.upstream {
+                Some(Upstream::Plain(stream)) => stream.write_all(bytes).await,
+                Some(Upstream::Tls(stream)) => {
+                    stream.write_all(bytes).await?;
+                    stream.flush().await
+                }
+                None => Ok(()),
+            }
+        };
+        sent.await.map_err(|error| ConnError::UpstreamIo(error.to_string()))
+    }
+}

@@ -1,0 +1,191 @@
+//! What the logins of all engines have in common: one machine between two peers, which lets the client in as a server
+//! and logs in upstream as a client, with a credential of the relay.
+//!
+//! Drive a [`Handshake`] so: call [`Handshake::poll_action`], do what it says, tell the outcome with the `handle_*`
+//! method that the action names, call it again. It ends with `Splice`, `Cancel` or `Refuse`. There is no action that
+//! sends a credential before [`Handshake::handle_tls`] was called for the upstream, so a driver cannot forget the TLS.
+
+use std::fmt;
+
+use bytes::Bytes;
+use zeroize::Zeroizing;
+
+use crate::wire::{Malformed, pg};
+
+/// One end of the relayed connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Client,
+    Upstream,
+}
+
+/// What a credential is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretKind {
+    /// A password: the server may ask for it in any way.
+    Password,
+    /// A token that only works as a cleartext password.
+    Token,
+}
+
+/// What the machine wants next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Hand this cancel request to a new TLS connection to the upstream, then close both.
+    Cancel(Bytes),
+    /// Connect to the upstream, then [`Handshake::handle_dialed`].
+    Dial,
+    /// Get the login, then [`Handshake::handle_credential`].
+    NeedCredential,
+    /// Read from this peer, then [`Handshake::handle_data`] or [`Handshake::handle_eof`].
+    Read(Peer),
+    /// The login failed. Nothing about it has been told to the client, except for [`Refusal::Rejected`].
+    Refuse(Refusal),
+    /// Write to this peer.
+    Send(Peer, Bytes),
+    /// Write to the upstream, then forget it.
+    SendSecret(Secret),
+    /// The login is done: write these bytes, then copy both ways.
+    Splice { to_upstream: Bytes, to_client: Bytes },
+    /// Do the TLS handshake with this peer (as server to the client, as client to the upstream), then
+    /// [`Handshake::handle_tls`]. `already_read` came from the peer and belongs to the handshake.
+    StartTls { peer: Peer, already_read: Bytes },
+}
+
+/// Bytes that must not be logged; wiped when dropped.
+#[derive(PartialEq, Eq)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// An error as people read it: what the upstream said, or what the client is told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ErrorText {
+    /// Five characters.
+    pub sqlstate: String,
+    pub message: String,
+    pub detail: String,
+    pub hint: String,
+}
+
+/// Why there is no login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The client left before it had said what it wants.
+    ClientGone,
+    /// The client does not speak the protocol.
+    ClientMalformed(Malformed),
+    /// The upstream let the user in but then ended the login; the client has its message already.
+    Rejected(ErrorText),
+    /// The upstream asks for this authentication method, which the relay does not speak.
+    UnknownAuthentication(String),
+    /// The upstream closed the connection in the middle of the login.
+    UpstreamGone,
+    /// The upstream does not speak the protocol.
+    UpstreamMalformed(Malformed),
+    /// The upstream answered the login with an error.
+    UpstreamRefused(ErrorText),
+    /// The upstream does not do TLS.
+    UpstreamWithoutTls,
+    /// The upstream asks for a password in a way that a token cannot answer: it does not use IAM for this user.
+    WantsPassword(&'static str),
+}
+
+/// The login of one connection; see the module.
+pub enum Handshake {
+    Postgres(Box<pg::handshake::Handshake>),
+}
+
+impl Handshake {
+    /// `database` is what a client gets that names none; `offer_tls` whether a client that asks for TLS gets it.
+    pub fn postgres(database: Option<&str>, offer_tls: bool) -> Self {
+        Self::Postgres(Box::new(pg::handshake::Handshake::new(database, offer_tls)))
+    }
+
+    /// For a cancel request of PostgreSQL: dials and does TLS, then ends with an empty `Cancel` where the startup
+    /// packet would go.
+    pub fn postgres_cancel() -> Self {
+        Self::Postgres(Box::new(pg::handshake::Handshake::for_cancel()))
+    }
+
+    /// What to do now.
+    pub fn poll_action(&mut self) -> Action {
+        match self {
+            Self::Postgres(handshake) => handshake.poll_action(),
+        }
+    }
+
+    pub fn handle_data(&mut self, peer: Peer, data: &[u8]) {
+        match self {
+            Self::Postgres(handshake) => handshake.handle_data(peer, data),
+        }
+    }
+
+    pub fn handle_eof(&mut self, peer: Peer) {
+        match self {
+            Self::Postgres(handshake) => handshake.handle_eof(peer),
+        }
+    }
+
+    pub fn handle_dialed(&mut self) {
+        match self {
+            Self::Postgres(handshake) => handshake.handle_dialed(),
+        }
+    }
+
+    /// `binding` is the `tls-server-end-point` hash of the upstream's verified certificate (RFC 5929), if it has one.
+    pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>) {
+        match self {
+            Self::Postgres(handshake) => handshake.handle_tls(peer, binding),
+        }
+    }
+
+    pub fn handle_credential(&mut self, user: &str, secret: &[u8], kind: SecretKind) {
+        match self {
+            Self::Postgres(handshake) => handshake.handle_credential(user, secret, kind),
+        }
+    }
+
+    /// Starts over with a new upstream connection, for a credential that was stale. False if it is too late for that.
+    #[must_use]
+    pub fn retry(&mut self) -> bool {
+        match self {
+            Self::Postgres(handshake) => handshake.retry(),
+        }
+    }
+
+    /// Whether the client has said what it wants; until then it is the client that keeps us waiting.
+    pub fn has_opened(&self) -> bool {
+        match self {
+            Self::Postgres(handshake) => handshake.has_opened(),
+        }
+    }
+
+    /// What the client calls its program, for logs.
+    pub fn client_program(&self) -> Option<String> {
+        match self {
+            Self::Postgres(handshake) => handshake.client_program(),
+        }
+    }
+
+    /// The bytes that tell the client why its connection ends.
+    pub fn encode_error(&self, error: &ErrorText) -> Bytes {
+        match self {
+            Self::Postgres(handshake) => handshake.encode_error(error),
+        }
+    }
+}
