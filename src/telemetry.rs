@@ -10,12 +10,19 @@ pub(crate) enum Format {
     Text,
 }
 
-/// Installs the subscriber. `filter` follows `tracing_subscriber::EnvFilter`, for example `info,bastion=debug`.
+/// Which log lines are written, by level and module.
+pub(crate) struct Filter(EnvFilter);
+
+/// Reads `text` as `tracing_subscriber::EnvFilter` does, for example `info,bastion=debug`.
 ///
 /// # Errors
-/// The text of the problem if `filter` does not parse.
-pub(crate) fn init(format: Format, filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+/// The text of the problem if it does not parse.
+pub(crate) fn filter(text: &str) -> Result<Filter, String> {
+    EnvFilter::try_new(text).map(Filter).map_err(|error| error.to_string())
+}
+
+/// Installs the subscriber.
+pub(crate) fn init(format: Format, Filter(filter): Filter) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second init in one process (tests) keeps the first subscriber.
     let _already_set = match format {
@@ -23,5 +30,4 @@ pub(crate) fn init(format: Format, filter: &str) -> Result<(), String> {
         Format::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
         Format::Text => builder.with_target(false).try_init(),
     };
-    Ok(())
 }

@@ -93,8 +93,9 @@ fn launcher<F: Future<Output = Result<(), CommandError>>>(
 
     // People read the phases; the log is for whoever looks into a problem.
     let filter = ProcessEnv.get(vars::LOG).unwrap_or_else(|| "off".to_owned());
-    telemetry::init(telemetry::Format::Text, &filter)
+    let filter = telemetry::filter(&filter)
         .map_err(|error| CommandError::new(Kind::Config, anyhow::anyhow!("{}: is {filter:?}: {error}", vars::LOG)))?;
+    telemetry::init(telemetry::Format::Text, filter);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CommandError::failed)?;
     let result = runtime.block_on(async {
         let (shutdown, listening) = shutdown::listen().map_err(CommandError::failed)?;

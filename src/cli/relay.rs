@@ -1,12 +1,12 @@
 //! `bastion relay`: the program in the task.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::cli::error::{CommandError, Kind};
-use crate::config::{self, Env as _, Problems, ProcessEnv, vars};
+use crate::config::{self, Env, Problems, ProcessEnv, vars};
 use crate::relay::{self, Relay};
 use crate::shutdown;
 use crate::telemetry;
@@ -23,7 +23,8 @@ pub(super) struct RelayArgs {
     /// Read the configuration from this file instead of BASTION_CONFIG
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the configuration and exit: 0 if it is right, 64 with every mistake if not
+    /// Check the environment as a start would, open nothing and exit: 0 with one line if it is good, 64 with every
+    /// mistake if not. Files that it names are read at the start only
     #[arg(long)]
     check: bool,
     /// Ask the running relay whether it is alive and exit: 0 if it is (the container health check)
@@ -38,18 +39,23 @@ pub(super) fn cmd_relay(args: &RelayArgs) -> Result<(), CommandError> {
         let listen = problems.finish(listen).map_err(|problems| CommandError::new(Kind::Config, problems))?;
         return relay::healthy(listen).map_err(|sentence| CommandError::failed(anyhow::Error::msg(sentence)));
     }
-    let config = read(args).map_err(|problems| CommandError::new(Kind::Config, problems))?;
+    let Start { source, config, filter } =
+        read(args, &ProcessEnv).map_err(|problems| CommandError::new(Kind::Config, problems))?;
     if args.check {
+        // A closed pipe means that the reader has had enough; the exit code tells the rest.
+        let _broken_pipe = writeln!(std::io::stdout(), "{source} is good: {}", summary(&config));
         return Ok(());
     }
     let format = if std::io::stderr().is_terminal() { telemetry::Format::Text } else { telemetry::Format::Json };
-    let filter = ProcessEnv.get(vars::LOG).unwrap_or_else(|| "info".to_owned());
-    telemetry::init(format, &filter).map_err(|error| {
-        CommandError::new(Kind::Config, anyhow::anyhow!("{}: is {filter:?}: {error}", vars::LOG))
-            .hinted(format!("write for example {}=info,bastion=debug", vars::LOG))
-    })?;
+    telemetry::init(format, filter);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CommandError::failed)?;
     runtime.block_on(run(config))
+}
+
+fn summary(config: &relay::Config) -> String {
+    let names: Vec<&str> = config.targets.iter().map(|target| target.name.as_str()).collect();
+    let noun = if names.len() == 1 { "target" } else { "targets" };
+    format!("environment {}, access {}, {noun} {}", config.environment, config.access, names.join(", "))
 }
 
 async fn run(config: relay::Config) -> Result<(), CommandError> {
@@ -67,36 +73,56 @@ async fn run(config: relay::Config) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn read(args: &RelayArgs) -> Result<relay::Config, Problems> {
+/// All that a start reads before it opens a port.
+struct Start {
+    /// Where the configuration came from, as messages name it.
+    source: String,
+    config: relay::Config,
+    filter: telemetry::Filter,
+}
+
+/// Reads the whole environment; a check and a start share it, so that they cannot disagree.
+fn read(args: &RelayArgs, env: &impl Env) -> Result<Start, Problems> {
     let mut problems = Problems::default();
-    let (source, text) = match &args.config {
-        Some(path) => {
-            let source = path.display().to_string();
-            match std::fs::read_to_string(path) {
-                Ok(text) => (source, text),
-                Err(error) => {
-                    problems.add(
-                        &source,
-                        "",
-                        format!("cannot be read: {error}"),
-                        "give the path of a readable JSON file",
-                    );
-                    return Err(problems);
-                }
-            }
+    let filter = log_filter(env, &mut problems);
+    let document = document(args, env, &mut problems);
+    let config = document.and_then(|(source, text)| match config::relay::resolve(&source, &text, env) {
+        Ok(config) => Some((source, config)),
+        Err(others) => {
+            problems.join(others);
+            None
         }
-        None => match ProcessEnv.get(vars::CONFIG) {
-            Some(text) => (vars::CONFIG.to_owned(), text),
-            None => {
-                problems.add(
-                    vars::CONFIG,
-                    "",
-                    "is not set",
-                    "set it to the relay's configuration, or use --config FILE",
-                );
-                return Err(problems);
-            }
-        },
+    });
+    let start = filter.zip(config).map(|(filter, (source, config))| Start { source, config, filter });
+    problems.finish(start)
+}
+
+fn log_filter(env: &impl Env, problems: &mut Problems) -> Option<telemetry::Filter> {
+    let text = env.get(vars::LOG).unwrap_or_else(|| "info".to_owned());
+    telemetry::filter(&text)
+        .map_err(|error| {
+            let fix = format!("write for example {}=info,bastion=debug", vars::LOG);
+            problems.add(vars::LOG, "", format!("is {text:?}: {error}"), fix);
+        })
+        .ok()
+}
+
+/// The text of the configuration, and where it came from.
+fn document(args: &RelayArgs, env: &impl Env, problems: &mut Problems) -> Option<(String, String)> {
+    let Some(path) = &args.config else {
+        let text = env.get(vars::CONFIG);
+        if text.is_none() {
+            let fix = "set it to the relay's configuration, or use --config FILE";
+            problems.add(vars::CONFIG, "", "is not set", fix);
+        }
+        return Some((vars::CONFIG.to_owned(), text?));
     };
-    config::relay::resolve(&source, &text, &ProcessEnv)
+    let source = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => Some((source, text)),
+        Err(error) => {
+            problems.add(&source, "", format!("cannot be read: {error}"), "give the path of a readable JSON file");
+            None
+        }
+    }
 }

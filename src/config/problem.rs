@@ -25,6 +25,12 @@ impl Problems {
         });
     }
 
+    /// Adds what another part of the same start found.
+    #[cfg(feature = "relay")]
+    pub(crate) fn join(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

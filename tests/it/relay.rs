@@ -337,19 +337,45 @@ async fn an_unused_relay_ends_itself() {
 }
 
 #[tokio::test]
-async fn bad_configurations_exit_64_with_every_mistake() {
-    let mut relay = Command::new(BASTION);
-    relay.arg("relay").env_clear();
-    let (code, _, err) = finish(relay).await;
-    assert!(code == 64 && err.contains("BASTION_CONFIG: is not set"), "{err}");
-    let mut relay = Command::new(BASTION);
-    relay
-        .args(["relay", "--check"])
-        .env_clear()
-        .env("BASTION_CONFIG", r#"{"env":"x","target":{"o":{"engin":"postgres"}}}"#);
-    let (code, _, err) = finish(relay).await;
-    assert_eq!(code, 64);
-    for part in ["access: is missing", "region: is missing", "target.o.engine: is missing", "did you mean engine?"] {
-        assert!(err.contains(part), "{part} is not in {err}");
+async fn bad_environments_exit_64_with_every_mistake_at_a_check_and_at_a_start() {
+    let relay = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut relay = Command::new(BASTION);
+        relay.arg("relay").args(arguments).env_clear().envs(variables.iter().copied());
+        finish(relay)
+    };
+    let bad = [
+        ("BASTION_CONFIG", r#"{"env":"x","target":{"o":{"engin":"postgres"}}}"#),
+        ("BASTION_LISTEN", "0.0.0.0"),
+        ("BASTION_LOG", "bastion=loud"),
+    ];
+    for arguments in [["--check"].as_slice(), &[]] {
+        let (code, out, err) = relay(arguments, &bad).await;
+        assert_eq!((code, out.as_str()), (64, ""));
+        for part in [
+            "access: is missing",
+            "region: is missing",
+            "target.o.engine: is missing",
+            "did you mean engine?",
+            "BASTION_LISTEN: is \"0.0.0.0\", not a loopback address",
+            "BASTION_LOG: is \"bastion=loud\"",
+        ] {
+            assert!(err.contains(part), "{part} is not in {err}");
+        }
+        let (code, _, err) = relay(arguments, &[]).await;
+        assert!(code == 64 && err.contains("BASTION_CONFIG: is not set"), "{err}");
     }
+}
+
+#[tokio::test]
+async fn a_good_environment_is_told_in_one_line_and_nothing_listens() {
+    let world = World::start().await;
+    // The relay of this address has every port, so a check that opened one would fail.
+    let running = world.relay(|_| ()).await;
+    let mut check = Command::new(BASTION);
+    check.args(["relay", "--check"]).env_clear().envs(&world.config.task_definitions[0].environment);
+    check.env("BASTION_LISTEN", running.address.to_string());
+    let (code, out, err) = finish(check).await;
+    let line = "BASTION_CONFIG is good: environment demo, access read, targets orders, orders-admin";
+    assert_eq!((code, out.as_str(), err.as_str()), (0, line, ""));
+    world.stop().await;
 }
