@@ -26,6 +26,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of one call with all its attempts.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Who calls, as GetCallerIdentity says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) arn: String,
+    /// What policies know as `${aws:userid}`: `AROA…:session` for a role, `AIDA…` for a user.
+    pub(crate) user_id: String,
+}
+
 /// One account, profile and region. Cheap to clone: the clones share connections and cached credentials.
 #[derive(Debug, Clone)]
 pub(crate) struct Aws {
@@ -86,12 +94,16 @@ impl Aws {
         Self::new(config, self.profile.clone())
     }
 
-    /// The ARN that the credentials stand for.
-    pub(crate) async fn caller(&self) -> Result<String, AwsError> {
+    /// Whom the credentials stand for.
+    pub(crate) async fn caller(&self) -> Result<Caller, AwsError> {
         let service = self.service("STS")?;
         let call = self.call("GetCallerIdentity", &service);
         let answer = self.sts.get_caller_identity().send().await.map_err(|error| call.failed(&error))?;
-        answer.arn.ok_or_else(|| call.other("UnreadableAnswer", "the answer has no Arn"))
+        let missing = |name: &str| call.other("UnreadableAnswer", &format!("the answer has no {name}"));
+        Ok(Caller {
+            arn: answer.arn.ok_or_else(|| missing("Arn"))?,
+            user_id: answer.user_id.ok_or_else(|| missing("UserId"))?,
+        })
     }
 
     /// The headers for the websocket upgrade of `url`, signed now with credentials that are asked for anew; empty if the

@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::aws::{Aws, AwsError, TaskOrder, TaskState};
+use crate::aws::{Aws, AwsError, Caller, TaskOrder, TaskState};
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::explain;
 use crate::cli::ui::Ui;
@@ -30,6 +30,8 @@ pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(700);
 
 pub(super) const TAG_OWNER: &str = "bastion:owner";
+/// The one tag that policies compare: they know the caller as `${aws:userid}`, and an ARN of a role session not at all.
+pub(super) const TAG_USER: &str = "bastion:user";
 pub(super) const TAG_ENV: &str = "bastion:env";
 pub(super) const TAG_ACCESS: &str = "bastion:access";
 const TAG_REASON: &str = "bastion:reason";
@@ -51,7 +53,7 @@ pub(super) struct AwsArgs {
 /// Who asks, and for which environment.
 pub(super) struct Place {
     pub(super) aws: Aws,
-    pub(super) caller: String,
+    pub(super) caller: Caller,
     pub(super) environment: Environment,
 }
 
@@ -85,7 +87,7 @@ pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, 
 
     let phase = ui.phase("identity");
     let caller = aws.caller().await?;
-    ui.done(phase, &caller);
+    ui.done(phase, &caller.arn);
 
     let phase = ui.phase("environment");
     // Somebody without the permission may still have it all in a file.
@@ -137,7 +139,8 @@ impl Place {
 
     fn identifying_tags(&self, access: &str) -> BTreeMap<&'static str, String> {
         BTreeMap::from([
-            (TAG_OWNER, tag_value(&self.caller)),
+            (TAG_OWNER, tag_value(&self.caller.arn)),
+            (TAG_USER, tag_value(&self.caller.user_id)),
             (TAG_ENV, self.environment.name.clone()),
             (TAG_ACCESS, access.to_owned()),
         ])
@@ -148,7 +151,7 @@ impl Place {
         let level = self.access(access)?;
         let mut tags: Vec<(String, String)> =
             self.identifying_tags(access).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let mut environment = vec![("BASTION_OWNER".to_owned(), self.caller.clone())];
+        let mut environment = vec![("BASTION_OWNER".to_owned(), self.caller.arn.clone())];
         if let Some(reason) = reason {
             tags.push((TAG_REASON.to_owned(), tag_value(reason)));
             environment.push(("BASTION_REASON".to_owned(), reason.to_owned()));

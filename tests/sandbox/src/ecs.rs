@@ -70,6 +70,11 @@ impl Task {
         format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/{}", self.id)
     }
 
+    /// Whose it is, for policies: the tag `bastion:user`.
+    pub(crate) fn user(&self) -> Option<String> {
+        user_tag(&self.tags).map(str::to_owned)
+    }
+
     /// The Session Manager target of its container.
     pub(crate) fn session_target(&self) -> String {
         format!("ecs:{CLUSTER}_{}_{}", self.id, self.runtime_id)
@@ -199,7 +204,9 @@ fn run_task(shared: &Arc<Shared>, input: &Value, caller: &Identity) -> Result<Va
     let wanted = text(input, "taskDefinition")?;
     let family = wanted.rsplit('/').next().unwrap_or(wanted).split(':').next().unwrap_or(wanted);
     let resource = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task-definition/{family}:1");
-    authorize(caller, "ecs:RunTask", &resource)?;
+    let tags = input["tags"].as_array().cloned().unwrap_or_default();
+    let user = user_tag(&tags);
+    caller.authorize_tagged("ecs:RunTask", &resource, user).map_err(ApiError::denied)?;
     check_cluster(input)?;
     let definition = shared
         .task_definitions
@@ -207,9 +214,9 @@ fn run_task(shared: &Arc<Shared>, input: &Value, caller: &Identity) -> Result<Va
         .find(|definition| definition.family == family)
         .ok_or_else(|| ApiError::new("ClientException", "TaskDefinition not found."))?;
     authorize(caller, "iam:PassRole", &definition.role_arn())?;
-    let tags = input["tags"].as_array().cloned().unwrap_or_default();
     if !tags.is_empty() {
-        authorize(caller, "ecs:TagResource", &format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/*"))?;
+        let task = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/*");
+        caller.authorize_tagged("ecs:TagResource", &task, user).map_err(ApiError::denied)?;
     }
     check_tags(&tags)?;
     let network = &input["networkConfiguration"]["awsvpcConfiguration"];
@@ -239,6 +246,11 @@ fn run_task(shared: &Arc<Shared>, input: &Value, caller: &Identity) -> Result<Va
     shared.tasks.with(|tasks| tasks.push(task));
     shared.tracker.spawn(live(Arc::clone(shared), id, stop));
     Ok(json!({"tasks": [description], "failures": []}))
+}
+
+/// The value of the tag `bastion:user`.
+fn user_tag(tags: &[Value]) -> Option<&str> {
+    tags.iter().find(|tag| tag["key"] == "bastion:user")?["value"].as_str()
 }
 
 fn check_tags(tags: &[Value]) -> Result<(), ApiError> {
@@ -345,9 +357,10 @@ fn list_tasks(shared: &Shared, input: &Value, caller: &Identity) -> Result<Value
 
 fn stop_task(shared: &Shared, input: &Value, caller: &Identity) -> Result<Value, ApiError> {
     let wanted = text(input, "task")?;
-    authorize(caller, "ecs:StopTask", wanted)?;
-    check_cluster(input)?;
     let id = wanted.rsplit('/').next().unwrap_or(wanted);
+    let user = shared.tasks.with(|tasks| tasks.iter().find(|task| task.id == id).and_then(Task::user));
+    caller.authorize_tagged("ecs:StopTask", wanted, user.as_deref()).map_err(ApiError::denied)?;
+    check_cluster(input)?;
     let reason = input["reason"].as_str().unwrap_or("Task stopped by user").to_owned();
     let stopped = shared.tasks.with(|tasks| {
         let task = tasks.iter_mut().find(|task| task.id == id)?;

@@ -341,10 +341,10 @@ fn query_call(shared: &Arc<Shared>, parts: &Parts, body: &Bytes) -> Result<Respo
     // No policy can deny GetCallerIdentity.
     let answer = format!(
         "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
-         <Arn>{}</Arn><UserId>AROAEXAMPLE:{}</UserId><Account>{ACCOUNT}</Account></GetCallerIdentityResult>\
+         <Arn>{}</Arn><UserId>{}</UserId><Account>{ACCOUNT}</Account></GetCallerIdentityResult>\
          <ResponseMetadata><RequestId>{}</RequestId></ResponseMetadata></GetCallerIdentityResponse>",
         caller.arn,
-        caller.session_name(),
+        caller.user_id(),
         uuid::Uuid::new_v4()
     );
     Ok(reply(StatusCode::OK, "text/xml", answer))
@@ -433,7 +433,7 @@ pub mod demo {
             })
         };
         let environment = json!({
-            "region": super::REGION, "cluster": super::CLUSTER, "idle_stop": "30m", "max_age": "8h",
+            "region": super::REGION, "cluster": super::CLUSTER, "document": "bastion-demo", "idle_stop": "30m", "max_age": "8h",
             "access": {"read": access("read", &read), "write": access("write", &write)}
         });
         let expired = Identity {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::api::{ApiError, text};
+use crate::ecs::Task;
 use crate::gateway::{SessionSpec, Started};
 use crate::iam::Identity;
 use crate::{ACCOUNT, CLUSTER, REGION, Shared};
@@ -53,7 +54,9 @@ fn own_session<'v>(input: &'v Value, caller: &Identity, action: &str) -> Result<
 fn start_session(shared: &Arc<Shared>, input: &Value, caller: &Identity) -> Result<Value, ApiError> {
     let target = text(input, "Target")?;
     let task_id = target.split('_').nth(1).unwrap_or_default();
-    authorize(caller, "ssm:StartSession", &format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/{task_id}"))?;
+    let task = format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/{task_id}");
+    let user = shared.tasks.with(|tasks| tasks.iter().find(|task| task.id == task_id).and_then(Task::user));
+    caller.authorize_tagged("ssm:StartSession", &task, user.as_deref()).map_err(ApiError::denied)?;
     let document = input["DocumentName"].as_str().unwrap_or("SSM-SessionManagerRunShell");
     let document = document.rsplit('/').next().unwrap_or(document);
     if document != STOCK_DOCUMENT && !document.starts_with("bastion-") {
