@@ -27,7 +27,8 @@ pub(crate) fn init(format: Format, Filter(filter): Filter) {
     // A second init in one process (tests) keeps the first subscriber.
     let _already_set = match format {
         #[cfg(feature = "relay")]
-        Format::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
+        // The field `target` is the database; the module path under the same key would make the JSON ambiguous.
+        Format::Json => builder.json().flatten_event(true).with_current_span(false).with_target(false).try_init(),
         Format::Text => builder.with_target(false).try_init(),
     };
 }

@@ -106,9 +106,13 @@ impl Aws {
         })
     }
 
-    /// The headers for the websocket upgrade of `url`, signed now with credentials that are asked for anew; empty if the
-    /// URL is signed itself.
-    pub(crate) async fn sign_upgrade(&self, url: &str) -> Result<Vec<(String, SecretString)>, AwsError> {
+    /// The headers for the websocket upgrade of `url`, signed as of `now` with credentials that are asked for anew;
+    /// empty if the URL is signed itself.
+    pub(crate) async fn sign_upgrade(
+        &self,
+        url: &str,
+        now: SystemTime,
+    ) -> Result<Vec<(String, SecretString)>, AwsError> {
         let region = self.region().ok_or(AwsError::NoRegion)?;
         let call = self.call("SignUpgrade", "the source of the AWS credentials");
         let provider = self.config.credentials_provider().ok_or(AwsError::NoCredentials)?;
@@ -116,7 +120,7 @@ impl Aws {
             .await
             .map_err(|_| call.unreachable("no answer in time"))?
             .map_err(|error| call.no_login(&error))?;
-        sign::upgrade_headers(url, &region, &credentials, now())
+        sign::upgrade_headers(url, &region, &credentials, now)
             .map_err(|error| call.other("InvalidStreamUrl", &error.to_string()))
     }
 
@@ -132,11 +136,6 @@ impl Aws {
     fn call<'a>(&'a self, operation: &'a str, service: &'a str) -> Call<'a> {
         Call { operation, service, profile: self.profile.as_deref(), ..Call::default() }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a signature carries the wall-clock time")]
-fn now() -> SystemTime {
-    SystemTime::now()
 }
 
 /// The name at the end of an ARN, or the name itself.

@@ -124,13 +124,15 @@ async fn accept(ui: Arc<Ui>, tunnel: Tunnel, port: Port, accepting: Cancellation
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (ui, tunnel) = (Arc::clone(&ui), tunnel.clone());
+        let (ui, tunnel, accepting) = (Arc::clone(&ui), tunnel.clone(), accepting.clone());
         let (name, engine) = (port.served.name.clone(), port.served.engine());
         clients.spawn(async move {
             match lane::carry(&tunnel, &name, engine, client).await {
                 Ok(()) => {}
                 // Clients come and go; only what the person can act on is worth a line.
                 Err(lane::LaneError::Client(error)) => tracing::debug!(target = name, %error, "a local client is gone"),
+                // At the end every open connection is cut, which is what was asked for.
+                Err(_) if accepting.is_cancelled() => {}
                 Err(error) => ui.warn(&format!("  ! a connection to {name} failed: {error}")),
             }
         });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use secrecy::SecretString;
@@ -48,6 +48,23 @@ pub(super) struct AwsArgs {
     /// ECS cluster (default: the environment's)
     #[arg(long, value_name = "NAME")]
     pub(super) cluster: Option<String>,
+}
+
+/// How long to wait for what must come up: a budget for each phase, or one for all of them (`--timeout`).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    until: Option<Instant>,
+}
+
+impl Patience {
+    pub(super) fn new(limit: Option<Duration>) -> Self {
+        Self { until: limit.map(|limit| Instant::now() + limit) }
+    }
+
+    /// What is left for a phase that has `budget` by itself.
+    pub(super) fn left(self, budget: Duration) -> Duration {
+        self.until.map_or(budget, |until| until.saturating_duration_since(Instant::now()))
+    }
 }
 
 /// Who asks, and for which environment.
@@ -178,16 +195,21 @@ impl Place {
     }
 
     /// Waits until the task and its agent run.
-    pub(super) async fn wait_ready(&self, ui: &Ui, mut task: TaskState) -> Result<TaskState, CommandError> {
+    pub(super) async fn wait_ready(
+        &self,
+        ui: &Ui,
+        mut task: TaskState,
+        patience: Patience,
+    ) -> Result<TaskState, CommandError> {
         let phase = ui.phase("task");
         let mut began = Instant::now();
+        let mut budget = patience.left(START_TIMEOUT);
         while task.last_status != "RUNNING" {
             if task.last_status == "STOPPED" || task.desired_status == "STOPPED" {
                 return Err(explain::stopped_error(&self.settled(task).await));
             }
-            if began.elapsed() > START_TIMEOUT {
-                let message =
-                    anyhow::anyhow!("task {} is {} after {} s", task.id, task.last_status, START_TIMEOUT.as_secs());
+            if began.elapsed() >= budget {
+                let message = anyhow::anyhow!("task {} is {} after {} s", task.id, task.last_status, budget.as_secs());
                 return Err(CommandError::failed(message).hinted("look at the task in the ECS console"));
             }
             phase.detail(&task.last_status.to_lowercase());
@@ -197,11 +219,12 @@ impl Place {
 
         let phase = ui.phase("agent");
         began = Instant::now();
+        budget = patience.left(AGENT_TIMEOUT);
         while task.agent_status.as_deref() != Some("RUNNING") {
             if task.last_status == "STOPPED" || task.desired_status == "STOPPED" {
                 return Err(explain::stopped_error(&self.settled(task).await));
             }
-            if began.elapsed() > AGENT_TIMEOUT || task.agent_status.as_deref() == Some("STOPPED") {
+            if began.elapsed() >= budget || task.agent_status.as_deref() == Some("STOPPED") {
                 return Err(explain::agent_error(&task, began.elapsed().as_secs()));
             }
             task = self.look_again(task).await?;
@@ -241,6 +264,7 @@ impl Place {
         task: &TaskState,
         access: &Access,
         reason: Option<&str>,
+        patience: Patience,
         cancel: CancellationToken,
     ) -> Result<(Tunnel, String), CommandError> {
         let phase = ui.phase("tunnel");
@@ -251,10 +275,11 @@ impl Place {
                 .hinted("set container to the name of the relay's container in the task definition")
         })?;
         let began = Instant::now();
+        let budget = patience.left(SESSION_TIMEOUT);
         let grant = loop {
             match self.aws.start_session(&target, document, RELAY_HTTP_PORT, reason).await {
                 Ok(grant) => break grant,
-                Err(AwsError::TargetNotConnected) if began.elapsed() < SESSION_TIMEOUT => {
+                Err(AwsError::TargetNotConnected) if began.elapsed() < budget => {
                     phase.detail("waiting for Session Manager to know the task");
                     tokio::time::sleep(POLL).await;
                 }
@@ -309,8 +334,12 @@ struct SessionControl {
 }
 
 impl Control for SessionControl {
-    fn sign_upgrade<'a>(&'a self, url: &'a str) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
-        Box::pin(async move { self.aws.sign_upgrade(url).await.map_err(control_error) })
+    fn sign_upgrade<'a>(
+        &'a self,
+        url: &'a str,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
+        Box::pin(async move { self.aws.sign_upgrade(url, now).await.map_err(control_error) })
     }
 
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {

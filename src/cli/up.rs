@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aws::TaskState;
 use crate::cli::error::{CommandError, Kind};
-use crate::cli::launch::{self, AwsArgs, Place};
+use crate::cli::launch::{self, AwsArgs, Patience, Place};
 use crate::cli::ui::Ui;
 use crate::cli::{explain, hold, target};
 use crate::tunnel::Tunnel;
@@ -69,6 +69,9 @@ pub(super) struct ConnectArgs {
     /// Local port for a target; repeat it for several
     #[arg(long, value_name = "TARGET=PORT", value_parser = local_port)]
     local_port: Vec<(String, u16)>,
+    /// Give up when the ports are not open after this time, for example 5m (default: a limit for each phase)
+    #[arg(long, value_name = "TIME", value_parser = timeout)]
+    timeout: Option<Duration>,
     /// Print events as JSON lines on stdout
     #[arg(long)]
     json: bool,
@@ -86,6 +89,13 @@ fn local_port(text: &str) -> Result<(String, u16), String> {
     Ok((name.to_owned(), port))
 }
 
+fn timeout(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| format!("{text:?} is not a time; write a number with a unit, for example 90s or 5m"))
+}
+
 fn reason(text: &str) -> Result<String, String> {
     let length = text.trim().chars().count();
     match length {
@@ -96,6 +106,7 @@ fn reason(text: &str) -> Result<String, String> {
 
 pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(), CommandError> {
     let ui = Arc::new(Ui::new(args.common.json, args.common.quiet));
+    let patience = Patience::new(args.common.timeout);
     let place = Box::pin(interruptible(&drain, launch::place(&ui, &args.common.env, &args.common.aws))).await?;
     let access = &args.common.access;
     if place.access(access)?.reason_required && args.reason.is_none() {
@@ -115,9 +126,9 @@ pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(),
     let mut ended = if drain.is_cancelled() {
         Err(interrupted())
     } else if args.detach {
-        Box::pin(interruptible(&drain, detach(&ui, &place, task.clone(), &args))).await
+        Box::pin(interruptible(&drain, detach(&ui, &place, task.clone(), &args, patience))).await
     } else {
-        attach(&ui, &place, task.clone(), &args.common, reason, &drain).await
+        attach(&ui, &place, task.clone(), &args.common, reason, patience, &drain).await
     };
     let keep = match &ended {
         Ok(()) => args.keep || args.detach,
@@ -139,6 +150,7 @@ pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(),
 
 pub(super) async fn cmd_connect(args: ConnectArgs, drain: CancellationToken) -> Result<(), CommandError> {
     let ui = Arc::new(Ui::new(args.json, args.quiet));
+    let patience = Patience::new(args.timeout);
     let place = Box::pin(interruptible(&drain, launch::place(&ui, &args.env, &args.aws))).await?;
     let own = interruptible(&drain, place.own_tasks(&args.access)).await?;
     let Some(task) = own.into_iter().next() else {
@@ -146,7 +158,7 @@ pub(super) async fn cmd_connect(args: ConnectArgs, drain: CancellationToken) -> 
             anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
         return Err(CommandError::failed(message).hinted(format!("start one: bastion up {}", args.env)));
     };
-    attach(&ui, &place, task, &args, None, &drain).await
+    attach(&ui, &place, task, &args, None, patience, &drain).await
 }
 
 /// Waits for the task, opens the tunnel and holds the ports until the end. Ctrl-C while holding is a good end.
@@ -156,14 +168,16 @@ async fn attach(
     task: TaskState,
     args: &ConnectArgs,
     reason: Option<&str>,
+    patience: Patience,
     drain: &CancellationToken,
 ) -> Result<(), CommandError> {
     let access = place.access(&args.access)?;
-    let task = interruptible(drain, place.wait_ready(ui, task)).await?;
+    let task = interruptible(drain, place.wait_ready(ui, task, patience)).await?;
     // Its own token: Ctrl-C ends the tunnel gently below.
     let cut = CancellationToken::new();
-    let (tunnel, session_id) = interruptible(drain, place.open_tunnel(ui, &task, access, reason, cut)).await?;
-    let held = hold_tunnel(ui, place, &task, &tunnel, args, drain).await;
+    let (tunnel, session_id) =
+        interruptible(drain, place.open_tunnel(ui, &task, access, reason, patience, cut)).await?;
+    let held = hold_tunnel(ui, place, &task, &tunnel, args, patience, drain).await;
     tunnel.close().await;
     // The agent was told already; this makes sure that nothing lives on in Session Manager.
     if let Err(error) = place.aws.terminate_session(&session_id).await {
@@ -179,11 +193,12 @@ async fn hold_tunnel(
     task: &TaskState,
     tunnel: &Tunnel,
     args: &ConnectArgs,
+    patience: Patience,
     drain: &CancellationToken,
 ) -> Result<(), CommandError> {
     let phase = ui.phase("relay");
-    let relay =
-        interruptible(drain, async { target::ask(tunnel, RELAY_TIMEOUT).await.map_err(CommandError::from) }).await?;
+    let budget = patience.left(RELAY_TIMEOUT);
+    let relay = interruptible(drain, async { target::ask(tunnel, budget).await.map_err(CommandError::from) }).await?;
     ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
     let wishes: BTreeMap<String, u16> = args.local_port.iter().cloned().collect();
     let ports = hold::open_ports(ui, &relay, &wishes)?;
@@ -204,8 +219,14 @@ async fn hold_tunnel(
 }
 
 /// Waits for the task, then starts `bastion connect` in the background and passes on its connect cards.
-async fn detach(ui: &Arc<Ui>, place: &Place, task: TaskState, args: &UpArgs) -> Result<(), CommandError> {
-    let task = place.wait_ready(ui, task).await?;
+async fn detach(
+    ui: &Arc<Ui>,
+    place: &Place,
+    task: TaskState,
+    args: &UpArgs,
+    patience: Patience,
+) -> Result<(), CommandError> {
+    let task = place.wait_ready(ui, task, patience).await?;
     let phase = ui.phase("background");
     let program = std::env::current_exe().map_err(CommandError::failed)?;
     let log_file = std::env::temp_dir().join(format!("bastion-{}.log", task.id));
@@ -240,7 +261,7 @@ async fn detach(ui: &Arc<Ui>, place: &Place, task: TaskState, args: &UpArgs) -> 
         }
         None
     };
-    let Ok(Some(event)) = tokio::time::timeout(DETACH_TIMEOUT, ready).await else {
+    let Ok(Some(event)) = tokio::time::timeout(patience.left(DETACH_TIMEOUT), ready).await else {
         // It has ended, or it must not go on alone.
         let _ended = child.kill().await;
         let said = std::fs::read_to_string(&log_file).unwrap_or_default();
@@ -291,5 +312,9 @@ mod tests {
         assert_eq!(reason(" INC-1 "), Ok("INC-1".to_owned()));
         assert!(reason("  ").is_err());
         assert!(reason(&"x".repeat(257)).unwrap_err().contains("257"));
+        assert_eq!(timeout("90s"), Ok(Duration::from_secs(90)));
+        for bad in ["90", "0s", "soon", ""] {
+            assert!(timeout(bad).unwrap_err().contains("for example 90s or 5m"), "{bad}");
+        }
     }
 }

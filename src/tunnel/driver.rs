@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::watch;
@@ -23,6 +23,10 @@ use crate::wire::ssm::channel::Stamp;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// First wait between two attempts to resume, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// The wall clock ran so much further than the runtime's: the machine was asleep (or its clock was set).
+const SLEPT: Duration = Duration::from_secs(5);
+/// After a sleep the link is most likely dead, and somebody sits in front of the machine.
+const PONG_AFTER_SLEEP: Duration = Duration::from_secs(3);
 /// Frames of one kind in a row before the other kind has its turn.
 const IN_A_ROW: usize = 64;
 
@@ -109,17 +113,21 @@ impl Driver {
         .await;
     }
 
+    async fn connect(&self, grant: &SessionGrant) -> Result<Socket, SocketError> {
+        socket::connect(grant, &self.client_id, self.control.as_ref(), self.config.wall_clock).await
+    }
+
     /// The first connect may hit a gateway that does not know the session yet.
     async fn first_socket(&self, grant: &SessionGrant) -> Result<Socket, SocketError> {
         let mut wait = BACKOFF.0;
         for _ in 0..3 {
-            match socket::connect(grant, &self.client_id, self.control.as_ref()).await {
+            match self.connect(grant).await {
                 Err(SocketError::Connect { .. } | SocketError::Upgrade { .. }) => tokio::time::sleep(wait).await,
                 done => return done,
             }
             wait = wait.saturating_mul(4);
         }
-        socket::connect(grant, &self.client_id, self.control.as_ref()).await
+        self.connect(grant).await
     }
 
     /// Tries until it works, the session is over, or it has taken too long.
@@ -129,11 +137,11 @@ impl Driver {
         loop {
             tracing::debug!(session_id, cause, "reconnecting");
             if self.shared.lock().opened {
-                self.state.send_replace(State::Reconnecting { cause: cause.clone() });
+                self.state.send_replace(State::Reconnecting { cause: cause.clone(), since: began });
             }
             cause = match self.control.resume(session_id).await {
                 Ok(None) => return Err("Session Manager has ended the session".to_owned()),
-                Ok(Some(grant)) => match socket::connect(&grant, &self.client_id, self.control.as_ref()).await {
+                Ok(Some(grant)) => match self.connect(&grant).await {
                     Ok(socket) => {
                         if self.shared.lock().opened {
                             self.state.send_replace(State::Connected);
@@ -158,6 +166,7 @@ impl Driver {
             socket,
             sleep: Box::pin(tokio::time::sleep(self.config.ping_every)),
             ping_at: Instant::now() + self.config.ping_every,
+            pulse: Pulse { wall: (self.config.wall_clock)(), at: Instant::now() },
             dead_at: None,
             needs_flush: false,
             blocked: false,
@@ -203,12 +212,30 @@ impl Driver {
     }
 }
 
+/// Both clocks at one moment.
+struct Pulse {
+    wall: SystemTime,
+    at: Instant,
+}
+
+impl Pulse {
+    /// Looks again; true if the machine was asleep since. The runtime's clock stands still then (CLOCK_MONOTONIC,
+    /// clock_gettime(2)), so no timer would notice.
+    fn slept(&mut self, wall: SystemTime, at: Instant) -> bool {
+        let by_wall = wall.duration_since(self.wall).unwrap_or_default();
+        let by_runtime = at.duration_since(self.at);
+        *self = Self { wall, at };
+        by_wall > by_runtime + SLEPT
+    }
+}
+
 /// One use of one socket.
 struct Turn<'a> {
     driver: &'a Driver,
     socket: &'a mut Socket,
     sleep: Pin<Box<Sleep>>,
     ping_at: Instant,
+    pulse: Pulse,
     /// A ping is under way; nothing heard until then means that nobody is there.
     dead_at: Option<Instant>,
     needs_flush: bool,
@@ -342,7 +369,12 @@ impl Turn<'_> {
         // While the socket takes nothing, nothing can be sent in time or again.
         let next = if self.blocked { None } else { self.driver.shared.lock().session.poll_timeout() };
         let next = next.map(|(at, _)| Instant::from_std(at));
-        let at = [next, self.dead_at, Some(self.ping_at)].into_iter().flatten().min().unwrap_or(self.ping_at);
+        let pulse_at = self.pulse.at + self.driver.config.pulse_every;
+        let at = [next, self.dead_at, Some(self.ping_at), Some(pulse_at)]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.ping_at);
         if self.sleep.deadline() != at {
             self.sleep.as_mut().reset(at);
         }
@@ -351,10 +383,14 @@ impl Turn<'_> {
         }
         let reached = Instant::now();
         if self.dead_at.is_some_and(|at| at <= reached) {
-            let waited = self.driver.config.pong_timeout.as_secs();
-            return Err(Left::Lost(format!("no answer to a ping within {waited} s")));
+            return Err(Left::Lost("nobody answers a ping".to_owned()));
         }
-        if self.ping_at <= reached {
+        let slept = pulse_at <= reached && self.pulse.slept((self.driver.config.wall_clock)(), reached);
+        if slept {
+            tracing::debug!("the machine was asleep");
+            self.dead_at = Some(reached + PONG_AFTER_SLEEP.min(self.driver.config.pong_timeout));
+        }
+        if self.ping_at <= reached || slept {
             // A socket that takes nothing is noticed by the deadline.
             let _full = self.socket.start_send_unpin(Message::Ping(Bytes::from_static(b"keepalive")));
             self.needs_flush = true;
@@ -375,9 +411,14 @@ fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(0.5 + f64::from(random) / 512.0)
 }
 
+/// The time of day: for the date of messages, which the agent drops without one, and to notice a sleep.
+#[expect(clippy::disallowed_methods, reason = "the one wall-clock read of the tunnel")]
+pub(super) fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Randomness and wall clock for one message.
-#[expect(clippy::disallowed_methods, reason = "the agent drops messages without a date")]
 fn stamp() -> Stamp {
-    let since = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
     Stamp { id: *uuid::Uuid::new_v4().as_bytes(), created_ms: u64::try_from(since.as_millis()).unwrap_or(1).max(1) }
 }

@@ -263,7 +263,11 @@ async fn send(socket: &mut WebSocketStream<TcpStream>, frames: Vec<Bytes>) -> bo
 }
 
 impl Control for Arc<Gateway> {
-    fn sign_upgrade<'a>(&'a self, _url: &'a str) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
+    fn sign_upgrade<'a>(
+        &'a self,
+        _url: &'a str,
+        _now: SystemTime,
+    ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
         Box::pin(async { Ok(vec![("Authorization".to_owned(), "signed".into())]) })
     }
 
@@ -454,8 +458,9 @@ async fn closing_does_not_wait_for_a_link_that_is_down() {
         fn sign_upgrade<'a>(
             &'a self,
             url: &'a str,
+            now: SystemTime,
         ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
-            self.0.sign_upgrade(url)
+            self.0.sign_upgrade(url, now)
         }
         fn resume<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
             Box::pin(std::future::pending())
@@ -467,5 +472,8 @@ async fn closing_does_not_wait_for_a_link_that_is_down() {
     let tunnel = Tunnel::open(Config::default(), grant, control, CancellationToken::new()).await.unwrap();
     orders.send(Order::Cut).await.unwrap();
     tunnel.state().wait_for(|state| matches!(state, State::Reconnecting { .. })).await.unwrap();
+    // A new client is told, instead of waiting for as long as it is tried.
+    let down = tunnel.up(Duration::from_millis(50)).await.unwrap_err().to_string();
+    assert!(down.starts_with("the tunnel is reconnecting since 0 s: "), "{down}");
     tunnel.close().await;
 }

@@ -24,6 +24,8 @@ const CHUNK: usize = 16 * 1024;
 const LINGER_DATABASE: Duration = Duration::from_secs(30);
 /// Other protocols may half-close and wait.
 const LINGER_TCP: Duration = Duration::from_secs(600);
+/// A new client waits so long for a lost link to come back: longer than a reconnect takes, shorter than a person waits.
+const OUTAGE_PATIENCE: Duration = Duration::from_secs(15);
 /// For a client that is told about a failure and does not read.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -81,6 +83,7 @@ async fn run(
     answered: &mut bool,
 ) -> Result<(), LaneError> {
     let linger = if engine == Engine::Tcp { LINGER_TCP } else { LINGER_DATABASE };
+    tunnel.up(OUTAGE_PATIENCE).await?;
     let stream = tunnel.connect(linger)?;
     let (mut from_tunnel, mut to_tunnel) = tokio::io::split(stream);
     let (mut from_client, mut to_client) = client.split();

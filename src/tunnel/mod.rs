@@ -14,10 +14,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use secrecy::SecretString;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,8 +31,12 @@ pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the tunnel needs from the control plane; the command line implements it over the AWS calls.
 pub(crate) trait Control: Send + Sync + 'static {
-    /// Headers for the websocket upgrade of `url`, signed anew with fresh credentials.
-    fn sign_upgrade<'a>(&'a self, url: &'a str) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>>;
+    /// Headers for the websocket upgrade of `url`, signed anew with fresh credentials as of `now`.
+    fn sign_upgrade<'a>(
+        &'a self,
+        url: &'a str,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>>;
 
     /// A new grant for the session; `None`: the session is over for good.
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>>;
@@ -48,12 +53,16 @@ pub(crate) struct Config {
     pub(crate) pace: PaceConfig,
     /// From the first connect to the agent's HandshakeComplete.
     pub(crate) open_timeout: Duration,
-    /// A websocket ping goes out so often.
+    /// A websocket ping goes out so often; with `pong_timeout` it bounds how long a black hole goes unnoticed.
     pub(crate) ping_every: Duration,
     /// Nothing heard for so long after a ping: the link is dead.
     pub(crate) pong_timeout: Duration,
     /// How long a lost link is tried again before the session is given up.
     pub(crate) give_up: Duration,
+    /// How often the wall clock is compared with the runtime's, which stands still while the laptop sleeps.
+    pub(crate) pulse_every: Duration,
+    /// The time of day; tests bring their own.
+    pub(crate) wall_clock: fn() -> SystemTime,
     /// Bytes kept for a local reader that is slower than the tunnel.
     pub(crate) receive_bound: usize,
 }
@@ -63,9 +72,11 @@ impl Default for Config {
         Self {
             pace: PaceConfig::default(),
             open_timeout: Duration::from_secs(30),
-            ping_every: Duration::from_secs(25),
+            ping_every: Duration::from_secs(20),
             pong_timeout: Duration::from_secs(10),
             give_up: Duration::from_secs(15 * 60),
+            pulse_every: Duration::from_secs(2),
+            wall_clock: driver::wall_clock,
             receive_bound: 16 << 20,
         }
     }
@@ -77,6 +88,8 @@ pub(crate) enum State {
     Connected,
     Reconnecting {
         cause: String,
+        /// When the link was lost.
+        since: Instant,
     },
     /// For good. The text says why.
     Ended {
@@ -88,7 +101,9 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connected => f.write_str("connected"),
-            Self::Reconnecting { cause } => write!(f, "reconnecting: {cause}"),
+            Self::Reconnecting { cause, since } => {
+                write!(f, "reconnecting since {} s: {cause}", since.elapsed().as_secs())
+            }
             Self::Ended { cause } => write!(f, "ended: {cause}"),
         }
     }
@@ -108,6 +123,8 @@ pub(crate) enum OpenError {
 /// Why a stream did not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConnectError {
+    #[error("the tunnel is {0}")]
+    Down(State),
     #[error("the tunnel has ended: {0}")]
     Ended(String),
 }
@@ -142,7 +159,8 @@ impl Tunnel {
         control: Arc<dyn Control>,
         cancel: CancellationToken,
     ) -> Result<Self, OpenError> {
-        let (sender, mut state) = watch::channel(State::Reconnecting { cause: "opening".to_owned() });
+        let (sender, mut state) =
+            watch::channel(State::Reconnecting { cause: "opening".to_owned(), since: Instant::now() });
         let shared = Arc::new(Shared::new(config));
         let tracker = TaskTracker::new();
         let driver = driver::Driver::new(config, Arc::clone(&shared), control, sender, cancel.clone());
@@ -178,6 +196,22 @@ impl Tunnel {
         match self.shared.open_stream() {
             Some(id) => Ok(Stream::new(Arc::clone(&self.shared), id, linger)),
             None => Err(ConnectError::Ended(self.shared.cause())),
+        }
+    }
+
+    /// Waits until the link is up, so that a new client hears of an outage instead of hanging in it.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when it is not back within `patience`, or never comes back.
+    pub(crate) async fn up(&self, patience: Duration) -> Result<(), ConnectError> {
+        let mut state = self.state.clone();
+        let settled = state.wait_for(|state| !matches!(state, State::Reconnecting { .. }));
+        let settled = tokio::time::timeout(patience, settled).await.map(|settled| settled.as_deref().ok().cloned());
+        match settled {
+            Ok(Some(State::Ended { cause })) => Err(ConnectError::Ended(cause)),
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(ConnectError::Ended(self.shared.cause())),
+            Err(_) => Err(ConnectError::Down(self.state.borrow().clone())),
         }
     }
 

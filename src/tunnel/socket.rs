@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::Uri;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{DATE, HeaderName, HeaderValue};
+use http::{StatusCode, Uri};
 use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -23,6 +23,9 @@ use crate::types::SessionGrant;
 use crate::wire::port::CLIENT_VERSION;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A refused signature with clocks closer than this has another cause.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(240);
+const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
 /// Frames of the agent are about 1.1 KiB; this is far above, and far below what could hurt.
 const MESSAGE_MAX: usize = 4 << 20;
 /// Where a stream URL may point: the domains of AWS partitions, dual-stack and VPC endpoints among them.
@@ -37,6 +40,8 @@ pub(super) type Socket = WebSocketStream<Box<dyn Io>>;
 /// Why there is no socket. Holds no URL and no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SocketError {
+    #[error("the clock of this machine is {0} s away from that of AWS; set it")]
+    Clock(u64),
     #[error("cannot reach {host}: {reason}")]
     Connect { host: String, reason: String },
     #[error("cannot sign the upgrade: {0}")]
@@ -47,21 +52,37 @@ pub(super) enum SocketError {
     Upgrade { host: String, reason: String },
 }
 
-/// Connects to the gateway of `grant` and opens its data channel. `client_id` stays the same over reconnects.
+/// Connects to the gateway of `grant` and opens its data channel. `client_id` stays the same over reconnects; `now` is
+/// the time of day.
 pub(super) async fn connect(
     grant: &SessionGrant,
     client_id: &str,
     control: &dyn Control,
+    now: fn() -> SystemTime,
 ) -> Result<Socket, SocketError> {
     let url = grant.stream_url.expose_secret();
     let uri: Uri = url.parse().map_err(|_| SocketError::Foreign("something that is no URL".to_owned()))?;
     let host = uri.host().unwrap_or_default().to_owned();
     let secure = uri.scheme_str() == Some("wss");
     check_host(&host, secure)?;
-    let upgrading = async {
-        let headers = control.sign_upgrade(url).await?;
+    let attempt = async |now: SystemTime| {
+        let headers = control.sign_upgrade(url, now).await?;
         let stream = dial(&uri, &host, secure).await?;
         upgrade(url, &host, headers, stream).await
+    };
+    let upgrading = async {
+        match attempt(now()).await? {
+            Upgraded::Open(socket) => Ok(socket),
+            // A signature is good for five minutes around its date. The calls of the SDK correct a wrong clock by the
+            // date of the answer, so this does too: a laptop that everything else works on must not fail here.
+            Upgraded::Forbidden(Some(date)) if apart(date, now()) > CLOCK_TOLERANCE => match attempt(date).await? {
+                Upgraded::Open(socket) => Ok(socket),
+                Upgraded::Forbidden(_) => Err(SocketError::Clock(apart(date, now()).as_secs())),
+            },
+            Upgraded::Forbidden(_) => {
+                Err(SocketError::Upgrade { host: host.clone(), reason: format!("HTTP status {FORBIDDEN}") })
+            }
+        }
     };
     let timeout = || SocketError::Connect {
         host: host.clone(),
@@ -69,7 +90,7 @@ pub(super) async fn connect(
     };
     let mut socket = tokio::time::timeout(CONNECT_TIMEOUT, upgrading).await.map_err(|_| timeout())??;
     open_data_channel(&mut socket, grant, client_id, &host).await?;
-    Ok(socket)
+    Ok(*socket)
 }
 
 /// Secrets go to AWS over TLS, or, for a stand-in on this machine, to loopback.
@@ -96,12 +117,24 @@ async fn dial(uri: &Uri, host: &str, secure: bool) -> Result<Box<dyn Io>, Socket
     Ok(Box::new(stream))
 }
 
+/// What the gateway made of a signed upgrade.
+enum Upgraded {
+    Open(Box<Socket>),
+    /// It does not accept the signature; with the date of its answer.
+    Forbidden(Option<SystemTime>),
+}
+
+/// How far two clocks are apart.
+fn apart(a: SystemTime, b: SystemTime) -> Duration {
+    a.duration_since(b).unwrap_or_else(|error| error.duration())
+}
+
 async fn upgrade(
     url: &str,
     host: &str,
     headers: Vec<(String, SecretString)>,
     stream: Box<dyn Io>,
-) -> Result<Socket, SocketError> {
+) -> Result<Upgraded, SocketError> {
     let refused = |reason: String| SocketError::Upgrade { host: host.to_owned(), reason };
     let mut request = url.into_client_request().map_err(|_| refused("the URL cannot be requested".to_owned()))?;
     for (name, value) in headers {
@@ -113,7 +146,11 @@ async fn upgrade(
     }
     let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
-        Ok((socket, _)) => Ok(socket),
+        Ok((socket, _)) => Ok(Upgraded::Open(Box::new(socket))),
+        Err(WsError::Http(response)) if response.status() == FORBIDDEN => {
+            let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+            Ok(Upgraded::Forbidden(date.and_then(|date| httpdate::parse_http_date(date).ok())))
+        }
         Err(WsError::Http(response)) => Err(refused(format!("HTTP status {}", response.status()))),
         Err(error) => Err(refused(error.to_string())),
     }

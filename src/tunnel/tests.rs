@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bastion_sandbox::gateway::{Event, Gateway, Knobs, Options, SessionSpec, Started};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -36,7 +37,11 @@ impl TestControl {
 }
 
 impl Control for TestControl {
-    fn sign_upgrade<'a>(&'a self, _url: &'a str) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
+    fn sign_upgrade<'a>(
+        &'a self,
+        _url: &'a str,
+        _now: SystemTime,
+    ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
@@ -232,6 +237,32 @@ async fn a_silent_link_is_noticed_and_replaced() {
     tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("nobody noticed").unwrap();
     assert_eq!(&answer, b"hello");
     assert_eq!(world.tunnel.stats().reconnects, 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_link_that_died_while_the_laptop_slept_is_noticed_at_once() {
+    static SLEPT: AtomicU64 = AtomicU64::new(0);
+    fn clock() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(SLEPT.load(Ordering::Relaxed))
+    }
+    let (port, _server) = echo().await;
+    // Without the jump of the clock nobody would ask for an hour.
+    let config = Config {
+        ping_every: Duration::from_secs(3600),
+        pong_timeout: Duration::from_millis(300),
+        pulse_every: Duration::from_millis(50),
+        wall_clock: clock,
+        ..Config::default()
+    };
+    let world = World::new(port, config).await;
+    let mut stream = world.tunnel.connect(LINGER).unwrap();
+    world.gateway.faults().happen(None, Event::FreezeClient).unwrap();
+    SLEPT.store(8 * 3600, Ordering::Relaxed);
+    stream.write_all(b"hello").await.unwrap();
+    let mut answer = [0; 5];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("nobody noticed").unwrap();
+    assert_eq!(&answer, b"hello");
     world.end().await;
 }
 

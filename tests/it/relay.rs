@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bastion_sandbox::postgres::Flaws;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
@@ -164,6 +164,64 @@ async fn a_database_that_is_away_is_named() {
     assert!(err.contains("cannot reach target orders at") && err.contains("Connection refused"), "{err}");
     let (_, _, err) = relay.psql(5433, &[], "select 1").await;
     assert!(err.contains("orders.nowhere.invalid") && err.contains("does not resolve"), "{err}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_behind_a_closed_security_group_is_named_in_bounded_time() {
+    let world = World::start().await;
+    // A full backlog drops every further SYN, which is what a security group does.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    let mut full = Vec::new();
+    while let Ok(Ok(stream)) =
+        tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(("127.0.0.1", port))).await
+    {
+        full.push(stream);
+        assert!(full.len() < 100, "the backlog never fills");
+    }
+    let relay = world.relay(|config| config["target"]["orders"]["port"] = json!(port)).await;
+    let (code, _, err) = relay.psql(5432, &[], "select 1").await;
+    assert_eq!(code, 2);
+    for part in ["cannot reach target orders at", "no answer within 10 s", "Let the security group of the database"] {
+        assert!(err.contains(part), "{part} is not in {err}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn replication_passes() {
+    let world = World::start().await;
+    world.database.sql("postgres", "alter role db_read replication").await.unwrap();
+    let relay = world.relay(|_| ()).await;
+    let (code, out, err) = relay.psql(5432, &["-d", "dbname=orders replication=database"], "IDENTIFY_SYSTEM").await;
+    assert!(code == 0 && out.ends_with("|orders"), "{out} {err}");
+    let mut changes = Command::new("pg_recvlogical");
+    changes.args(["-h", &relay.address.to_string(), "-U", "anyone", "-w", "-d", "orders", "--slot", "bastion"]);
+    changes.args(["--create-slot", "--start", "--plugin", "test_decoding", "-f", "-", "--no-loop"]);
+    let mut changes = changes.stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(changes.stdout.take().unwrap()).lines();
+    let client = relay.client().await;
+    let row = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("INSERT") {
+                return line;
+            }
+        }
+        panic!("the replication ended");
+    };
+    let writing = async {
+        // The slot sees what comes after it was made.
+        let slots = "select count(*) from pg_replication_slots where active";
+        while client.query_one(slots, &[]).await.unwrap().get::<_, i64>(0) == 0 {}
+        client.batch_execute("create table changes (x text); insert into changes values ('片山')").await.unwrap();
+    };
+    let (line, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(row, writing) }).await.unwrap();
+    assert!(line.contains("片山"), "{line}");
+    changes.kill().await.unwrap();
+    drop(client);
     world.stop().await;
 }
 

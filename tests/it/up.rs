@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bastion_sandbox::Faults;
 use bastion_sandbox::gateway::{Change, Event, Knobs, Odds, Path};
+use bastion_sandbox::postgres::Flaws;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
@@ -30,7 +31,12 @@ struct Up {
 impl Up {
     async fn start(world: &World, arguments: &[&str]) -> Self {
         let mut command = bastion(world, "alice", &["up", "demo", "--json"]);
-        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        command.args(arguments);
+        Self::of(command).await
+    }
+
+    async fn of(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = async {
             while let Some(line) = lines.next_line().await.unwrap() {
@@ -86,6 +92,13 @@ impl Up {
         tokio::spawn(connection);
         client
     }
+}
+
+/// Debian's package libfaketime, which the program faketime preloads.
+fn libfaketime() -> std::path::PathBuf {
+    let folders = std::fs::read_dir("/usr/lib").unwrap().flatten();
+    let mut files = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1"));
+    files.find(|file| file.exists()).expect("there is no libfaketime: run scripts/setup test")
 }
 
 /// Free local ports, so that tests beside each other and a PostgreSQL of the machine do not meet.
@@ -256,6 +269,72 @@ async fn a_task_that_does_not_come_up_is_explained_and_not_left_behind() {
         }
         assert_eq!(running(&world), 0);
     }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_never_runs_ends_the_wait_with_its_causes_and_nothing_is_left() {
+    let world = World::start().await;
+    world.sandbox.set_faults(Faults { agent_never_runs: true, ..Faults::default() });
+    let (code, out, err) = finish(bastion(&world, "alice", &["up", "demo", "--timeout", "2s"])).await;
+    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    for part in
+        ["the ExecuteCommandAgent of task", "is PENDING after", "ssmmessages:CreateControlChannel", "must be volumes"]
+    {
+        assert!(err.contains(part), "{part} is not in {err}");
+    }
+    assert_eq!(running(&world), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_relay_that_rejects_its_configuration_is_told_as_such() {
+    let world = World::start_with(Flaws::default(), |config| {
+        config.task_definitions[0].environment.insert("BASTION_CONFIG".to_owned(), "{}".to_owned());
+    })
+    .await;
+    let (code, _, err) = finish(bastion(&world, "alice", &["up", "demo"])).await;
+    assert_eq!(code, 1, "{err}");
+    for part in ["ended with exit 64", "the relay's configuration (BASTION_CONFIG in the task definition) has mistakes"]
+    {
+        assert!(err.contains(part), "{part} is not in {err}");
+    }
+    assert_eq!(running(&world), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_clock_of_the_laptop_is_corrected_by_the_answers_of_aws() {
+    let world = World::start().await;
+    let ports = ports().await;
+    let mut command = bastion(&world, "alice", &["up", "demo", "--json"]);
+    // Only the time of day is wrong; the timers of the kernel are not.
+    command.args(&ports).env("LD_PRELOAD", libfaketime()).env("FAKETIME", "+3600").env("DONT_FAKE_MONOTONIC", "1");
+    let up = Up::of(command).await;
+    assert_eq!(up.psql("orders", "select 1").await.0, 0);
+    assert_eq!(up.end().await.0, Some(0));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn garbage_on_a_local_port_harms_nobody_else() {
+    let world = World::start().await;
+    let up = up(&world).await;
+    let client = up.client().await;
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x40, 0, 0, 0, 0, 3, 0, 0], &[0xff; 64]] {
+        let mut stream = TcpStream::connect(("127.0.0.1", up.port("orders"))).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        assert!(String::from_utf8_lossy(&answer).contains("speaks PostgreSQL"), "{answer:?}");
+    }
+    // One that says nothing and one that leaves at once.
+    let silent = TcpStream::connect(("127.0.0.1", up.port("orders"))).await.unwrap();
+    drop(TcpStream::connect(("127.0.0.1", up.port("orders"))).await.unwrap());
+    assert_eq!(client.query_one("select 3", &[]).await.unwrap().get::<_, i32>(0), 3);
+    assert_eq!(up.psql("orders", "select 1").await.0, 0);
+    drop((client, silent));
+    assert_eq!(up.end().await.0, Some(0));
     world.stop().await;
 }
 
