@@ -67,7 +67,7 @@ class Bench:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self):
-        programs = pathlib.Path(self.arguments.programs)
+        programs = pathlib.Path(self.arguments.programs).resolve()
         sandbox = self.spawn([programs / "bastion-sandbox", "up"], stdout=subprocess.PIPE, text=True)
         ready = json.loads(sandbox.stdout.readline())
         self.database_port, socket_folder = ready["database"]["port"], ready["database"]["socket_folder"]
