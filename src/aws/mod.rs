@@ -7,7 +7,6 @@ mod ssm;
 
 use std::time::{Duration, SystemTime};
 
-use aws_config::default_provider::region::DefaultRegionChain;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
@@ -65,7 +64,11 @@ impl Aws {
             // A role of the profile is assumed at the STS of a region.
             let region = match region {
                 Some(region) => Some(Region::new(region.to_owned())),
-                None => DefaultRegionChain::builder().profile_name(profile).build().region().await,
+                // The chain of regions by itself has no HTTP client and panics without one.
+                None => {
+                    let defaults = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
+                    defaults.profile_name(profile).no_credentials().load().await.region().cloned()
+                }
             };
             let settings = ProviderConfig::without_region().with_http_client(http).with_region(region);
             let provider = ProfileFileCredentialsProvider::builder().configure(&settings).profile_name(profile).build();

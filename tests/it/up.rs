@@ -242,6 +242,29 @@ async fn callers_and_names_that_do_not_work_are_told_why() {
 }
 
 #[tokio::test]
+async fn an_expired_login_of_identity_center_names_the_command_that_renews_it() {
+    let world = World::start().await;
+    let aws = world.folder.path().join(".aws");
+    std::fs::create_dir_all(aws.join("sso/cache")).unwrap();
+    std::fs::write(
+        aws.join("config"),
+        "[sso-session company]\nsso_region = eu-west-1\nsso_start_url = https://company.awsapps.com/start\n\
+         [profile work]\nsso_session = company\nsso_account_id = 123456789012\nsso_role_name = Developer\n",
+    )
+    .unwrap();
+    // The file name is the SHA-1 of the session's name (AWS SDKs and Tools Reference Guide, "IAM Identity Center").
+    std::fs::write(
+        aws.join("sso/cache/71b21161ffa1e6516bcc072aaf5ef38cbe85b511.json"),
+        r#"{"accessToken":"old","expiresAt":"2026-01-01T00:00:00Z","region":"eu-west-1","startUrl":"https://company.awsapps.com/start"}"#,
+    )
+    .unwrap();
+    let (code, _, err) = finish(bastion(&world, "nobody", &["up", "demo", "--profile", "work"])).await;
+    assert!(code == 1 && err.contains("aws sso login --profile work"), "{code} {err}");
+    assert_eq!(running(&world), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_task_that_does_not_come_up_is_explained_and_not_left_behind() {
     let world = World::start().await;
     let cases = [
