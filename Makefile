@@ -1,11 +1,14 @@
 # Every target is one script; read those for what happens. Variables (KEEP=1, …) reach them through the environment.
-.PHONY: demo test bench image fmt clean
+.PHONY: demo test test-clients bench image fmt clean
 
 demo: ## the whole product on this machine, against a local AWS
 	@scripts/demo
 
 test: ## every check that CI runs; installs what is missing
 	@scripts/test
+
+test-clients: ## psql, drivers, dumps… against real servers, directly and through the relay; writes docs/clients.md
+	@scripts/test-clients
 
 bench: ## speed and size, as tables of ratios
 	@scripts/bench

@@ -1,0 +1,118 @@
+"""What the benchmarks and the client tests stand on: the sandbox, a task whose role is lent, and a relay of their own."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+REGION = "ap-northeast-1"
+POSTGRES_HOST = f"orders.cluster-abc123.{REGION}.rds.amazonaws.com"
+MYSQL_HOST = f"events.cluster-def456.{REGION}.rds.amazonaws.com"
+PASSWORD = "correct horse battery staple"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + 20
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit(f"{what} did not come up within 20 s")
+        time.sleep(0.05)
+
+
+def wait_port(host, port):
+    def listens():
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            return True
+
+    wait_until(listens, f"a listener on {host}:{port}")
+
+
+class Stand:
+    """Use as a context manager: what was started ends with it, the latest first."""
+
+    def __init__(self, programs):
+        self.programs = pathlib.Path(programs).resolve()
+        self.children = []
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="bastion-stand-"))
+        self.folder.chmod(0o755)
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def start(self):
+        sandbox = self.spawn([self.programs / "bastion-sandbox", "up"], stdout=subprocess.PIPE, text=True)
+        line = sandbox.stdout.readline()
+        if not line:
+            sys.exit("the sandbox did not start; what it said stands above")
+        self.ready = json.loads(line)
+        # A task lends its role; the relays that are looked at run beside it.
+        environment = {**os.environ, **self.ready["callers"]["alice"], "HOME": str(self.folder)}
+        up = self.spawn(
+            [self.programs / "bastion", "up", "demo", "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=self.folder,
+        )
+        events = (json.loads(line) for line in up.stdout)
+        self.task = next(event["task"] for event in events if event["event"] == "ready")
+
+    def spawn(self, command, **options):
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
+        self.children.append(child)
+        return child
+
+    def close(self):
+        for child in reversed(self.children):
+            child.terminate()
+            try:
+                child.wait(40)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def relay(self, program, targets, listen):
+        """A relay with these targets, each with its relay_port, on the loopback address `listen`."""
+        config = {
+            "env": "stand", "access": "read", "region": REGION, "max_connections": 10_000, "target": targets,
+        }
+        relay = self.spawn(
+            [program, "relay"],
+            stderr=(self.folder / f"relay-{listen}.log").open("w"),
+            env={
+                "BASTION_CONFIG": json.dumps(config), "BASTION_LISTEN": listen,
+                "BASTION_EXTRA_CA_FILE": self.ready["database"]["ca_file"],
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.ready['endpoint']}/credentials/{self.task}",
+            },
+        )
+        for target in targets.values():
+            wait_port(listen, target["relay_port"])
+        return relay
+
+    def psql(self, database, sql):
+        """As superuser, over the Unix socket."""
+        at = ["-h", self.ready["database"]["socket_folder"], "-p", str(self.ready["database"]["port"])]
+        command = ["psql", "-X", "-q", "-A", "-t", "-U", "postgres", *at, "-d", database, "-v", "ON_ERROR_STOP=1", "-c", sql]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+    def mariadb(self, sql):
+        """As superuser, over the Unix socket."""
+        command = ["mariadb", "--no-defaults", "-S", self.ready["mysql"]["socket"], "-u", "root", "-N", "-e", sql]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

@@ -1,0 +1,231 @@
+import java.math.BigInteger;
+import java.nio.charset.StandardCharsets;
+import java.security.MessageDigest;
+import java.sql.Connection;
+import java.sql.DriverManager;
+import java.sql.PreparedStatement;
+import java.sql.ResultSet;
+import java.sql.SQLException;
+import java.sql.Statement;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Properties;
+
+/** The sibling of check.py for JDBC, with both drivers: java Jdbc.java ENGINE HOST PORT USER PASSWORD DATABASE TLS */
+final class Jdbc {
+    private static final String UNICODE = "片山 葵 · žluťoučký · 𝄞🐘 · \u202eعربي";
+    private final boolean postgres;
+    private final String url;
+    private final String database;
+    private final Properties properties = new Properties();
+
+    private Jdbc(String[] arguments) {
+        postgres = arguments[0].equals("postgres");
+        database = arguments[5];
+        url = (postgres ? "jdbc:postgresql://" : "jdbc:mariadb://") + arguments[1] + ":" + arguments[2] + "/" + database;
+        properties.setProperty("user", arguments[3]);
+        properties.setProperty("password", arguments[4]);
+        boolean tls = arguments[6].equals("true");
+        if (postgres) {
+            properties.setProperty("sslmode", tls ? "require" : "disable");
+            properties.setProperty("prepareThreshold", "1");
+        } else {
+            properties.setProperty("useSsl", Boolean.toString(tls));
+            properties.setProperty("trustServerCertificate", "true");
+            properties.setProperty("useServerPrepStmts", "true");
+        }
+    }
+
+    private interface Check {
+        Object run(Connection connection) throws Exception;
+    }
+
+    public static void main(String[] arguments) throws Exception {
+        Jdbc jdbc = new Jdbc(arguments);
+        Map<String, Check> checks = new LinkedHashMap<>();
+        checks.put("login", jdbc::login);
+        checks.put("prepared", jdbc::prepared);
+        checks.put("transaction", jdbc::transaction);
+        checks.put("error", jdbc::error);
+        checks.put("cancel", jdbc::cancel);
+        checks.put("big_result", jdbc::bigResult);
+        checks.put("big_parameter", jdbc::bigParameter);
+        checks.put("unicode", jdbc::unicode);
+        checks.put("reconnect", jdbc::reconnect);
+        try (Connection connection = jdbc.connect()) {
+            report("version", "got", connection.getMetaData().getDriverVersion());
+        }
+        for (Map.Entry<String, Check> check : checks.entrySet()) {
+            try (Connection connection = jdbc.connect()) {
+                report(check.getKey(), "got", String.valueOf(check.getValue().run(connection)));
+            } catch (Exception | AssertionError error) {
+                report(check.getKey(), "failed", error.toString());
+            }
+        }
+    }
+
+    private Connection connect() throws SQLException {
+        return DriverManager.getConnection(url, properties);
+    }
+
+    private Object login(Connection connection) throws SQLException {
+        demand(value(connection, postgres ? "select current_database()" : "select database()").equals(database));
+        return postgres
+            ? value(connection, "select ssl from pg_stat_ssl where pid = pg_backend_pid()")
+            : !value(connection, "select variable_value from information_schema.session_status"
+                + " where variable_name = 'Ssl_cipher'").isEmpty();
+    }
+
+    private Object prepared(Connection connection) throws SQLException {
+        List<Integer> sums = new ArrayList<>();
+        String sql = postgres ? "select ?::int + ?::int" : "select ? + ?";
+        try (PreparedStatement statement = connection.prepareStatement(sql)) {
+            for (int n = 0; n < 20; n++) {
+                statement.setInt(1, n);
+                statement.setInt(2, 1);
+                try (ResultSet result = statement.executeQuery()) {
+                    result.next();
+                    sums.add(result.getInt(1));
+                }
+            }
+            return sums + " " + (postgres ? value(connection, "select count(*) > 0 from pg_prepared_statements") : "");
+        }
+    }
+
+    private Object transaction(Connection connection) throws SQLException {
+        execute(connection, postgres ? "create temp table t (n int)" : "create temporary table t (n int)");
+        connection.setAutoCommit(false);
+        execute(connection, "insert into t values (1)");
+        connection.rollback();
+        execute(connection, "insert into t values (2)");
+        connection.commit();
+        connection.setAutoCommit(true);
+        return value(connection, "select sum(n) from t");
+    }
+
+    private Object error(Connection connection) throws SQLException {
+        execute(connection, (postgres ? "create temp" : "create temporary") + " table t (n int primary key)");
+        List<String> states = new ArrayList<>();
+        for (String sql : List.of("selec 1", "select * from nothing", "insert into t values (1), (1)")) {
+            states.add(state(connection, sql));
+        }
+        return states + " " + value(connection, "select 7");
+    }
+
+    private Object cancel(Connection connection) throws Exception {
+        String active = postgres
+            ? "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'"
+            : "select count(*) from information_schema.processlist where info like 'select sleep%'";
+        try (Statement statement = connection.createStatement(); Connection other = connect()) {
+            Thread canceller = new Thread(() -> {
+                try {
+                    while (value(other, active).equals("0")) {
+                        Thread.sleep(20);
+                    }
+                    statement.cancel();
+                } catch (Exception error) {
+                    throw new IllegalStateException(error);
+                }
+            });
+            canceller.start();
+            String state = "no error";
+            try {
+                statement.execute(postgres ? "select pg_sleep(60)" : "select sleep(60)");
+            } catch (SQLException error) {
+                state = error.getSQLState();
+            }
+            canceller.join();
+            return state + " " + value(connection, "select 7");
+        }
+    }
+
+    private Object bigResult(Connection connection) throws Exception {
+        String sql = postgres
+            ? "select repeat(chr(97 + n % 26), 1000) from generate_series(1, 100000) n"
+            : "select repeat(char(97 + a.id % 26), 1000) from events.events a join events.events b on b.id <= 100";
+        MessageDigest digest = MessageDigest.getInstance("SHA-256");
+        long rows = 0;
+        long size = 0;
+        try (Statement statement = connection.createStatement(); ResultSet result = statement.executeQuery(sql)) {
+            while (result.next()) {
+                byte[] row = result.getBytes(1);
+                digest.update(row);
+                rows++;
+                size += row.length;
+            }
+        }
+        demand(rows == 100_000 && size == 100_000_000);
+        return rows + " " + size + " " + new BigInteger(1, digest.digest()).toString(16);
+    }
+
+    private Object bigParameter(Connection connection) throws SQLException {
+        return parameter(connection, "length(x), md5(x)", "p".repeat(20_000_000));
+    }
+
+    private Object unicode(Connection connection) throws SQLException {
+        String answer = parameter(connection, "x, char_length(x)", UNICODE);
+        demand(answer.startsWith(UNICODE));
+        return answer;
+    }
+
+    private Object reconnect(Connection connection) throws Exception {
+        try (Connection other = connect()) {
+            String pid = value(connection, postgres ? "select pg_backend_pid()" : "select connection_id()");
+            execute(other, postgres ? "select pg_terminate_backend(" + pid + ")" : "kill " + pid);
+        }
+        demand(!state(connection, "select 1").equals("no error"));
+        try (Connection again = connect()) {
+            return value(again, "select 7");
+        }
+    }
+
+    private String parameter(Connection connection, String columns, String parameter) throws SQLException {
+        String cast = postgres ? "?::text" : "?";
+        String sql = "select " + columns + " from (select " + cast + " x) t";
+        try (PreparedStatement statement = connection.prepareStatement(sql)) {
+            statement.setString(1, parameter);
+            try (ResultSet result = statement.executeQuery()) {
+                result.next();
+                return result.getString(1) + " " + result.getString(2);
+            }
+        }
+    }
+
+    private static String value(Connection connection, String sql) throws SQLException {
+        try (Statement statement = connection.createStatement(); ResultSet result = statement.executeQuery(sql)) {
+            result.next();
+            return result.getString(1);
+        }
+    }
+
+    private static void execute(Connection connection, String sql) throws SQLException {
+        try (Statement statement = connection.createStatement()) {
+            statement.execute(sql);
+        }
+    }
+
+    private static String state(Connection connection, String sql) {
+        try {
+            execute(connection, sql);
+            return "no error";
+        } catch (SQLException error) {
+            return String.valueOf(error.getSQLState());
+        }
+    }
+
+    private static void demand(boolean condition) {
+        if (!condition) {
+            throw new AssertionError("not as it should be");
+        }
+    }
+
+    private static void report(String check, String key, String value) {
+        StringBuilder quoted = new StringBuilder();
+        for (byte next : value.getBytes(StandardCharsets.UTF_16BE)) {
+            quoted.append(quoted.length() % 6 == 0 ? "\\u" : "").append(String.format("%02x", next));
+        }
+        System.out.println("{\"check\": \"" + check + "\", \"" + key + "\": \"" + quoted + "\"}");
+    }
+}

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Every client against every server, directly and through the relay; the results are compared and become docs/clients.md.
+
+Started by scripts/test-clients. --only NAME… runs some of the clients and writes no document.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import servers  # noqa: E402  (needs the path above)
+from stand import Stand  # noqa: E402
+
+# Title of the column, and what the check does.
+CHECKS = {
+    "login": ("login", "the database named by the client, TLS on the way to the server; for pgbench its tables are made, "
+              "for the dump programs the sample table is dumped"),
+    "prepared": ("prepared statements", "twenty executions of a statement prepared in the server (pgbench: 200 transactions "
+                 "in each of its three protocols)"),
+    "transaction": ("transaction", "one rolled back, one committed"),
+    "error": ("errors", "SQLSTATEs of a syntax error, a failing statement and a duplicate key; the connection goes on"),
+    "cancel": ("cancel", "a running statement is cancelled the way the client does it; the connection goes on"),
+    "big_result": ("100 MB result", "100,000 rows of 1,000 bytes, hashed"),
+    "big_parameter": ("20 MB parameter", "its length and hash in the server"),
+    "unicode": ("Unicode", "beyond the basic plane and right to left, there and back"),
+    "reconnect": ("reconnect", "the server ends the connection, the client notices, a new one works"),
+    "round_trip": ("dump and restore", "dumped and restored with two jobs, then dumped again: the same text"),
+}
+# Name in the document, engine, program, parameters of its own.
+CLIENTS = [
+    ("psql", "postgres", "client_psql.py", {}),
+    ("pgbench", "postgres", "client_pgbench.py", {}),
+    ("pg_dump, pg_restore", "postgres", "client_pg_dump.py", {}),
+    ("psycopg", "postgres", "client_psycopg.py", {}),
+    ("asyncpg", "postgres", "client_asyncpg.py", {}),
+    ("node pg", "postgres", "client_pg.js", {}),
+    ("JDBC PostgreSQL", "postgres", "Jdbc.java", {}),
+]
+JARS = {"postgres": "/usr/share/java/postgresql.jar"}
+
+
+def command(program, engine, parameters, tools):
+    if program.endswith(".py"):
+        return [tools / "venv/bin/python", HERE / program, json.dumps(parameters)]
+    if program.endswith(".js"):
+        return ["node", HERE / program, json.dumps(parameters)]
+    words = [parameters[name] for name in ("host", "port", "user", "password", "database")]
+    options = ["-Xmx2g", "-Dfile.encoding=UTF-8", "-cp", JARS[engine]]
+    return ["java", *options, HERE / program, engine, *(str(word or "") for word in words), str(parameters["tls"]).lower()]
+
+
+def run(program, server, parameters, tools):
+    """The lines of a client program: what each check got, or how it failed."""
+    own = {"NODE_PATH": str(tools / "node_modules"), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, **own, **server.environment}
+    words = command(program, server.engine, parameters, tools)
+    try:
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired as hung:
+        sys.exit(f"{program} did not end within 300 s; it had said:\n{hung.stdout}\n{hung.stderr}")
+    lines = {line.pop("check"): line for line in map(json.loads, done.stdout.splitlines())}
+    if done.returncode != 0 or not lines:
+        sys.exit(f"{program} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return lines
+
+
+class Matrix:
+    def __init__(self, tools):
+        self.tools = tools
+        self.servers = {}
+        self.rows = {}
+        self.findings = []
+
+    def compare(self, server, name, program, own):
+        started = time.monotonic()
+        self.servers[server.name] = server.remark
+        lines = {}
+        for way, parameters in server.ways().items():
+            parameters = {**parameters, **own, "database": f"clients_{way}", "sample": server.sample}
+            lines[way] = run(program, server, parameters, self.tools)
+        direct, relay = lines["direct"], lines["relay"]
+        version = direct.pop("version")["got"]
+        relay.pop("version", None)
+        cells = {}
+        for check in direct.keys() | relay.keys():
+            mine, theirs = relay.get(check, {"failed": "not run"}), direct.get(check, {"failed": "not run"})
+            cells[check] = "same" if mine == theirs and "got" in mine else "**differs**"
+            if cells[check] != "same":
+                self.findings.append(f"{name} on {server.name}, {check}:\n  direct {short(theirs)}\n  relay  {short(mine)}")
+        self.rows.setdefault(server.name, []).append((name, version, cells))
+        seconds = time.monotonic() - started
+        print(f"  {server.name}, {name} {version}: {verdict(cells)} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+
+    def document(self):
+        lines = [
+            "# Clients", "",
+            "Made by `make test-clients` ([tests/clients](../tests/clients)): each check runs against the server itself (TLS, "
+            "a password) and through the relay (any user, no password), and the results are compared: values, counts, hashes, "
+            "SQLSTATEs. *same* means that both passed with equal results; – that the program has no such thing.", "",
+        ]
+        for server, rows in self.rows.items():
+            lines += [f"## {server}", "", f"| client | {' | '.join(title for title, _ in CHECKS.values())} |", f"| --- |{' --- |' * len(CHECKS)}"]
+            for name, version, cells in rows:
+                lines.append(f"| {name} {version} | {' | '.join(cells.get(check, '–') for check in CHECKS)} |")
+            lines.append("")
+        lines += ["## The checks", "", *(f"- **{title}**: {text}." for title, text in CHECKS.values()), ""]
+        lines += ["## The servers", "", *(f"- {name}: {text}" for name, text in self.servers.items()), ""]
+        return "\n".join(lines)
+
+
+def verdict(cells):
+    wrong = sorted(check for check, cell in cells.items() if cell != "same")
+    return f"{len(cells)} checks, the same through the relay" if not wrong else f"DIFFERS in {', '.join(wrong)}"
+
+
+def short(line):
+    text = json.dumps(line, ensure_ascii=False)
+    return text if len(text) < 500 else f"{text[:500]}…"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--programs", required=True, help="folder of bastion and bastion-sandbox")
+    parser.add_argument("--tools", required=True, type=pathlib.Path)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="clients or servers whose name contains this")
+    arguments = parser.parse_args()
+    matrix = Matrix(arguments.tools.resolve())
+    with Stand(arguments.programs) as stand:
+        all_servers = [servers.postgres_15(stand), servers.postgres_18(stand, matrix.tools)]
+        targets = {f"target-{server.target['relay_port']}": server.target for server in all_servers}
+        stand.relay(f"{arguments.programs}/bastion", targets, servers.LISTEN)
+        for server in all_servers:
+            for name, engine, program, own in CLIENTS:
+                wanted = not arguments.only or any(word in f"{name} {server.name}" for word in arguments.only)
+                if engine == server.engine and wanted:
+                    matrix.compare(server, name, program, own)
+        if matrix.findings:
+            print("\n".join(["", *matrix.findings]), file=sys.stderr)
+            log = (stand.folder / f"relay-{servers.LISTEN}.log").read_text().splitlines()
+            print("\n".join(["", "The relay's last words:", *log[-20:]]), file=sys.stderr)
+    if not arguments.only:
+        (ROOT / "docs/clients.md").write_text(matrix.document())
+    sys.exit(1 if matrix.findings else 0)
+
+
+main()
