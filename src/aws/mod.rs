@@ -12,6 +12,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials as _;
 use aws_smithy_http_client::tls;
 use secrecy::SecretString;
@@ -118,13 +119,39 @@ impl Aws {
     ) -> Result<Vec<(String, SecretString)>, AwsError> {
         let region = self.region().ok_or(AwsError::NoRegion)?;
         let call = self.call("SignUpgrade", "the source of the AWS credentials");
-        let provider = self.config.credentials_provider().ok_or(AwsError::NoCredentials)?;
-        let credentials = tokio::time::timeout(OPERATION_TIMEOUT, provider.provide_credentials())
-            .await
-            .map_err(|_| call.unreachable("no answer in time"))?
-            .map_err(|error| call.no_login(&error))?;
+        let credentials = self.credentials(&call).await?;
         sign::upgrade_headers(url, &region, &credentials, now)
             .map_err(|error| call.other("InvalidStreamUrl", &error.to_string()))
+    }
+
+    /// The headers for a POST to STS at `host` that somebody else sends, as [`Aws::sign_upgrade`]; `extra` headers are
+    /// signed too.
+    pub(crate) async fn sign_for_sts(
+        &self,
+        host: &str,
+        extra: &[(&str, &str)],
+        body: &[u8],
+        now: SystemTime,
+    ) -> Result<Vec<(String, SecretString)>, AwsError> {
+        let region = self.region().ok_or(AwsError::NoRegion)?;
+        let call = self.call("SignIdentity", "the source of the AWS credentials");
+        let credentials = self.credentials(&call).await?;
+        sign::post_headers(host, extra, body, &region, &credentials, now)
+            .map_err(|error| call.other("InvalidRequest", &error.to_string()))
+    }
+
+    async fn credentials(&self, call: &Call<'_>) -> Result<Credentials, AwsError> {
+        let provider = self.config.credentials_provider().ok_or(AwsError::NoCredentials)?;
+        tokio::time::timeout(OPERATION_TIMEOUT, provider.provide_credentials())
+            .await
+            .map_err(|_| call.unreachable("no answer in time"))?
+            .map_err(|error| call.no_login(&error))
+    }
+
+    /// The host and port of `AWS_ENDPOINT_URL`, if all calls go to another endpoint than AWS's own.
+    pub(crate) fn endpoint_authority(&self) -> Option<&str> {
+        let (_, rest) = self.config.endpoint_url()?.split_once("://")?;
+        rest.split('/').next()
     }
 
     /// How an error names the service; no call is sent without a region.

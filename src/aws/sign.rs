@@ -1,10 +1,11 @@
-//! The signature of a Session Manager websocket upgrade: Signature Version 4 in headers, service `ssmmessages`, no body
-//! (AWS General Reference, "Signature Version 4"; session-manager-plugin 1.2.764.0 and newer sign the upgrade so).
+//! Signature Version 4 in headers (AWS General Reference) for what no SDK call sends: the websocket upgrade of Session
+//! Manager (service `ssmmessages`, no body; session-manager-plugin 1.2.764.0 and newer sign it so), and a
+//! `GetCallerIdentity` that somebody else sends to STS.
 
 use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
-use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningInstructions, SigningSettings, sign};
 use aws_sigv4::sign::v4;
 use secrecy::SecretString;
 
@@ -13,9 +14,9 @@ const SERVICE: &str = "ssmmessages";
 /// Why a URL could not be signed. It never holds the URL, which carries the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SignError {
-    #[error("the stream URL is not a valid URL with a host")]
+    #[error("it is not a valid URL with a host")]
     Url,
-    #[error("the stream URL cannot be signed")]
+    #[error("it cannot be signed")]
     Sign,
 }
 
@@ -35,21 +36,50 @@ pub(super) fn upgrade_headers(
     if uri.query().is_some_and(|query| query.split('&').any(presigned)) {
         return Ok(Vec::new());
     }
+    let request =
+        SignableRequest::new("GET", url, std::iter::empty(), SignableBody::empty()).map_err(|_| SignError::Sign)?;
+    Ok(headers(signed(request, SERVICE, region, credentials, now)?))
+}
+
+/// `Authorization`, `X-Amz-Date` and, with a session token, `X-Amz-Security-Token` for the POST of `body` to the root of
+/// `https://host`, which covers `extra` headers too.
+pub(super) fn post_headers(
+    host: &str,
+    extra: &[(&str, &str)],
+    body: &[u8],
+    region: &str,
+    credentials: &Credentials,
+    now: SystemTime,
+) -> Result<Vec<(String, SecretString)>, SignError> {
+    let url = format!("https://{host}/");
+    let request = SignableRequest::new("POST", &url, extra.iter().copied(), SignableBody::Bytes(body))
+        .map_err(|_| SignError::Url)?;
+    Ok(headers(signed(request, "sts", region, credentials, now)?))
+}
+
+fn signed(
+    request: SignableRequest<'_>,
+    service: &str,
+    region: &str,
+    credentials: &Credentials,
+    now: SystemTime,
+) -> Result<SigningInstructions, SignError> {
     let identity = credentials.clone().into();
     let parameters = v4::SigningParams::builder()
         .identity(&identity)
         .region(region)
-        .name(SERVICE)
+        .name(service)
         .time(now)
         // The default encodes the path once more, so `@` of a session id is `%40` in the canonical request.
         .settings(SigningSettings::default())
         .build()
         .map_err(|_| SignError::Sign)?
         .into();
-    let request =
-        SignableRequest::new("GET", url, std::iter::empty(), SignableBody::empty()).map_err(|_| SignError::Sign)?;
-    let (instructions, _signature) = sign(request, &parameters).map_err(|_| SignError::Sign)?.into_parts();
-    Ok(instructions.headers().map(|(name, value)| (name.to_owned(), value.to_owned().into())).collect())
+    Ok(sign(request, &parameters).map_err(|_| SignError::Sign)?.into_parts().0)
+}
+
+fn headers(instructions: SigningInstructions) -> Vec<(String, SecretString)> {
+    instructions.headers().map(|(name, value)| (name.to_lowercase(), value.to_owned().into())).collect()
 }
 
 #[cfg(test)]
@@ -119,6 +149,27 @@ mod tests {
         }
         let url = format!("wss://127.0.0.1{PATH}?role=X-Amz-Date");
         assert_eq!(upgrade_headers(&url, REGION, &credentials, at()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn sts_accepts_a_request_that_somebody_else_sends_with_exactly_these_headers() {
+        let host = "sts.ap-northeast-1.amazonaws.com";
+        let extra =
+            [("content-type", "text/plain; charset=utf-8"), ("x-bastion-nonce", "ab12"), ("x-bastion-task", "t")];
+        for token in [None, Some("session/token+with==")] {
+            let (credentials, identity) = signer(token);
+            let signed = post_headers(host, &extra, b"Action=X", REGION, &credentials, at()).unwrap();
+            let names: Vec<&str> = signed.iter().map(|(name, _)| name.as_str()).collect();
+            let with_token = ["authorization", "x-amz-date", "x-amz-security-token"];
+            assert!(names.iter().all(|name| with_token.contains(name)), "{names:?}");
+            let mut headers: BTreeMap<String, String> =
+                signed.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect();
+            headers.insert("host".to_owned(), host.to_owned());
+            headers.extend(extra.map(|(name, value)| (name.to_owned(), value.to_owned())));
+            let request = Request { method: "POST", path: "/", query: "", headers: &headers, body: b"Action=X" };
+            let who = verify(&request, "sts", REGION, std::slice::from_ref(&identity), at()).map(|who| who.arn.clone());
+            assert_eq!(who, Ok(identity.arn));
+        }
     }
 
     #[test]

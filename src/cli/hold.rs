@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cli::authorize::Badge;
 use crate::cli::error::CommandError;
 use crate::cli::target::{Relay, Served};
 use crate::cli::ui::Ui;
@@ -71,13 +72,15 @@ pub(super) fn announce(ui: &Ui, environment: &str, access: &str, task_id: &str, 
 pub(super) async fn serve(
     ui: &Arc<Ui>,
     tunnel: &Tunnel,
+    badge: &Arc<Badge>,
     ports: Vec<Port>,
     drain: &CancellationToken,
 ) -> Option<String> {
     let clients = TaskTracker::new();
     let accepting = CancellationToken::new();
     for port in ports {
-        clients.spawn(accept(Arc::clone(ui), tunnel.clone(), port, accepting.clone(), clients.clone()));
+        let badge = Arc::clone(badge);
+        clients.spawn(accept(Arc::clone(ui), tunnel.clone(), badge, port, accepting.clone(), clients.clone()));
     }
     let ended = tokio::select! {
         () = drain.cancelled() => None,
@@ -114,7 +117,14 @@ async fn watch(ui: &Ui, tunnel: &Tunnel) -> String {
     }
 }
 
-async fn accept(ui: Arc<Ui>, tunnel: Tunnel, port: Port, accepting: CancellationToken, clients: TaskTracker) {
+async fn accept(
+    ui: Arc<Ui>,
+    tunnel: Tunnel,
+    badge: Arc<Badge>,
+    port: Port,
+    accepting: CancellationToken,
+    clients: TaskTracker,
+) {
     loop {
         let accepted = tokio::select! {
             () = accepting.cancelled() => return,
@@ -124,10 +134,10 @@ async fn accept(ui: Arc<Ui>, tunnel: Tunnel, port: Port, accepting: Cancellation
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (ui, tunnel, accepting) = (Arc::clone(&ui), tunnel.clone(), accepting.clone());
+        let (ui, tunnel, badge, accepting) = (Arc::clone(&ui), tunnel.clone(), Arc::clone(&badge), accepting.clone());
         let (name, engine) = (port.served.name.clone(), port.served.engine());
         clients.spawn(async move {
-            match lane::carry(&tunnel, &name, engine, client).await {
+            match lane::carry(&tunnel, badge.as_ref(), &name, engine, client).await {
                 Ok(()) => {}
                 // Clients come and go; only what the person can act on is worth a line.
                 Err(lane::LaneError::Client(error)) => tracing::debug!(target = name, %error, "a local client is gone"),

@@ -1,6 +1,8 @@
 //! The command line: one file a command, one match, exit codes. The only place that prints.
 
 #[cfg(feature = "launcher")]
+mod authorize;
+#[cfg(feature = "launcher")]
 mod down;
 mod error;
 #[cfg(feature = "launcher")]

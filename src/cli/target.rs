@@ -19,6 +19,8 @@ const ANSWER_MAX: u64 = 1 << 20;
 pub(super) struct Relay {
     pub(super) version: String,
     pub(super) idle_stop_seconds: Option<u64>,
+    /// Whether a caller must prove who they are; older relays do not ask.
+    pub(super) identity: Option<String>,
     pub(super) targets: Vec<Served>,
 }
 
@@ -56,9 +58,21 @@ pub(super) async fn ask(tunnel: &Tunnel, patience: Duration) -> anyhow::Result<R
 }
 
 /// One small GET: status and body.
-async fn get(tunnel: &Tunnel, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+pub(super) async fn get(tunnel: &Tunnel, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+    exchange(tunnel, &format!("GET {path} HTTP/1.1\r\nHost: bastion\r\nConnection: close\r\n\r\n")).await
+}
+
+/// One small POST of JSON: status and body.
+pub(super) async fn post(tunnel: &Tunnel, path: &str, json: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+    let length = json.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: bastion\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    exchange(tunnel, &format!("{head}{json}")).await
+}
+
+async fn exchange(tunnel: &Tunnel, request: &str) -> anyhow::Result<(u16, Vec<u8>)> {
     let mut stream = tunnel.connect(ANSWER_TIMEOUT)?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: bastion\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     tokio::time::timeout(ANSWER_TIMEOUT, stream.take(ANSWER_MAX).read_to_end(&mut answer)).await??;

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::aws::TaskState;
+use crate::cli::authorize::Badge;
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::launch::{self, AwsArgs, Patience, Place};
 use crate::cli::ui::Ui;
@@ -200,13 +201,15 @@ async fn hold_tunnel(
     let budget = patience.left(RELAY_TIMEOUT);
     let relay = interruptible(drain, async { target::ask(tunnel, budget).await.map_err(CommandError::from) }).await?;
     ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
+    let identity = relay.identity.as_deref();
+    let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, &task.arn, identity)).await?;
     let wishes: BTreeMap<String, u16> = args.local_port.iter().cloned().collect();
     let ports = hold::open_ports(ui, &relay, &wishes)?;
     hold::announce(ui, &place.environment.name, &args.access, &task.id, &ports);
     if let Some(seconds) = relay.idle_stop_seconds {
         ui.say(&format!("  · the task stops itself after {} min without a database connection", seconds / 60));
     }
-    let Some(cause) = hold::serve(ui, tunnel, ports, drain).await else { return Ok(()) };
+    let Some(cause) = hold::serve(ui, tunnel, &badge, ports, drain).await else { return Ok(()) };
     // The task may be why: then its story is the better one.
     match place.aws.task(&place.environment.cluster, &task.arn).await {
         Ok(Some(now)) if now.desired_status == "STOPPED" => {

@@ -51,6 +51,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         tls.finish(problems);
         Some(relay::ClientTls { certificate: certificate?, key: key? })
     });
+    let identity = identity(&mut table, region.as_deref(), env, problems);
     let targets = match table.table("target", problems) {
         Some(targets) => schema::targets(&targets, problems),
         None => BTreeMap::new(),
@@ -69,6 +70,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         region: region?,
         owner: env.get(vars::OWNER).filter(|owner| !owner.is_empty()),
         reason: env.get(vars::REASON).filter(|reason| !reason.is_empty()),
+        identity: identity?,
         listen: listen?,
         idle_stop,
         max_age,
@@ -77,6 +79,83 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         client_tls,
         targets: targets.into_values().collect(),
     })
+}
+
+/// Who may come in and how that is found out.
+fn identity(
+    table: &mut Table<'_>,
+    region: Option<&str>,
+    env: &impl Env,
+    problems: &mut Problems,
+) -> Option<relay::IdentityConfig> {
+    let required = match table.string("identity", problems) {
+        None | Some("required") => true,
+        Some("optional") => false,
+        Some(other) => {
+            let fix = "write \"required\", or \"optional\" to open the plain ports to everybody who reaches the task";
+            table.problem(problems, "identity", format!("is {other:?}"), fix);
+            true
+        }
+    };
+    let mut allow = Vec::new();
+    for text in table.strings("allow", problems).unwrap_or_default() {
+        match relay::Pattern::parse(&text) {
+            Ok(pattern) => allow.push(pattern),
+            Err(error) => table.problem(
+                problems,
+                "allow",
+                format!("has {text:?}, which {error}"),
+                "write for example \"arn:aws:sts::123456789012:assumed-role/OnCall/*\"",
+            ),
+        }
+    }
+    let configured = table.string("sts_endpoint", problems).map(|url| (table.source(), "sts_endpoint", url.to_owned()));
+    let sts = match configured.or_else(|| Some((vars::STS_ENDPOINT, "", env.get(vars::STS_ENDPOINT)?))) {
+        Some((source, key, url)) => {
+            let endpoint = relay::Endpoint::parse(&url).filter(|sts| sts.is_private() && sts.path().is_empty());
+            if endpoint.is_none() {
+                let fix = "write https:// and a host name, for example \"https://sts.eu-west-1.amazonaws.com\"";
+                problems.add(source, key, format!("is {url:?}, not an endpoint of STS"), fix);
+            }
+            endpoint
+        }
+        None => region.and_then(|region| {
+            // Partition aws-cn has a domain of its own (AWS General Reference, STS endpoints).
+            let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+            let endpoint = relay::Endpoint::parse(&format!("https://sts.{region}.{domain}"));
+            if endpoint.is_none() {
+                table.problem(
+                    problems,
+                    "region",
+                    format!("is {region:?}"),
+                    "write a region, for example \"eu-west-1\"",
+                );
+            }
+            endpoint
+        }),
+    };
+    let task = task(env, problems);
+    Some(relay::IdentityConfig { required, allow, sts: sts?, task: task? })
+}
+
+/// ECS knows better than whoever could set a variable.
+fn task(env: &impl Env, problems: &mut Problems) -> Option<relay::TaskSource> {
+    if let Some(url) = env.get(vars::METADATA) {
+        let endpoint = relay::Endpoint::parse(&url);
+        if endpoint.is_none() {
+            problems.add(vars::METADATA, "", format!("is {url:?}, not a URL"), "leave it as ECS sets it");
+        }
+        return endpoint.map(relay::TaskSource::Metadata);
+    }
+    match env.get(vars::TASK).filter(|name| !name.is_empty()) {
+        None => Some(relay::TaskSource::Unknown),
+        Some(name) if relay::is_task_name(&name) => Some(relay::TaskSource::Named(name)),
+        Some(name) => {
+            let fix = "use up to 512 printable characters without spaces";
+            problems.add(vars::TASK, "", format!("is {name:?}, which cannot name a task"), fix);
+            None
+        }
+    }
 }
 
 /// What this version cannot serve is a mistake now, not at the first connection.

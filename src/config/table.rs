@@ -100,7 +100,6 @@ impl<'a> Table<'a> {
         self.string(key, problems)
     }
 
-    #[cfg(feature = "launcher")]
     pub(super) fn strings(&mut self, key: &'static str, problems: &mut Problems) -> Option<Vec<String>> {
         let value = self.value(key)?;
         let all = value

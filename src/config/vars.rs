@@ -12,6 +12,15 @@ pub(crate) const REASON: &str = "BASTION_REASON";
 /// Loopback address that the relay listens on (default 127.0.0.1).
 #[cfg(feature = "relay")]
 pub(crate) const LISTEN: &str = "BASTION_LISTEN";
+/// Name of the task where ECS does not say it: what callers sign for.
+#[cfg(feature = "relay")]
+pub(crate) const TASK: &str = "BASTION_TASK";
+/// Set by ECS in every container; where the task's metadata is.
+#[cfg(feature = "relay")]
+pub(crate) const METADATA: &str = "ECS_CONTAINER_METADATA_URI_V4";
+/// The SDK's variable for another endpoint of STS; `sts_endpoint` is the same.
+#[cfg(feature = "relay")]
+pub(crate) const STS_ENDPOINT: &str = "AWS_ENDPOINT_URL_STS";
 /// PEM file with a further CA that upstream certificates may come from.
 #[cfg(feature = "relay")]
 pub(crate) const EXTRA_CA_FILE: &str = "BASTION_EXTRA_CA_FILE";

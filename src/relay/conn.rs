@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::relay::conn::driver::{Driver, Outcome, Upstream};
 use crate::relay::error::{ConnError, ErrorKind};
+use crate::relay::identity::Person;
 use crate::relay::splice::{Side, Spliced, splice};
 use crate::relay::{Io, Served, Shared, reply, upstream};
 use crate::types::{CredentialConfig, Engine};
@@ -27,6 +28,8 @@ pub(super) struct Conn {
     served: Arc<Served>,
     id: u64,
     from: String,
+    /// Who it is for, where that is proven.
+    person: Option<Arc<Person>>,
 }
 
 /// A logged-in connection, ready to splice.
@@ -38,9 +41,9 @@ struct Login {
 }
 
 impl Conn {
-    pub(super) fn new(shared: Arc<Shared>, served: Arc<Served>, from: String) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, served: Arc<Served>, from: String, person: Option<Arc<Person>>) -> Self {
         let id = shared.conn_id();
-        Self { shared, served, id, from }
+        Self { shared, served, id, from, person }
     }
 
     /// Serves the client to its end. Never fails: what goes wrong is told to the client and logged here.
@@ -71,6 +74,7 @@ impl Conn {
             conn_id = self.id,
             target = target.name,
             client.addr = self.from,
+            person = self.person.as_ref().map(|person| tracing::field::display(&person.principal)),
             client.program = login.program,
             db_user = login.db_user,
             credential.source = target.credential.source(),

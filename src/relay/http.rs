@@ -20,8 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::relay::{ACCEPT_PAUSE, Shared, conn, upstream};
+use crate::relay::{ACCEPT_PAUSE, Shared, authorize, conn, upstream};
 use crate::types::{HEADER_TARGET, UPGRADE_CONN};
+use crate::wire::authorize::PATH;
 
 /// A client that opens the port and sends no request is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,6 +71,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/v1/targets", get(targets))
+        .route(PATH, get(authorize::challenge).post(authorize::authorize))
         .route("/v1/lane", get(lane))
         .with_state(shared)
 }
@@ -121,6 +123,7 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
         "env": config.environment,
         "access": config.access,
         "owner": config.owner,
+        "identity": if shared.identity.is_required() { "required" } else { "optional" },
         "started_at": started_at,
         "idle_stop_seconds": config.idle_stop.map(|limit| limit.as_secs()),
         "max_age_seconds": config.max_age.map(|limit| limit.as_secs()),
@@ -135,6 +138,10 @@ async fn lane(State(shared): State<Arc<Shared>>, mut request: Request) -> Respon
         Ok(name) => name,
         Err(message) => return refusal(StatusCode::UPGRADE_REQUIRED, &message),
     };
+    let person = match authorize::caller(&shared, request.headers()) {
+        Ok(person) => person,
+        Err(no_token) => return no_token.response(),
+    };
     let Some(served) = shared.target(&name) else {
         let known: Vec<&str> = shared.served.iter().map(|served| served.target.name.as_str()).collect();
         let message = format!("there is no target {name:?} here; the targets are {}", known.join(", "));
@@ -143,7 +150,7 @@ async fn lane(State(shared): State<Arc<Shared>>, mut request: Request) -> Respon
     if shared.drain.is_cancelled() {
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping; run bastion up again");
     }
-    let conn = conn::Conn::new(Arc::clone(&shared), Arc::clone(served), "tunnel".to_owned());
+    let conn = conn::Conn::new(Arc::clone(&shared), Arc::clone(served), "tunnel".to_owned(), person);
     let upgrade = hyper::upgrade::on(&mut request);
     shared.conns.spawn(async move {
         match upgrade.await {
@@ -169,7 +176,7 @@ fn wanted_target(headers: &HeaderMap) -> Result<String, String> {
     name.map(str::to_owned).ok_or_else(|| format!("the header {HEADER_TARGET} names no target"))
 }
 
-fn refusal(status: StatusCode, message: &str) -> Response<Body> {
+pub(super) fn refusal(status: StatusCode, message: &str) -> Response<Body> {
     let mut response = Response::new(Body::from(json!({ "error": message }).to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

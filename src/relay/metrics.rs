@@ -25,6 +25,12 @@ struct FailureLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    /// `granted`, or why not.
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BytesLabel {
     target: String,
     /// `up`: client to database; `down`: database to client.
@@ -42,6 +48,7 @@ pub(super) struct Metrics {
     refused: Family<FailureLabel, Counter>,
     bytes: Family<BytesLabel, Counter>,
     login: Family<TargetLabel, Histogram>,
+    authorizations: Family<OutcomeLabel, Counter>,
 }
 
 impl Metrics {
@@ -53,6 +60,7 @@ impl Metrics {
             refused: Family::default(),
             bytes: Family::default(),
             login: Family::new_with_constructor(|| Histogram::new(LOGIN_BUCKETS)),
+            authorizations: Family::default(),
         };
         {
             let mut registry = metrics.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -69,6 +77,11 @@ impl Metrics {
             );
             registry.register("bytes", "Bytes relayed", metrics.bytes.clone());
             registry.register("login_seconds", "From accept to a finished login", metrics.login.clone());
+            registry.register(
+                "authorizations",
+                "Callers that proved who they are, and why others did not",
+                metrics.authorizations.clone(),
+            );
         }
         metrics
     }
@@ -89,6 +102,11 @@ impl Metrics {
             up: bytes("up"),
             down: bytes("down"),
         }
+    }
+
+    /// Counts a caller: `granted`, or the kind of the refusal.
+    pub(super) fn authorized(&self, outcome: &'static str) {
+        self.authorizations.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     /// The text of `/metrics` (OpenMetrics 1.0).

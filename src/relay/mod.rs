@@ -2,19 +2,24 @@
 //!
 //! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (accept, idle stop, maximum age, drain), `conn` (one
 //! client: drive the login, then splice), `upstream` (dial, TLS), `reply` (what a client is told when it fails),
-//! `http` (health, metrics, targets, upgrade to a connection).
+//! `http` (health, metrics, targets, upgrade to a connection), `identity` (who the caller is).
 
+mod authorize;
 mod conn;
 mod error;
+mod fetch;
 mod health;
 mod http;
+mod identity;
 mod lifetime;
 mod metrics;
 mod reply;
 mod splice;
 mod upstream;
 
+pub(crate) use fetch::Endpoint;
 pub(crate) use health::healthy;
+pub(crate) use identity::{IdentityConfig, Pattern, TaskSource, is_task_name};
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -31,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::credential::{Cache, RdsIam, Source, TaskRole};
+use crate::relay::identity::Identity;
 use crate::relay::lifetime::Lifetime;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
@@ -58,6 +64,7 @@ pub(crate) struct Config {
     pub(crate) region: String,
     pub(crate) owner: Option<String>,
     pub(crate) reason: Option<String>,
+    pub(crate) identity: IdentityConfig,
     pub(crate) listen: IpAddr,
     /// No database connection for so long: the relay ends itself.
     pub(crate) idle_stop: Option<Duration>,
@@ -95,6 +102,7 @@ struct Shared {
     served: Vec<Arc<Served>>,
     upstream_tls: Arc<ClientConfig>,
     client_tls: Option<Arc<ServerConfig>>,
+    identity: Identity,
     metrics: Metrics,
     /// One permit a connection.
     room: Semaphore,
@@ -164,10 +172,14 @@ impl Relay {
             .collect();
         let http = listen(config.listen, RELAY_HTTP_PORT).await?;
         let mut plain = Vec::with_capacity(served.len());
-        for served in &served {
+        // Nobody can say on a plain port who they are.
+        for served in served.iter().filter(|_| !config.identity.required) {
             plain.push((listen(config.listen, served.target.relay_port).await?, Arc::clone(served)));
         }
+        let aws_tls = tls::aws(config.extra_ca_file.as_deref())?;
+        let identity = Identity::new(config.identity.clone(), &config.region, config.owner.as_deref(), aws_tls);
         let shared = Arc::new(Shared {
+            identity,
             room: Semaphore::new(config.max_connections),
             lifetime: Lifetime::new(config.idle_stop, config.max_age),
             config,
@@ -201,6 +213,7 @@ impl Relay {
             );
             listeners.spawn(accept(listener, served, Arc::clone(&shared)));
         }
+        prepare_identity(&shared.identity).await;
         shared.ready.store(true, Ordering::Release);
         info!(
             env = shared.config.environment,
@@ -220,6 +233,21 @@ impl Relay {
         listeners.close();
         listeners.wait().await;
         ended
+    }
+}
+
+/// Finds out early what a caller needs, and says what would lock everybody out.
+async fn prepare_identity(identity: &Identity) {
+    if !identity.is_required() {
+        info!("plain ports are open to everybody who reaches this task: identity is optional");
+        return;
+    }
+    if !identity.has_owner() {
+        warn!("nobody can come in: BASTION_OWNER is not the ARN of a caller, and allow is empty");
+    }
+    match identity.task().await {
+        Ok(task) => info!(task, "callers prove who they are; plain ports are closed"),
+        Err(error) => warn!(%error, "nobody can come in yet"),
     }
 }
 
@@ -277,7 +305,7 @@ async fn accept(listener: TcpListener, served: Arc<Served>, shared: Arc<Shared>)
 
 /// Serves a client of a plain port on its own task.
 fn serve_client(stream: TcpStream, from: String, served: &Arc<Served>, shared: &Arc<Shared>) {
-    let conn = conn::Conn::new(Arc::clone(shared), Arc::clone(served), from);
+    let conn = conn::Conn::new(Arc::clone(shared), Arc::clone(served), from, None);
     shared.conns.spawn(conn.serve(stream));
 }
 

@@ -38,6 +38,12 @@ fn config(listen: Ipv4Addr, database: &Postgres, users: &[&str]) -> Config {
         region: "ap-northeast-1".to_owned(),
         owner: None,
         reason: None,
+        identity: IdentityConfig {
+            required: false,
+            allow: Vec::new(),
+            sts: Endpoint::parse("https://sts.invalid").unwrap(),
+            task: TaskSource::Unknown,
+        },
         listen: IpAddr::V4(listen),
         idle_stop: None,
         max_age: None,

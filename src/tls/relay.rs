@@ -31,8 +31,31 @@ pub(crate) enum TlsConfigError {
 /// # Errors
 /// When `extra_ca` cannot be read or holds no certificate.
 pub(crate) fn upstream(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsConfigError> {
+    client(extra_ca, |_| true)
+}
+
+/// The configuration for AWS APIs from the image, which has no trust store: the roots of Amazon Trust Services, which
+/// sign the certificates of AWS's endpoints, without those of RDS.
+///
+/// # Errors
+/// As [`upstream`].
+pub(crate) fn aws(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsConfigError> {
+    client(extra_ca, is_trust_services)
+}
+
+fn is_trust_services(certificate: &CertificateDer<'_>) -> bool {
+    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
+        let name = parsed.subject().to_string();
+        name.contains("CN=Amazon Root CA ") || name.contains("CN=Starfield Services Root Certificate Authority")
+    })
+}
+
+fn client(
+    extra_ca: Option<&Path>,
+    wanted: impl Fn(&CertificateDer<'_>) -> bool,
+) -> Result<Arc<ClientConfig>, TlsConfigError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(RDS_CA).flatten() {
+    for certificate in CertificateDer::pem_slice_iter(RDS_CA).flatten().filter(wanted) {
         roots.add(certificate)?;
     }
     if let Some(path) = extra_ca {
@@ -45,6 +68,13 @@ pub(crate) fn upstream(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, Tls
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// 256 random bits in hexadecimal digits, from the provider's generator; `None` if it has none to give.
+pub(crate) fn random_hex() -> Option<String> {
+    let mut bytes = [0_u8; 32];
+    provider().secure_random.fill(&mut bytes).ok()?;
+    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The configuration for clients that ask for TLS on the loopback port.
@@ -115,6 +145,19 @@ mod tests {
             }
         }
         assert!(upstream(None).is_ok());
+    }
+
+    #[test]
+    fn five_of_them_are_those_of_aws_itself() {
+        let roots: Vec<_> = CertificateDer::pem_slice_iter(RDS_CA).collect::<Result<_, _>>().unwrap();
+        assert_eq!(roots.iter().filter(|root| is_trust_services(root)).count(), 5);
+        assert!(aws(None).is_ok());
+    }
+
+    #[test]
+    fn random_text_is_long_and_never_the_same() {
+        let (one, two) = (random_hex().unwrap(), random_hex().unwrap());
+        assert!(one.len() == 64 && one.bytes().all(|byte| byte.is_ascii_hexdigit()) && one != two);
     }
 
     #[test]

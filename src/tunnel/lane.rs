@@ -6,11 +6,12 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
+use secrecy::{ExposeSecret as _, SecretString};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::tunnel::{ConnectError, Tunnel};
+use crate::tunnel::{ConnectError, ControlError, Pass, Tunnel};
 use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN};
 use crate::wire::pg::message::ErrorFields;
 use crate::wire::pg::startup::{self, Opening};
@@ -36,11 +37,16 @@ pub(crate) enum LaneError {
     Client(io::Error),
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    #[error("you could not prove again who you are: {0}")]
+    Pass(ControlError),
     /// What the relay said.
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
     Tunnel(io::Error),
+    /// The relay does not know the token (any more).
+    #[error("{0}")]
+    Unauthorized(String),
 }
 
 /// Carries `client` to `target` until both sides are done. A cut tunnel is told to the client: as an ErrorResponse
@@ -50,6 +56,7 @@ pub(crate) enum LaneError {
 /// [`LaneError`], for the person at the terminal; the client knows already.
 pub(crate) async fn carry(
     tunnel: &Tunnel,
+    pass: &dyn Pass,
     target: &str,
     engine: Engine,
     mut client: TcpStream,
@@ -59,10 +66,17 @@ pub(crate) async fn carry(
     if engine == Engine::Postgres && client.read_buf(&mut opening).await.map_err(LaneError::Client)? == 0 {
         return Ok(());
     }
-    let mut answered = false;
-    let carried = run(tunnel, target, engine, &mut client, &opening, &mut answered).await;
+    let mut began = Began::default();
+    let token = pass.token();
+    let mut carried = run(tunnel, token.as_ref(), target, engine, &mut client, &opening, &mut began).await;
+    if matches!(carried, Err(LaneError::Unauthorized(_))) && !began.up {
+        carried = match pass.renew(token.as_ref()).await {
+            Ok(()) => run(tunnel, pass.token().as_ref(), target, engine, &mut client, &opening, &mut began).await,
+            Err(error) => Err(LaneError::Pass(error)),
+        };
+    }
     if let Err(error) = &carried {
-        if engine == Engine::Postgres && !answered && !matches!(error, LaneError::Client(_)) {
+        if engine == Engine::Postgres && !began.down && !matches!(error, LaneError::Client(_)) {
             let told = tell(&mut client, opening, error);
             // Whoever does not read it cannot be helped.
             let _in_time = tokio::time::timeout(GOODBYE_TIMEOUT, told).await;
@@ -74,21 +88,34 @@ pub(crate) async fn carry(
     carried
 }
 
+/// What has gone through already, and cannot be taken back.
+#[derive(Default)]
+struct Began {
+    /// Bytes of the client, besides its opening.
+    up: bool,
+    /// Bytes for the client.
+    down: bool,
+}
+
 async fn run(
     tunnel: &Tunnel,
+    token: Option<&SecretString>,
     target: &str,
     engine: Engine,
     client: &mut TcpStream,
     opening: &[u8],
-    answered: &mut bool,
+    began: &mut Began,
 ) -> Result<(), LaneError> {
     let linger = if engine == Engine::Tcp { LINGER_TCP } else { LINGER_DATABASE };
     tunnel.up(OUTAGE_PATIENCE).await?;
     let stream = tunnel.connect(linger)?;
     let (mut from_tunnel, mut to_tunnel) = tokio::io::split(stream);
     let (mut from_client, mut to_client) = client.split();
+    let Began { up: began_up, down: began_down } = began;
+    let authorization =
+        token.map(|token| format!("Authorization: Bearer {}\r\n", token.expose_secret())).unwrap_or_default();
     let mut first = format!(
-        "GET /v1/lane HTTP/1.1\r\nHost: bastion\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE_CONN}\r\n{HEADER_TARGET}: {target}\r\n\r\n"
+        "GET /v1/lane HTTP/1.1\r\nHost: bastion\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE_CONN}\r\n{HEADER_TARGET}: {target}\r\n{authorization}\r\n"
     )
     .into_bytes();
     first.extend_from_slice(opening);
@@ -99,6 +126,7 @@ async fn run(
             match from_client.read(&mut buffer).await.map_err(LaneError::Client)? {
                 0 => break,
                 length => {
+                    *began_up = true;
                     let bytes = buffer.get(..length).unwrap_or_default();
                     if to_tunnel.write_all(bytes).await.is_err() {
                         // The reading side knows why.
@@ -115,7 +143,7 @@ async fn run(
         read_head(&mut from_tunnel, &mut buffer).await?;
         loop {
             if !buffer.is_empty() {
-                *answered = true;
+                *began_down = true;
                 to_client.write_all_buf(&mut buffer).await.map_err(LaneError::Client)?;
             }
             buffer.clear();
@@ -165,9 +193,8 @@ async fn read_head(stream: &mut (impl tokio::io::AsyncRead + Unpin), buffer: &mu
     let sentence = serde_json::from_slice::<serde_json::Value>(buffer.get(..length).unwrap_or_default())
         .ok()
         .and_then(|body| body.get("error")?.as_str().map(str::to_owned));
-    Err(LaneError::Refused(
-        sentence.unwrap_or_else(|| format!("the relay refused the connection with HTTP status {status}")),
-    ))
+    let sentence = sentence.unwrap_or_else(|| format!("the relay refused the connection with HTTP status {status}"));
+    Err(if status == "401" { LaneError::Unauthorized(sentence) } else { LaneError::Refused(sentence) })
 }
 
 /// Answers a PostgreSQL client that has had no answer yet: its TLS and GSSAPI requests with no, its startup with the

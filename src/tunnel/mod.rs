@@ -42,6 +42,15 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>>;
 }
 
+/// What opens lanes at the relay; the command line implements it.
+pub(crate) trait Pass: Send + Sync + 'static {
+    /// The token to show, if there is one.
+    fn token(&self) -> Option<SecretString>;
+
+    /// Gets a new token in place of `refused`, which the relay no longer knows.
+    fn renew<'a>(&'a self, refused: Option<&'a SecretString>) -> BoxFuture<'a, Result<(), ControlError>>;
+}
+
 /// A call of the control plane that failed, in one sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

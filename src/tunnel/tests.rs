@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::types::Engine;
 
 const LINGER: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -309,5 +310,80 @@ async fn a_gateway_that_refuses_large_frames_is_learned() {
     assert!(answer == bytes);
     let id = world.gateway.session_ids().remove(0);
     assert!(world.gateway.snapshot(&id).unwrap().up.largest <= 8 * 1024 + 120);
+    world.end().await;
+}
+
+/// Gives a new number as the token each time, and fails after so many.
+struct TestPass {
+    token: Mutex<u32>,
+    good: u32,
+}
+
+impl Pass for TestPass {
+    fn token(&self) -> Option<SecretString> {
+        Some(self.token.lock().unwrap().to_string().into())
+    }
+
+    fn renew<'a>(&'a self, _refused: Option<&'a SecretString>) -> BoxFuture<'a, Result<(), ControlError>> {
+        let mut token = self.token.lock().unwrap();
+        *token += 1;
+        let done = if *token > self.good { Err(ControlError("run aws sso login".to_owned())) } else { Ok(()) };
+        Box::pin(std::future::ready(done))
+    }
+}
+
+/// A relay that knows one token, gives the client its first bytes back and closes.
+async fn guarded(token: &'static str) -> (u16, JoinSet<()>) {
+    server(move |mut stream| async move {
+        let mut head = Vec::new();
+        while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+            if stream.read_buf(&mut head).await.unwrap() == 0 {
+                return;
+            }
+        }
+        let head = String::from_utf8(head).unwrap();
+        let (head, opening) = head.split_once("\r\n\r\n").unwrap();
+        if !head.contains(&format!("Authorization: Bearer {token}")) {
+            let body = "{\"error\":\"prove who you are first\"}";
+            let answer = format!("HTTP/1.1 401 Unauthorized\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            return;
+        }
+        let answer = format!("HTTP/1.1 101 Switching Protocols\r\n\r\n{opening}");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await
+}
+
+/// What a PostgreSQL client gets back for its startup packet.
+async fn carried(tunnel: &Tunnel, pass: &TestPass) -> (Result<(), lane::LaneError>, Vec<u8>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (served, _) = listener.accept().await.unwrap();
+    client.write_all(b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0").await.unwrap();
+    let client = async move {
+        let mut seen = Vec::new();
+        client.read_to_end(&mut seen).await.unwrap();
+        seen
+    };
+    let both = async { tokio::join!(lane::carry(tunnel, pass, "orders", Engine::Postgres, served), client) };
+    tokio::time::timeout(PATIENCE, both).await.expect("stuck")
+}
+
+#[tokio::test]
+async fn a_client_whose_token_is_too_old_is_served_with_a_new_one() {
+    let (port, _server) = guarded("2").await;
+    let world = World::new(port, Config::default()).await;
+    let (ended, seen) = carried(&world.tunnel, &TestPass { token: Mutex::new(1), good: 2 }).await;
+    assert!(ended.is_ok() && seen == b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0", "{ended:?} {seen:?}");
+    // Refused for good: the client is told why, in its protocol.
+    for (good, part) in
+        [(1, "you could not prove again who you are: run aws sso login"), (9, "prove who you are first")]
+    {
+        let (ended, seen) =
+            carried(&world.tunnel, &TestPass { token: Mutex::new(if good == 9 { 7 } else { 1 }), good }).await;
+        let told = String::from_utf8_lossy(&seen).into_owned();
+        assert!(ended.is_err() && told.starts_with('E') && told.contains(part), "{told}");
+    }
     world.end().await;
 }

@@ -22,6 +22,7 @@
     )
 )]
 
+pub mod authorize;
 pub mod pg;
 pub mod port;
 #[cfg(feature = "relay")]

@@ -142,7 +142,7 @@ async fn nothing_is_sent_to_a_database_that_cannot_prove_its_name() {
 #[tokio::test]
 async fn a_foreign_ca_is_not_trusted() {
     let world = World::start().await;
-    let mut definition = world.config.task_definitions[0].clone();
+    let mut definition = world.definition(|config| config["identity"] = json!("optional"));
     definition.environment.remove("BASTION_EXTRA_CA_FILE");
     let relay = world.relay_of(&definition).await;
     let (code, _, err) = relay.psql(5432, &[], "select 1").await;
@@ -242,7 +242,8 @@ async fn role_credentials_that_expire_are_renewed() {
 #[tokio::test]
 async fn a_task_without_a_role_says_so() {
     let world = World::start().await;
-    let config = world.config.task_definitions[0].environment["BASTION_CONFIG"].clone();
+    let definition = world.definition(|config| config["identity"] = json!("optional"));
+    let config = definition.environment["BASTION_CONFIG"].clone();
     let mut relay = Command::new(BASTION);
     relay.arg("relay").env_clear().env("BASTION_CONFIG", config).env("BASTION_LISTEN", "127.63.1.1");
     let log = std::fs::File::create(world.folder.path().join("alone.log")).unwrap();

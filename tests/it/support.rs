@@ -38,13 +38,22 @@ impl World {
         Self { sandbox, database, config, folder }
     }
 
-    /// Runs the `read` task with its relay configuration changed; the address of the relay once it is ready.
+    /// Runs the `read` task with plain ports and its relay configuration changed; the relay once it is ready.
     pub(crate) async fn relay(&self, change: impl FnOnce(&mut Value)) -> Relay<'_> {
+        self.relay_of(&self.definition(|config| {
+            config["identity"] = json!("optional");
+            change(config);
+        }))
+        .await
+    }
+
+    /// The `read` task with its relay configuration changed.
+    pub(crate) fn definition(&self, change: impl FnOnce(&mut Value)) -> TaskDefinition {
         let mut definition = self.config.task_definitions[0].clone();
         let mut config: Value = serde_json::from_str(&definition.environment["BASTION_CONFIG"]).unwrap();
         change(&mut config);
         definition.environment.insert("BASTION_CONFIG".to_owned(), config.to_string());
-        self.relay_of(&definition).await
+        definition
     }
 
     pub(crate) async fn relay_of(&self, definition: &TaskDefinition) -> Relay<'_> {

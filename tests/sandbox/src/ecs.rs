@@ -67,7 +67,7 @@ pub(crate) struct Task {
 
 impl Task {
     fn arn(&self) -> String {
-        format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/{}", self.id)
+        task_arn(&self.id)
     }
 
     /// Whose it is, for policies: the tag `bastion:user`.
@@ -148,6 +148,19 @@ impl Task {
         }
         task
     }
+}
+
+/// The ARN of the task of this id.
+pub fn task_arn(id: &str) -> String {
+    format!("arn:aws:ecs:{REGION}:{ACCOUNT}:task/{CLUSTER}/{id}")
+}
+
+/// What `${ECS_CONTAINER_METADATA_URI_V4}/task` says, as far as anybody asks (ECS Developer Guide).
+pub(crate) fn metadata(id: &str) -> Value {
+    json!({
+        "Cluster": format!("arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{CLUSTER}"), "TaskARN": task_arn(id),
+        "DesiredStatus": "RUNNING", "KnownStatus": "RUNNING", "LaunchType": "FARGATE"
+    })
 }
 
 /// All tasks, newest last.
@@ -492,6 +505,8 @@ fn spawn(shared: &Shared, id: &str) -> anyhow::Result<tokio::process::Child> {
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
         format!("{}/credentials/{}", shared.endpoint(), shared.credential_path(id)),
     );
+    relay.env("ECS_CONTAINER_METADATA_URI_V4", format!("{}/metadata/{id}", shared.endpoint()));
+    relay.env("AWS_ENDPOINT_URL_STS", shared.endpoint());
     relay.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     Ok(relay.spawn()?)
 }

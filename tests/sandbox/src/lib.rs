@@ -22,6 +22,7 @@ mod ssm;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -39,8 +40,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{ApiError, caller, ok, query_rejection, reply};
-pub use crate::ecs::TaskDefinition;
 use crate::ecs::Tasks;
+pub use crate::ecs::{TaskDefinition, task_arn};
 use crate::gateway::Gateway;
 use crate::iam::Identity;
 
@@ -93,6 +94,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     faults: Mutex<Faults>,
     address: OnceLock<SocketAddr>,
+    sts_calls: AtomicUsize,
     pub(crate) stop: CancellationToken,
     pub(crate) tracker: TaskTracker,
     pub(crate) gateway: Gateway,
@@ -205,6 +207,7 @@ impl Sandbox {
             tasks: Tasks::default(),
             faults: Mutex::default(),
             address: OnceLock::new(),
+            sts_calls: AtomicUsize::new(0),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
             gateway: Gateway::new(config.gateway, verify),
@@ -262,6 +265,11 @@ impl Sandbox {
         *self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
     }
 
+    /// How often STS was called.
+    pub fn sts_calls(&self) -> usize {
+        self.shared.sts_calls.load(Ordering::Relaxed)
+    }
+
     pub fn gateway(&self) -> &Gateway {
         &self.shared.gateway
     }
@@ -297,6 +305,7 @@ fn router(shared: &Arc<Shared>) -> Router {
     Router::new()
         .route("/", post(api_call))
         .route("/credentials/{task}", get(credentials))
+        .route("/metadata/{task}/task", get(task_metadata))
         .route("/_sandbox/faults", post(set_faults))
         .with_state(Arc::clone(shared))
         .merge(shared.gateway.router())
@@ -332,6 +341,7 @@ fn json_call(shared: &Arc<Shared>, parts: &Parts, body: &Bytes, target: &str) ->
 
 /// STS speaks the query protocol.
 fn query_call(shared: &Arc<Shared>, parts: &Parts, body: &Bytes) -> Result<Response<Body>, ApiError> {
+    shared.sts_calls.fetch_add(1, Ordering::Relaxed);
     let caller = caller(parts, body, "sts", &shared.identities).map_err(query_rejection)?;
     let form = sigv4::pairs(std::str::from_utf8(body).unwrap_or_default());
     let action = form.iter().find(|(name, _)| name == "Action").map(|(_, value)| value.as_str()).unwrap_or_default();
@@ -363,6 +373,19 @@ async fn credentials(
             json!({"code": "NoSuchTask", "message": "no credentials for this id"}).to_string(),
         ),
     }
+}
+
+/// The part of the task metadata endpoint (version 4) that the relay reads.
+async fn task_metadata(
+    State(shared): State<Arc<Shared>>,
+    axum::extract::Path(id): axum::extract::Path<String>,
+) -> Response<Body> {
+    let known = shared.tasks.with(|tasks| tasks.iter().any(|task| task.id == id));
+    std::future::ready(match known {
+        true => reply(StatusCode::OK, "application/json", ecs::metadata(&id).to_string()),
+        false => reply(StatusCode::NOT_FOUND, "text/plain", "no such task".to_owned()),
+    })
+    .await
 }
 
 async fn set_faults(State(shared): State<Arc<Shared>>, axum::Json(faults): axum::Json<Faults>) -> StatusCode {

@@ -73,23 +73,55 @@ pub fn verify<'i>(
     if header("x-amz-content-sha256").is_some_and(|claimed| claimed != hash) {
         return Err(mismatch("x-amz-content-sha256 is not the hash of the body"));
     }
-    let mut canonical_headers = String::new();
-    for name in &names {
-        let value = header(name).ok_or_else(|| mismatch(&format!("the signed header {name} is missing")))?;
-        let value = value.split_whitespace().collect::<Vec<_>>().join(" ");
-        canonical_headers.push_str(&format!("{name}:{value}\n"));
-    }
-    let canonical = format!(
-        "{}\n{}\n{}\n{canonical_headers}\n{signed}\n{hash}",
-        request.method,
-        canonical_path(request.path),
-        canonical_query(request.query)
-    );
+    let canonical = canonical(request, signed, &hash)
+        .map_err(|missing| mismatch(&format!("the signed header {missing} is missing")))?;
     if scope.signature(&identity.secret_key, date, &canonical) == signature {
         Ok(identity)
     } else {
         Err(mismatch("The request signature we calculated does not match the signature you provided."))
     }
+}
+
+/// The canonical request; an error names the signed header that is missing.
+fn canonical(request: &Request<'_>, signed: &str, hash: &str) -> Result<String, String> {
+    let mut headers = String::new();
+    for name in signed.split(';') {
+        let value = request.headers.get(name).ok_or(name)?;
+        let value = value.split_whitespace().collect::<Vec<_>>().join(" ");
+        headers.push_str(&format!("{name}:{value}\n"));
+    }
+    Ok(format!(
+        "{}\n{}\n{}\n{headers}\n{signed}\n{hash}",
+        request.method,
+        canonical_path(request.path),
+        canonical_query(request.query)
+    ))
+}
+
+/// The `Authorization` of a request by `identity` that covers the headers of `signed`, for tests that sign what no SDK
+/// would. The date of the scope is that of `x-amz-date`.
+///
+/// # Errors
+/// The header that is missing.
+pub fn authorization(
+    request: &Request<'_>,
+    signed: &str,
+    service: &str,
+    region: &str,
+    identity: &Identity,
+) -> Result<String, String> {
+    let date = request.headers.get("x-amz-date").ok_or("x-amz-date")?;
+    let day = date.get(..8).unwrap_or(date);
+    let credential = format!("{}/{day}/{region}/{service}/aws4_request", identity.access_key);
+    let scope = Scope::parse(&credential).ok_or("the parts of the scope")?;
+    let canonical = canonical(request, signed, &hex::encode(Sha256::digest(request.body)))?;
+    let signature = scope.signature(&identity.secret_key, date, &canonical);
+    Ok(format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={signed}, Signature={signature}"))
+}
+
+/// `20260131T235959Z` of a moment.
+pub fn date(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string().replace(['-', ':'], "")
 }
 
 fn identity<'i>(

@@ -1,0 +1,92 @@
+//! The HTTP side of [`crate::relay::identity`]: challenge, claim, and the token of an upgrade.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use axum::response::IntoResponse as _;
+use tracing::{info, warn};
+
+use crate::relay::http::refusal;
+use crate::relay::identity::{AuthorizeError, Person};
+use crate::relay::{Shared, wall_clock};
+use crate::wire::authorize::Claim;
+
+/// A claim is about 2.5 kB.
+const CLAIM_MAX: usize = 16 * 1024;
+/// It comes in one piece.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// `GET`: what to sign.
+pub(super) async fn challenge(State(shared): State<Arc<Shared>>) -> Response<Body> {
+    match shared.identity.challenge().await {
+        Ok(challenge) => Json(challenge).into_response(),
+        Err(error) => refuse(&shared, &error),
+    }
+}
+
+/// `POST`: the signed answer; gives the token.
+pub(super) async fn authorize(State(shared): State<Arc<Shared>>, body: Body) -> Response<Body> {
+    let body = tokio::time::timeout(CLAIM_TIMEOUT, axum::body::to_bytes(body, CLAIM_MAX)).await;
+    let Ok(Ok(body)) = body else {
+        return refuse_claim(&shared, "the claim is too long or did not come in time");
+    };
+    let Ok(claim) = serde_json::from_slice::<Claim>(&body) else {
+        return refuse_claim(
+            &shared,
+            "the claim is not the JSON of docs/identity.md; update bastion on the laptop or in the task",
+        );
+    };
+    match shared.identity.authorize(&claim, wall_clock()).await {
+        Ok((granted, person)) => {
+            shared.metrics.authorized("granted");
+            info!(person = %person.principal, "a caller has proven who they are");
+            Json(granted).into_response()
+        }
+        Err(error) => refuse(&shared, &error),
+    }
+}
+
+/// An upgrade without a good token where one is needed.
+pub(super) struct NoToken;
+
+impl NoToken {
+    pub(super) fn response(&self) -> Response<Body> {
+        let message = "prove who you are first: the token of /v1/authorize is missing, unknown or too old; update bastion on the laptop if it did not ask";
+        let mut response = refusal(StatusCode::UNAUTHORIZED, message);
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        response
+    }
+}
+
+/// Who opens a lane with these headers: `None` is somebody unknown where that is allowed.
+pub(super) fn caller(shared: &Shared, headers: &HeaderMap) -> Result<Option<Arc<Person>>, NoToken> {
+    let token = match headers.get(AUTHORIZATION) {
+        None if !shared.identity.is_required() => return Ok(None),
+        None => None,
+        Some(value) => value.to_str().ok().and_then(|value| value.strip_prefix("Bearer ")),
+    };
+    if let Some(person) = token.and_then(|token| shared.identity.person(token)) {
+        return Ok(Some(person));
+    }
+    shared.metrics.authorized("no_token");
+    warn!(error.kind = "no_token", "an upgrade without a good token was refused");
+    Err(NoToken)
+}
+
+fn refuse(shared: &Shared, error: &AuthorizeError) -> Response<Body> {
+    shared.metrics.authorized(error.kind());
+    let caller = error.caller().map(tracing::field::display);
+    warn!(error.kind = error.kind(), person = caller, %error, "a caller was refused");
+    refusal(error.status(), &error.to_string())
+}
+
+fn refuse_claim(shared: &Shared, message: &str) -> Response<Body> {
+    shared.metrics.authorized("malformed");
+    warn!(error.kind = "malformed", error = message, "a caller was refused");
+    refusal(StatusCode::BAD_REQUEST, message)
+}
