@@ -1,7 +1,6 @@
 //! Proves to the relay who is calling, and keeps the token that it gives for lanes (`docs/identity.md`).
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use secrecy::{ExposeSecret, SecretString};
@@ -9,6 +8,7 @@ use serde_json::Value;
 
 use crate::aws::Aws;
 use crate::cli::error::CommandError;
+use crate::cli::session::Sessions;
 use crate::cli::target::{get, post};
 use crate::cli::ui::Ui;
 use crate::tunnel::{BoxFuture, ControlError, Pass, Tunnel};
@@ -18,8 +18,8 @@ use crate::wire::authorize::{BODY, CONTENT_TYPE, Challenge, Claim, Granted, HEAD
 pub(super) struct Badge {
     aws: Aws,
     tunnel: Tunnel,
-    /// ARN of the task that the tunnel leads to, which the relay must name too.
-    task: String,
+    /// Knows the task that the tunnel leads to, which the relay must name too.
+    sessions: Arc<Sessions>,
     token: Mutex<Option<SecretString>>,
     /// One proof at a time: many clients may find the token too old at once.
     proving: tokio::sync::Mutex<()>,
@@ -34,13 +34,13 @@ impl Badge {
         ui: &Ui,
         aws: &Aws,
         tunnel: &Tunnel,
-        task: &str,
+        sessions: &Arc<Sessions>,
         identity: Option<&str>,
     ) -> Result<Arc<Self>, CommandError> {
         let badge = Arc::new(Self {
             aws: aws.clone(),
             tunnel: tunnel.clone(),
-            task: task.to_owned(),
+            sessions: Arc::clone(sessions),
             token: Mutex::default(),
             proving: tokio::sync::Mutex::default(),
         });
@@ -76,8 +76,9 @@ impl Badge {
     /// question of another relay on.
     async fn sign(&self, challenge: &Challenge) -> anyhow::Result<Signed> {
         let Challenge { task, region, sts_host: host, nonce, .. } = challenge;
-        if *task != self.task {
-            bail!("the relay says that it is task {task}, but the tunnel leads to {}", self.task);
+        let own_task = self.sessions.task().arn;
+        if *task != own_task {
+            bail!("the relay says that it is task {task}, but the tunnel leads to {own_task}");
         }
         let own_region = self.aws.region().unwrap_or_default();
         if *region != own_region {
@@ -87,7 +88,7 @@ impl Badge {
             bail!("the relay asks at {host:?}, which is not STS in {region}");
         }
         let extra = [("content-type", CONTENT_TYPE), (HEADER_NONCE, nonce), (HEADER_TASK, task)];
-        let headers = self.aws.sign_for_sts(host, &extra, BODY.as_bytes(), now()).await?;
+        let headers = self.aws.sign_for_sts(host, &extra, BODY.as_bytes(), self.tunnel.wall_clock()).await?;
         let value = |wanted: &str| {
             let found = headers.iter().find(|(name, _)| name == wanted);
             found.map(|(_, value)| value.expose_secret().to_owned())
@@ -116,11 +117,6 @@ impl Pass for Badge {
             self.prove().await.map(drop).map_err(|error| ControlError(format!("{error:#}")))
         })
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a signature carries the time of day")]
-fn now() -> SystemTime {
-    SystemTime::now()
 }
 
 /// The body of a good answer, or the relay's sentence as an error.

@@ -95,22 +95,29 @@ pub(super) async fn serve(
 async fn watch(ui: &Ui, tunnel: &Tunnel) -> String {
     let mut states = tunnel.state();
     let mut lost_at: Option<Instant> = None;
+    let mut shown = String::new();
     loop {
         let state = states.borrow_and_update().clone();
-        match &state {
+        let (name, cause) = match &state {
             State::Ended { cause } => return cause.clone(),
-            State::Reconnecting { .. } => {
-                lost_at.get_or_insert_with(Instant::now);
-                ui.say(&format!("  · {state}"));
-                ui.event(&json!({"event": "state", "state": "reconnecting", "message": state.to_string()}));
+            State::Asleep { cause } => ("asleep", cause.as_str()),
+            State::Connected => ("connected", ""),
+            State::Reconnecting { cause, .. } => ("reconnecting", cause.as_str()),
+            State::Waking { .. } => ("waking", ""),
+        };
+        let now = format!("{name}{cause}");
+        if name == "connected" {
+            if let Some(lost_at) = lost_at.take() {
+                ui.say(&format!("  · connected again after {:.1} s", lost_at.elapsed().as_secs_f64()));
+                ui.event(&json!({"event": "state", "state": name}));
             }
-            State::Connected => {
-                if let Some(lost_at) = lost_at.take() {
-                    ui.say(&format!("  · connected again after {:.1} s", lost_at.elapsed().as_secs_f64()));
-                    ui.event(&json!({"event": "state", "state": "connected"}));
-                }
-            }
+        } else if now != shown {
+            // Every attempt to reconnect is a state; only a new cause is news.
+            lost_at.get_or_insert_with(Instant::now);
+            ui.say(&format!("  · {state}"));
+            ui.event(&json!({"event": "state", "state": name, "message": state.to_string()}));
         }
+        shown = now;
         if states.changed().await.is_err() {
             return "the tunnel is gone".to_owned();
         }

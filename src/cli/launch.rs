@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::Args;
-use secrecy::SecretString;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::aws::{Aws, AwsError, Caller, TaskOrder, TaskState};
 use crate::cli::error::{CommandError, Kind};
@@ -16,18 +13,15 @@ use crate::cli::explain;
 use crate::cli::ui::Ui;
 use crate::config::laptop::{self, Files, Flags};
 use crate::config::{Env as _, ProcessEnv};
-use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, Tunnel};
-use crate::types::{Access, Environment, RELAY_HTTP_PORT, SessionGrant};
+use crate::types::{Access, Environment};
 
 /// Fargate needs about half a minute; image pulls and busy zones take longer.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// The agent comes up some seconds after the container.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
-/// ECS says RUNNING before Session Manager knows the agent.
-const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
 /// SIGTERM, up to 30 s of drain, and the network interface.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(700);
+pub(super) const POLL: Duration = Duration::from_millis(700);
 
 pub(super) const TAG_OWNER: &str = "bastion:owner";
 /// The one tag that policies compare: they know the caller as `${aws:userid}`, and an ARN of a role session not at all.
@@ -257,52 +251,6 @@ impl Place {
         task
     }
 
-    /// Opens a session to the relay's port in the task and a tunnel over it.
-    pub(super) async fn open_tunnel(
-        &self,
-        ui: &Ui,
-        task: &TaskState,
-        access: &Access,
-        reason: Option<&str>,
-        patience: Patience,
-        cancel: CancellationToken,
-    ) -> Result<(Tunnel, String), CommandError> {
-        let phase = ui.phase("tunnel");
-        let Environment { cluster, document, .. } = &self.environment;
-        let target = task.session_target(cluster, &access.container).ok_or_else(|| {
-            let message = anyhow::anyhow!("container {:?} of task {} has no runtime id", access.container, task.id);
-            CommandError::failed(message)
-                .hinted("set container to the name of the relay's container in the task definition")
-        })?;
-        let began = Instant::now();
-        let budget = patience.left(SESSION_TIMEOUT);
-        let grant = loop {
-            match self.aws.start_session(&target, document, RELAY_HTTP_PORT, reason).await {
-                Ok(grant) => break grant,
-                Err(AwsError::TargetNotConnected) if began.elapsed() < budget => {
-                    phase.detail("waiting for Session Manager to know the task");
-                    tokio::time::sleep(POLL).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        };
-        let session_id = grant.session_id.clone();
-        let control = Arc::new(SessionControl { aws: self.aws.clone() });
-        match Tunnel::open(tunnel::Config::default(), grant, control, cancel).await {
-            Ok(tunnel) => {
-                ui.done(phase, &format!("session {session_id}"));
-                Ok((tunnel, session_id))
-            }
-            Err(error) => {
-                // The session would live on until its timeout; this is best effort on the way out.
-                let _ended = self.aws.terminate_session(&session_id).await;
-                let kind = if error == OpenError::Interrupted { Kind::Interrupted } else { Kind::Failed };
-                Err(CommandError::new(kind, anyhow::anyhow!("cannot open the tunnel: {error}"))
-                    .hinted("check that you may ssmmessages:OpenDataChannel on your own sessions, and that nothing on your network blocks websockets to ssmmessages"))
-            }
-        }
-    }
-
     /// Stops a task and waits until ECS says so.
     pub(super) async fn stop(&self, ui: &Ui, task: &TaskState, reason: &str) -> Result<(), CommandError> {
         let phase = ui.phase("stop");
@@ -326,32 +274,6 @@ impl Place {
         ui.done(phase, &format!("{} stopped", task.id));
         Ok(())
     }
-}
-
-/// The tunnel's calls, over the AWS calls.
-struct SessionControl {
-    aws: Aws,
-}
-
-impl Control for SessionControl {
-    fn sign_upgrade<'a>(
-        &'a self,
-        url: &'a str,
-        now: SystemTime,
-    ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
-        Box::pin(async move { self.aws.sign_upgrade(url, now).await.map_err(control_error) })
-    }
-
-    fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
-        Box::pin(async move { self.aws.resume_session(session_id).await.map_err(control_error) })
-    }
-}
-
-fn control_error(error: AwsError) -> ControlError {
-    ControlError(match error.hint() {
-        Some(hint) => format!("{error}; {hint}"),
-        None => error.to_string(),
-    })
 }
 
 /// Tag values allow letters, digits, spaces and `_.:/=+-@`, 256 of them (ECS API, `Tag`).

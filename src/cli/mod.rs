@@ -14,6 +14,8 @@ mod launch;
 #[cfg(feature = "relay")]
 mod relay;
 #[cfg(feature = "launcher")]
+mod session;
+#[cfg(feature = "launcher")]
 mod status;
 #[cfg(feature = "launcher")]
 mod target;

@@ -15,6 +15,7 @@ use crate::aws::TaskState;
 use crate::cli::authorize::Badge;
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::launch::{self, AwsArgs, Patience, Place};
+use crate::cli::session::{Purpose, Sessions};
 use crate::cli::ui::Ui;
 use crate::cli::{explain, hold, target};
 use crate::tunnel::Tunnel;
@@ -73,6 +74,9 @@ pub(super) struct ConnectArgs {
     /// Give up when the ports are not open after this time, for example 5m (default: a limit for each phase)
     #[arg(long, value_name = "TIME", value_parser = timeout)]
     timeout: Option<Duration>,
+    /// Keep the ports open when the task has ended (idle, too old); the next connection starts a new one
+    #[arg(long)]
+    wake: bool,
     /// Print events as JSON lines on stdout
     #[arg(long)]
     json: bool,
@@ -109,6 +113,7 @@ pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(),
     let ui = Arc::new(Ui::new(args.common.json, args.common.quiet));
     let patience = Patience::new(args.common.timeout);
     let place = Box::pin(interruptible(&drain, launch::place(&ui, &args.common.env, &args.common.aws))).await?;
+    let place = Arc::new(place);
     let access = &args.common.access;
     if place.access(access)?.reason_required && args.reason.is_none() {
         let message = anyhow::anyhow!("access level {access:?} of {} needs a reason", args.common.env);
@@ -123,13 +128,12 @@ pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(),
         // Not interruptible: a request under way may start a task that nobody would stop.
         None => (place.run(access, args.reason.as_deref()).await?, true),
     };
-    let reason = args.reason.as_deref();
     let mut ended = if drain.is_cancelled() {
         Err(interrupted())
     } else if args.detach {
         Box::pin(interruptible(&drain, detach(&ui, &place, task.clone(), &args, patience))).await
     } else {
-        attach(&ui, &place, task.clone(), &args.common, reason, patience, &drain).await
+        attach(&ui, &place, task.clone(), &args.common, args.reason.clone(), args.keep, patience, &drain).await
     };
     let keep = match &ended {
         Ok(()) => args.keep || args.detach,
@@ -152,38 +156,42 @@ pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(),
 pub(super) async fn cmd_connect(args: ConnectArgs, drain: CancellationToken) -> Result<(), CommandError> {
     let ui = Arc::new(Ui::new(args.json, args.quiet));
     let patience = Patience::new(args.timeout);
-    let place = Box::pin(interruptible(&drain, launch::place(&ui, &args.env, &args.aws))).await?;
+    let place = Arc::new(Box::pin(interruptible(&drain, launch::place(&ui, &args.env, &args.aws))).await?);
     let own = interruptible(&drain, place.own_tasks(&args.access)).await?;
     let Some(task) = own.into_iter().next() else {
         let message =
             anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
         return Err(CommandError::failed(message).hinted(format!("start one: bastion up {}", args.env)));
     };
-    attach(&ui, &place, task, &args, None, patience, &drain).await
+    attach(&ui, &place, task, &args, None, false, patience, &drain).await
 }
 
 /// Waits for the task, opens the tunnel and holds the ports until the end. Ctrl-C while holding is a good end.
 async fn attach(
     ui: &Arc<Ui>,
-    place: &Place,
+    place: &Arc<Place>,
     task: TaskState,
     args: &ConnectArgs,
-    reason: Option<&str>,
+    reason: Option<String>,
+    keep: bool,
     patience: Patience,
     drain: &CancellationToken,
 ) -> Result<(), CommandError> {
-    let access = place.access(&args.access)?;
     let task = interruptible(drain, place.wait_ready(ui, task, patience)).await?;
     // Its own token: Ctrl-C ends the tunnel gently below.
     let cut = CancellationToken::new();
-    let (tunnel, session_id) =
-        interruptible(drain, place.open_tunnel(ui, &task, access, reason, patience, cut)).await?;
-    let held = hold_tunnel(ui, place, &task, &tunnel, args, patience, drain).await;
+    let purpose = Purpose { access: args.access.clone(), reason, wake: args.wake };
+    let sessions = Sessions::new(place, ui, task, purpose)?;
+    let tunnel = match interruptible(drain, sessions.open(patience, cut)).await {
+        Ok(tunnel) => tunnel,
+        Err(error) => {
+            sessions.end(false).await;
+            return Err(error);
+        }
+    };
+    let held = hold_tunnel(ui, place, &sessions, &tunnel, args, patience, drain).await;
     tunnel.close().await;
-    // The agent was told already; this makes sure that nothing lives on in Session Manager.
-    if let Err(error) = place.aws.terminate_session(&session_id).await {
-        tracing::debug!(%error, "cannot terminate the session");
-    }
+    sessions.end(keep && held.is_ok()).await;
     hold::farewell(ui, &tunnel);
     held
 }
@@ -191,7 +199,7 @@ async fn attach(
 async fn hold_tunnel(
     ui: &Arc<Ui>,
     place: &Place,
-    task: &TaskState,
+    sessions: &Arc<Sessions>,
     tunnel: &Tunnel,
     args: &ConnectArgs,
     patience: Patience,
@@ -202,16 +210,16 @@ async fn hold_tunnel(
     let relay = interruptible(drain, async { target::ask(tunnel, budget).await.map_err(CommandError::from) }).await?;
     ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
     let identity = relay.identity.as_deref();
-    let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, &task.arn, identity)).await?;
+    let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, sessions, identity)).await?;
     let wishes: BTreeMap<String, u16> = args.local_port.iter().cloned().collect();
     let ports = hold::open_ports(ui, &relay, &wishes)?;
-    hold::announce(ui, &place.environment.name, &args.access, &task.id, &ports);
+    hold::announce(ui, &place.environment.name, &args.access, &sessions.task().id, &ports);
     if let Some(seconds) = relay.idle_stop_seconds {
         ui.say(&format!("  · the task stops itself after {} min without a database connection", seconds / 60));
     }
     let Some(cause) = hold::serve(ui, tunnel, &badge, ports, drain).await else { return Ok(()) };
     // The task may be why: then its story is the better one.
-    match place.aws.task(&place.environment.cluster, &task.arn).await {
+    match place.aws.task(&place.environment.cluster, &sessions.task().arn).await {
         Ok(Some(now)) if now.desired_status == "STOPPED" => {
             let now = place.settled(now).await;
             Err(explain::stopped_error(&now).hinted(format!("start again: bastion up {}", args.env)))
@@ -238,6 +246,9 @@ async fn detach(
     })?;
     let mut connect = Command::new(program);
     connect.args(["connect", &args.common.env, "--access", &args.common.access, "--json"]);
+    if args.common.wake {
+        connect.arg("--wake");
+    }
     for (name, port) in &args.common.local_port {
         connect.arg("--local-port").arg(format!("{name}={port}"));
     }

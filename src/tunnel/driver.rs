@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tunnel::shared::{Inner, Shared, now};
 use crate::tunnel::socket::{self, Socket, SocketError};
-use crate::tunnel::{Config, Control, State};
+use crate::tunnel::{Config, Control, StartError, State};
 use crate::types::SessionGrant;
 use crate::wire::ssm::channel::Stamp;
 
@@ -29,6 +29,13 @@ const SLEPT: Duration = Duration::from_secs(5);
 const PONG_AFTER_SLEEP: Duration = Duration::from_secs(3);
 /// Frames of one kind in a row before the other kind has its turn.
 const IN_A_ROW: usize = 64;
+
+/// Why a session is over.
+enum Over {
+    /// Somebody asked for the end.
+    Closed,
+    Ended(String),
+}
 
 /// Why a socket was left.
 enum Left {
@@ -59,43 +66,102 @@ impl Driver {
         Self { config, shared, control, state, cancel, client_id: uuid::Uuid::new_v4().to_string() }
     }
 
-    /// Runs until the session is over; every stream has its end then.
+    /// Runs until there is no session any more and none to come; every stream has its end then.
     pub(super) async fn run(self, grant: SessionGrant) {
         let cause = tokio::select! {
-            cause = self.run_session(grant) => cause,
+            cause = self.run_sessions(grant) => cause,
             () = self.cancel.cancelled() => "interrupted".to_owned(),
         };
         self.shared.lock().end(&cause);
         self.state.send_replace(State::Ended { cause });
     }
 
-    async fn run_session(&self, grant: SessionGrant) -> String {
+    /// One session after the other. What opened once is opened again for as long as there is something to open it to.
+    async fn run_sessions(&self, mut grant: SessionGrant) -> String {
+        let mut wait = BACKOFF.0;
+        let mut ever_opened = false;
+        loop {
+            let cause = match self.run_session(grant).await {
+                Over::Closed => return "closed".to_owned(),
+                Over::Ended(cause) => cause,
+            };
+            let opened = self.shared.lock().opened;
+            ever_opened |= opened;
+            if !ever_opened {
+                return cause;
+            }
+            wait = if opened { BACKOFF.0 } else { wait.saturating_mul(2).min(BACKOFF.1) };
+            self.shared.lock().renew(&cause, &self.config);
+            let restarted = tokio::select! {
+                restarted = self.restart(cause, wait) => restarted,
+                () = self.close_requested() => return "closed".to_owned(),
+            };
+            match restarted {
+                Ok(new) => grant = new,
+                Err(cause) => return cause,
+            }
+        }
+    }
+
+    /// A new session, tried until it is there or there is nothing to open one to.
+    async fn restart(&self, mut cause: String, mut wait: Duration) -> Result<SessionGrant, String> {
+        let mut since = Instant::now();
+        let (mut wanted, mut waking) = (false, false);
+        loop {
+            tracing::debug!(cause, wanted, "starting a new session");
+            self.state.send_replace(match waking {
+                true => State::Waking { since },
+                false => State::Reconnecting { cause: cause.clone(), since },
+            });
+            match self.control.start(wanted).await {
+                Ok(grant) => return Ok(grant),
+                Err(StartError::Gone(gone)) => return Err(format!("{cause}; {gone}")),
+                Err(StartError::Asleep(why)) => {
+                    self.state.send_replace(State::Asleep { cause: why.clone() });
+                    self.shared.demand.notified().await;
+                    (cause, wanted, waking) = (why, true, true);
+                    since = Instant::now();
+                    continue;
+                }
+                Err(StartError::Later(error)) => cause = error.to_string(),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(jittered(wait)) => {}
+                // Somebody in front of the machine is more patient than the back-off is quick.
+                () = self.shared.demand.notified() => wanted = true,
+            }
+            wait = wait.saturating_mul(2).min(BACKOFF.1);
+        }
+    }
+
+    async fn run_session(&self, grant: SessionGrant) -> Over {
         let session_id = grant.session_id.clone();
         let first = tokio::select! {
             first = self.first_socket(&grant) => first,
-            () = self.close_requested() => return "closed".to_owned(),
+            () = self.close_requested() => return Over::Closed,
         };
         let mut socket = match first {
             Ok(socket) => socket,
-            Err(error) => return error.to_string(),
+            Err(error) => return Over::Ended(error.to_string()),
         };
+        let open_by = Instant::now() + self.config.open_timeout;
         loop {
-            let cause = match self.drive(&mut socket).await {
-                Left::Ended => return self.shared.cause(),
+            let cause = match self.drive(&mut socket, open_by).await {
+                Left::Ended => return Over::Ended(self.shared.cause()),
                 Left::Closed => {
                     self.say_goodbye(&mut socket).await;
-                    return "closed".to_owned();
+                    return Over::Closed;
                 }
                 Left::Lost(cause) => cause,
             };
             drop(socket);
             let resumed = tokio::select! {
                 resumed = self.resume(&session_id, cause) => resumed,
-                () = self.close_requested() => return "closed".to_owned(),
+                () = self.close_requested() => return Over::Closed,
             };
             match resumed {
                 Ok(resumed) => socket = resumed,
-                Err(cause) => return cause,
+                Err(cause) => return Over::Ended(cause),
             }
             let mut inner = self.shared.lock();
             inner.session.handle_reconnect(now());
@@ -114,7 +180,11 @@ impl Driver {
     }
 
     async fn connect(&self, grant: &SessionGrant) -> Result<Socket, SocketError> {
-        socket::connect(grant, &self.client_id, self.control.as_ref(), self.config.wall_clock).await
+        let clock = self.shared.lock().clock;
+        let (socket, clock) =
+            socket::connect(grant, &self.client_id, self.control.as_ref(), self.config.wall_clock, clock).await?;
+        self.shared.lock().clock = clock;
+        Ok(socket)
     }
 
     /// The first connect may hit a gateway that does not know the session yet.
@@ -160,10 +230,11 @@ impl Driver {
         }
     }
 
-    async fn drive(&self, socket: &mut Socket) -> Left {
+    async fn drive(&self, socket: &mut Socket, open_by: Instant) -> Left {
         let mut turn = Turn {
             driver: self,
             socket,
+            open_by,
             sleep: Box::pin(tokio::time::sleep(self.config.ping_every)),
             ping_at: Instant::now() + self.config.ping_every,
             pulse: Pulse { wall: (self.config.wall_clock)(), at: Instant::now() },
@@ -233,6 +304,8 @@ impl Pulse {
 struct Turn<'a> {
     driver: &'a Driver,
     socket: &'a mut Socket,
+    /// An agent that has not opened the session by then will not.
+    open_by: Instant,
     sleep: Pin<Box<Sleep>>,
     ping_at: Instant,
     pulse: Pulse,
@@ -370,11 +443,9 @@ impl Turn<'_> {
         let next = if self.blocked { None } else { self.driver.shared.lock().session.poll_timeout() };
         let next = next.map(|(at, _)| Instant::from_std(at));
         let pulse_at = self.pulse.at + self.driver.config.pulse_every;
-        let at = [next, self.dead_at, Some(self.ping_at), Some(pulse_at)]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(self.ping_at);
+        let open_by = (!self.driver.shared.lock().opened).then_some(self.open_by);
+        let due = [next, self.dead_at, open_by, Some(self.ping_at), Some(pulse_at)];
+        let at = due.into_iter().flatten().min().unwrap_or(self.ping_at);
         if self.sleep.deadline() != at {
             self.sleep.as_mut().reset(at);
         }
@@ -382,6 +453,14 @@ impl Turn<'_> {
             return Ok(false);
         }
         let reached = Instant::now();
+        if open_by.is_some_and(|at| at <= reached) {
+            let seconds = self.driver.config.open_timeout.as_secs();
+            self.driver
+                .shared
+                .lock()
+                .end(&format!("the agent in the task did not open the session within {seconds} s"));
+            return Err(Left::Ended);
+        }
         if self.dead_at.is_some_and(|at| at <= reached) {
             return Err(Left::Lost("nobody answers a ping".to_owned()));
         }

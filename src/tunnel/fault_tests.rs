@@ -271,6 +271,10 @@ impl Control for Arc<Gateway> {
         Box::pin(async { Ok(vec![("Authorization".to_owned(), "signed".into())]) })
     }
 
+    fn start(&self, _wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>> {
+        Box::pin(async move { Err(StartError::Gone("the task is gone".to_owned())) })
+    }
+
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
         assert_eq!(session_id, "s-1");
         Box::pin(async { if *self.over.borrow() { Ok(None) } else { Ok(Some(self.grant().await)) } })
@@ -461,6 +465,9 @@ async fn closing_does_not_wait_for_a_link_that_is_down() {
             now: SystemTime,
         ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
             self.0.sign_upgrade(url, now)
+        }
+        fn start(&self, wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>> {
+            self.0.start(wanted)
         }
         fn resume<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
             Box::pin(std::future::pending())

@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::tunnel::{ConnectError, ControlError, Pass, Tunnel};
+use crate::tunnel::{ConnectError, ControlError, Pass, State, Tunnel};
 use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN};
 use crate::wire::pg::message::ErrorFields;
 use crate::wire::pg::startup::{self, Opening};
@@ -27,6 +27,8 @@ const LINGER_DATABASE: Duration = Duration::from_secs(30);
 const LINGER_TCP: Duration = Duration::from_secs(600);
 /// A new client waits so long for a lost link to come back: longer than a reconnect takes, shorter than a person waits.
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(15);
+/// And so long for a task to start; its own time limit is most likely shorter, and its next try finds the task running.
+const WAKE_PATIENCE: Duration = Duration::from_secs(300);
 /// For a client that is told about a failure and does not read.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -107,7 +109,8 @@ async fn run(
     began: &mut Began,
 ) -> Result<(), LaneError> {
     let linger = if engine == Engine::Tcp { LINGER_TCP } else { LINGER_DATABASE };
-    tunnel.up(OUTAGE_PATIENCE).await?;
+    let asleep = matches!(*tunnel.state().borrow(), State::Asleep { .. } | State::Waking { .. });
+    tunnel.up(if asleep { WAKE_PATIENCE } else { OUTAGE_PATIENCE }).await?;
     let stream = tunnel.connect(linger)?;
     let (mut from_tunnel, mut to_tunnel) = tokio::io::split(stream);
     let (mut from_client, mut to_client) = client.split();

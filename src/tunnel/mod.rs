@@ -38,6 +38,9 @@ pub(crate) trait Control: Send + Sync + 'static {
         now: SystemTime,
     ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>>;
 
+    /// A new session to the relay, after the old one is over for good. `wanted`: a client waits for it.
+    fn start(&self, wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>>;
+
     /// A new grant for the session; `None`: the session is over for good.
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>>;
 }
@@ -56,17 +59,31 @@ pub(crate) trait Pass: Send + Sync + 'static {
 #[error("{0}")]
 pub(crate) struct ControlError(pub(crate) String);
 
+/// Why there is no new session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StartError {
+    /// Nothing is there, but it can be brought back for a client that wants it.
+    #[error("{0}")]
+    Asleep(String),
+    /// Nothing is there, and nothing will be.
+    #[error("{0}")]
+    Gone(String),
+    /// It may be there later.
+    #[error(transparent)]
+    Later(#[from] ControlError),
+}
+
 /// Times and sizes of a tunnel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Config {
     pub(crate) pace: PaceConfig,
-    /// From the first connect to the agent's HandshakeComplete.
+    /// From a session's start to the agent's HandshakeComplete.
     pub(crate) open_timeout: Duration,
     /// A websocket ping goes out so often; with `pong_timeout` it bounds how long a black hole goes unnoticed.
     pub(crate) ping_every: Duration,
     /// Nothing heard for so long after a ping: the link is dead.
     pub(crate) pong_timeout: Duration,
-    /// How long a lost link is tried again before the session is given up.
+    /// How long a lost link is tried again before the session, and with it every open stream, is given up.
     pub(crate) give_up: Duration,
     /// How often the wall clock is compared with the runtime's, which stands still while the laptop sleeps.
     pub(crate) pulse_every: Duration,
@@ -94,6 +111,10 @@ impl Default for Config {
 /// What a tunnel is doing, for one status line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
+    /// Nothing is there; the next client brings it back.
+    Asleep {
+        cause: String,
+    },
     Connected,
     Reconnecting {
         cause: String,
@@ -104,16 +125,22 @@ pub(crate) enum State {
     Ended {
         cause: String,
     },
+    /// A client waits for what was asleep.
+    Waking {
+        since: Instant,
+    },
 }
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Asleep { cause } => write!(f, "asleep until the next connection: {cause}"),
             Self::Connected => f.write_str("connected"),
             Self::Reconnecting { cause, since } => {
                 write!(f, "reconnecting since {} s: {cause}", since.elapsed().as_secs())
             }
             Self::Ended { cause } => write!(f, "ended: {cause}"),
+            Self::Waking { since } => write!(f, "starting a new task since {} s", since.elapsed().as_secs()),
         }
     }
 }
@@ -138,6 +165,15 @@ pub(crate) enum ConnectError {
     Ended(String),
 }
 
+impl ConnectError {
+    fn of(state: &State) -> Self {
+        match state {
+            State::Ended { cause } => Self::Ended(cause.clone()),
+            state => Self::Down(state.clone()),
+        }
+    }
+}
+
 /// Numbers for people.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Stats {
@@ -149,7 +185,8 @@ pub(crate) struct Stats {
     pub(crate) round_trip: Duration,
 }
 
-/// An open tunnel. Cheap to clone; it ends with [`Tunnel::close`], with the session, or with its token.
+/// An open tunnel. Cheap to clone; it ends with [`Tunnel::close`], with its token, or when there is nothing any more to
+/// open a session to. While there is, it opens a new session after the end of the old one; open streams are cut then.
 #[derive(Clone)]
 pub(crate) struct Tunnel {
     shared: Arc<Shared>,
@@ -200,28 +237,36 @@ impl Tunnel {
     /// finished writing, before the stream is closed.
     ///
     /// # Errors
-    /// [`ConnectError`] after the end of the session.
+    /// [`ConnectError`] while there is no session, and after the end.
     pub(crate) fn connect(&self, linger: Duration) -> Result<Stream, ConnectError> {
         match self.shared.open_stream() {
             Some(id) => Ok(Stream::new(Arc::clone(&self.shared), id, linger)),
-            None => Err(ConnectError::Ended(self.shared.cause())),
+            None => Err(ConnectError::of(&self.state.borrow())),
         }
     }
 
-    /// Waits until the link is up, so that a new client hears of an outage instead of hanging in it.
+    /// Waits until the link is up, so that a new client hears of an outage instead of hanging in it; wakes what is asleep.
     ///
     /// # Errors
     /// [`ConnectError`] when it is not back within `patience`, or never comes back.
     pub(crate) async fn up(&self, patience: Duration) -> Result<(), ConnectError> {
         let mut state = self.state.clone();
-        let settled = state.wait_for(|state| !matches!(state, State::Reconnecting { .. }));
-        let settled = tokio::time::timeout(patience, settled).await.map(|settled| settled.as_deref().ok().cloned());
-        match settled {
-            Ok(Some(State::Ended { cause })) => Err(ConnectError::Ended(cause)),
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(ConnectError::Ended(self.shared.cause())),
-            Err(_) => Err(ConnectError::Down(self.state.borrow().clone())),
+        if matches!(*state.borrow_and_update(), State::Connected) {
+            return Ok(());
         }
+        self.shared.demand.notify_one();
+        let settled = state.wait_for(|state| matches!(state, State::Connected | State::Ended { .. }));
+        let settled = tokio::time::timeout(patience, settled).await.ok().and_then(|settled| settled.ok());
+        match settled.as_deref() {
+            Some(State::Connected) => Ok(()),
+            Some(state) => Err(ConnectError::of(state)),
+            None => Err(ConnectError::of(&self.state.borrow())),
+        }
+    }
+
+    /// The time of day, corrected by what the gateway has said of it; signatures carry it.
+    pub(crate) fn wall_clock(&self) -> SystemTime {
+        self.shared.lock().clock.now((self.shared.wall_clock)())
     }
 
     pub(crate) fn state(&self) -> watch::Receiver<State> {

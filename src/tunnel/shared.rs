@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::tunnel::{Config, Stats};
 use crate::wire::port::{Event, PortSession};
@@ -42,11 +44,34 @@ pub(super) struct Inner {
     pub(super) opened: bool,
     pub(super) closing: bool,
     pub(super) stats: Stats,
+    pub(super) clock: Correction,
+}
+
+/// How far the clock of the laptop is behind that of AWS, or ahead of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Correction {
+    behind: Duration,
+    ahead: Duration,
+}
+
+impl Correction {
+    /// `right` is the time of day where this machine says `here`.
+    pub(super) fn new(here: SystemTime, right: SystemTime) -> Self {
+        let apart = |late: SystemTime, early: SystemTime| late.duration_since(early).unwrap_or_default();
+        Self { behind: apart(right, here), ahead: apart(here, right) }
+    }
+
+    pub(super) fn now(self, here: SystemTime) -> SystemTime {
+        here.checked_add(self.behind).and_then(|now| now.checked_sub(self.ahead)).unwrap_or(here)
+    }
 }
 
 pub(super) struct Shared {
     inner: Mutex<Inner>,
     receive_bound: usize,
+    pub(super) wall_clock: fn() -> SystemTime,
+    /// Somebody waits for the link.
+    pub(super) demand: Notify,
 }
 
 impl Shared {
@@ -60,8 +85,11 @@ impl Shared {
                 opened: false,
                 closing: false,
                 stats: Stats::default(),
+                clock: Correction::default(),
             }),
             receive_bound: config.receive_bound,
+            wall_clock: config.wall_clock,
+            demand: Notify::new(),
         }
     }
 
@@ -95,7 +123,7 @@ impl Shared {
         let inner = self.lock();
         Stats {
             streams: inner.session.open_streams(),
-            resent: inner.session.counts().resent,
+            resent: inner.stats.resent.saturating_add(inner.session.counts().resent),
             round_trip: inner.session.round_trip(),
             ..inner.stats
         }
@@ -173,6 +201,15 @@ impl Inner {
         if let Some(driver) = self.driver.take() {
             driver.wake();
         }
+    }
+
+    /// A new session in place of the old one, whose streams are cut.
+    pub(super) fn renew(&mut self, cause: &str, config: &Config) {
+        self.end(cause);
+        self.stats.resent = self.stats.resent.saturating_add(self.session.counts().resent);
+        self.session = self.session.successor(config.pace);
+        self.ended = None;
+        self.opened = false;
     }
 
     /// Ends the session for good: no stream may take this for a clean end.

@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::tls;
+use crate::tunnel::shared::Correction;
 use crate::tunnel::{Control, ControlError};
 use crate::types::SessionGrant;
 use crate::wire::port::CLIENT_VERSION;
@@ -52,14 +53,15 @@ pub(super) enum SocketError {
     Upgrade { host: String, reason: String },
 }
 
-/// Connects to the gateway of `grant` and opens its data channel. `client_id` stays the same over reconnects; `now` is
-/// the time of day.
+/// Connects to the gateway of `grant` and opens its data channel. `client_id` stays the same over reconnects;
+/// `wall_clock` is the time of day, `clock` how wrong it is known to be; what is known then is returned.
 pub(super) async fn connect(
     grant: &SessionGrant,
     client_id: &str,
     control: &dyn Control,
-    now: fn() -> SystemTime,
-) -> Result<Socket, SocketError> {
+    wall_clock: fn() -> SystemTime,
+    clock: Correction,
+) -> Result<(Socket, Correction), SocketError> {
     let url = grant.stream_url.expose_secret();
     let uri: Uri = url.parse().map_err(|_| SocketError::Foreign("something that is no URL".to_owned()))?;
     let host = uri.host().unwrap_or_default().to_owned();
@@ -71,14 +73,18 @@ pub(super) async fn connect(
         upgrade(url, &host, headers, stream).await
     };
     let upgrading = async {
-        match attempt(now()).await? {
-            Upgraded::Open(socket) => Ok(socket),
+        let now = clock.now(wall_clock());
+        match attempt(now).await? {
+            Upgraded::Open(socket) => Ok((socket, clock)),
             // A signature is good for five minutes around its date. The calls of the SDK correct a wrong clock by the
             // date of the answer, so this does too: a laptop that everything else works on must not fail here.
-            Upgraded::Forbidden(Some(date)) if apart(date, now()) > CLOCK_TOLERANCE => match attempt(date).await? {
-                Upgraded::Open(socket) => Ok(socket),
-                Upgraded::Forbidden(_) => Err(SocketError::Clock(apart(date, now()).as_secs())),
-            },
+            Upgraded::Forbidden(Some(date)) if apart(date, now) > CLOCK_TOLERANCE => {
+                let corrected = Correction::new(wall_clock(), date);
+                match attempt(date).await? {
+                    Upgraded::Open(socket) => Ok((socket, corrected)),
+                    Upgraded::Forbidden(_) => Err(SocketError::Clock(apart(date, now).as_secs())),
+                }
+            }
             Upgraded::Forbidden(_) => {
                 Err(SocketError::Upgrade { host: host.clone(), reason: format!("HTTP status {FORBIDDEN}") })
             }
@@ -88,9 +94,9 @@ pub(super) async fn connect(
         host: host.clone(),
         reason: format!("no websocket within {} s", CONNECT_TIMEOUT.as_secs()),
     };
-    let mut socket = tokio::time::timeout(CONNECT_TIMEOUT, upgrading).await.map_err(|_| timeout())??;
+    let (mut socket, clock) = tokio::time::timeout(CONNECT_TIMEOUT, upgrading).await.map_err(|_| timeout())??;
     open_data_channel(&mut socket, grant, client_id, &host).await?;
-    Ok(*socket)
+    Ok((*socket, clock))
 }
 
 /// Secrets go to AWS over TLS, or, for a stand-in on this machine, to loopback.

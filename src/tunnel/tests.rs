@@ -1,5 +1,6 @@
 //! The tunnel against the sandbox's gateway and agent, with small servers behind it.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,16 @@ struct World {
 struct TestControl {
     gateway: Gateway,
     address: std::net::SocketAddr,
+    port: u16,
+    /// What `start` answers, in order, and whether it must be wanted by then.
+    script: Mutex<VecDeque<(bool, Start)>>,
+}
+
+enum Start {
+    Asleep,
+    Gone,
+    Later,
+    Session(&'static str),
 }
 
 impl TestControl {
@@ -46,27 +57,49 @@ impl Control for TestControl {
         Box::pin(async { Ok(Vec::new()) })
     }
 
+    fn start(&self, wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>> {
+        let (must, answer) = self.script.lock().unwrap().pop_front().expect("the script has run out");
+        assert_eq!(wanted, must);
+        let answer = match answer {
+            Start::Asleep => Err(StartError::Asleep("the task has stopped".to_owned())),
+            Start::Gone => Err(StartError::Gone("the task is gone".to_owned())),
+            Start::Later => Err(StartError::Later(ControlError("no network".to_owned()))),
+            Start::Session(id) => Ok(self.grant(self.gateway.start_session(spec(id, self.port)))),
+        };
+        Box::pin(async move { answer })
+    }
+
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
         Box::pin(async move { Ok(self.gateway.resume_session(session_id).map(|started| self.grant(started))) })
     }
 }
 
+const FIRST: &str = "alice@example.com-0123456789abcdefg";
+
+fn spec(session_id: &str, port: u16) -> SessionSpec {
+    SessionSpec {
+        session_id: session_id.to_owned(),
+        target: "ecs:c_t_r".to_owned(),
+        agent_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        port,
+    }
+}
+
 impl World {
     async fn new(port: u16, config: Config) -> Self {
+        Self::scripted(port, config, [(false, Start::Gone)]).await
+    }
+
+    async fn scripted(port: u16, config: Config, script: impl Into<VecDeque<(bool, Start)>>) -> Self {
         let gateway = Gateway::new(Options::default(), Arc::new(|_| Ok(())));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = gateway.router();
         let mut servers = JoinSet::new();
         servers.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let spec = SessionSpec {
-            session_id: "alice@example.com-0123456789abcdefg".to_owned(),
-            target: "ecs:c_t_r".to_owned(),
-            agent_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port,
-        };
-        let started = gateway.start_session(spec);
-        let control = Arc::new(TestControl { gateway: gateway.clone(), address });
+        let started = gateway.start_session(spec(FIRST, port));
+        let script = Mutex::new(script.into());
+        let control = Arc::new(TestControl { gateway: gateway.clone(), address, port, script });
         let grant = control.grant(started);
         let tunnel = Tunnel::open(config, grant, control, CancellationToken::new()).await.unwrap();
         Self { gateway, tunnel, servers: Mutex::new(servers) }
@@ -219,6 +252,43 @@ async fn the_end_of_the_session_is_never_a_clean_end_of_a_stream() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     assert!(stream.write_all(b"x").await.is_err());
     assert!(matches!(world.tunnel.connect(LINGER), Err(ConnectError::Ended(_))));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_session_that_is_over_is_followed_by_a_new_one_without_its_streams() {
+    let (port, _server) = echo().await;
+    let script = [(false, Start::Later), (true, Start::Session("alice-2"))];
+    let world = World::scripted(port, Config::default(), script).await;
+    let mut old = world.tunnel.connect(LINGER).unwrap();
+    old.write_all(b"before").await.unwrap();
+    let mut answer = [0; 6];
+    old.read_exact(&mut answer).await.unwrap();
+    world.gateway.terminate_session(FIRST);
+    assert_eq!(old.read_u8().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    world.tunnel.up(PATIENCE).await.unwrap();
+    // The old stream does not touch the new session, whose streams have other ids.
+    let new = world.tunnel.connect(LINGER).unwrap();
+    old.write_all(b"lost").await.unwrap_err();
+    drop(old);
+    assert_eq!(exchange(new, b"after").await, b"after");
+    assert_eq!(world.gateway.session_ids(), ["alice-2"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_is_asleep_is_brought_back_by_the_next_client_and_by_nothing_else() {
+    let (port, _server) = echo().await;
+    let script = [(false, Start::Asleep), (true, Start::Session("alice-2"))];
+    let world = World::scripted(port, Config::default(), script).await;
+    world.gateway.terminate_session(FIRST);
+    let mut state = world.tunnel.state();
+    state.wait_for(|state| matches!(state, State::Asleep { .. })).await.unwrap();
+    let refused = world.tunnel.connect(LINGER).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(refused, "the tunnel is asleep until the next connection: the task has stopped");
+    assert!(world.gateway.session_ids().is_empty());
+    world.tunnel.up(PATIENCE).await.unwrap();
+    assert_eq!(exchange(world.tunnel.connect(LINGER).unwrap(), b"awake").await, b"awake");
     world.end().await;
 }
 

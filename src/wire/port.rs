@@ -100,6 +100,12 @@ impl PortSession {
         }
     }
 
+    /// A new session after this one is over; ids of streams go on where this one's ended.
+    #[must_use]
+    pub fn successor(&self, pace: PaceConfig) -> Self {
+        Self { mux: self.mux.successor(), ..Self::new(pace) }
+    }
+
     pub fn counts(&self) -> Counts {
         self.channel.counts()
     }

@@ -401,6 +401,49 @@ async fn a_connection_survives_cuts_of_the_websocket() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_over_is_replaced_while_the_ports_stay_open() {
+    let world = World::start().await;
+    let up = up(&world).await;
+    let client = up.client().await;
+    let gateway = world.sandbox.gateway();
+    let first = gateway.session_ids().remove(0);
+    assert!(gateway.terminate_session(&first));
+    // Its connection went with it, and says so at once.
+    client.query_one("select 1", &[]).await.unwrap_err();
+    assert_eq!(up.psql("orders", "select current_user").await.1, "db_read");
+    assert_ne!(gateway.session_ids(), [first]);
+    assert_eq!(up.end().await.0, Some(0));
+    assert!(gateway.session_ids().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn wake_starts_a_new_task_for_the_next_connection_and_stops_it_at_the_end() {
+    let world = World::start().await;
+    let mut up = up_with(&world, &["--wake"]).await;
+    let first = up.ready["task"].as_str().unwrap().to_owned();
+    world.sandbox.stop_directly(&first);
+    let asleep = async {
+        while let Some(line) = up.lines.next_line().await.unwrap() {
+            let event: Value = serde_json::from_str(&line).unwrap();
+            if event["state"] == "asleep" {
+                return event["message"].as_str().unwrap().to_owned();
+            }
+        }
+        panic!("it ended");
+    };
+    let message = tokio::time::timeout(3 * PATIENCE, asleep).await.unwrap();
+    assert!(message.starts_with(&format!("asleep until the next connection: task {first} has stopped")), "{message}");
+    // Nothing runs until somebody wants it.
+    assert_eq!(running(&world), 0);
+    assert_eq!(up.psql("orders", "select current_user").await.1, "db_read");
+    assert_eq!(running(&world), 1);
+    assert_eq!(up.end().await.0, Some(0));
+    assert_eq!(running(&world), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn bytes_stay_right_on_a_bad_network() {
     let world = World::start().await;
     let odds = Odds { drop: 0.02, duplicate: 0.02, reorder: 0.05, corrupt: 0.0 };

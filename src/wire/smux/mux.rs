@@ -64,6 +64,12 @@ impl Mux {
         }
     }
 
+    /// A fresh connection whose ids go on where this one's ended, so that an id means one stream over both.
+    #[must_use]
+    pub fn successor(&self) -> Self {
+        Self { next_id: self.next_id, ..Self::new() }
+    }
+
     /// Opens a stream; `None` once all two thousand million ids are used.
     pub fn open(&mut self) -> Option<u32> {
         let id = self.next_id?;

@@ -1,0 +1,219 @@
+//! The Session Manager sessions of one tunnel: the first, the next when one is over, and the task behind them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use secrecy::SecretString;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::aws::{AwsError, TaskState};
+use crate::cli::error::{CommandError, Kind};
+use crate::cli::explain;
+use crate::cli::launch::{POLL, Patience, Place};
+use crate::cli::ui::Ui;
+use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, StartError, Tunnel};
+use crate::types::{RELAY_HTTP_PORT, SessionGrant};
+
+/// ECS says RUNNING before Session Manager knows the agent.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a tunnel is for.
+pub(super) struct Purpose {
+    pub(super) access: String,
+    pub(super) reason: Option<String>,
+    /// Run a new task for a client that comes when the old one has ended.
+    pub(super) wake: bool,
+}
+
+/// The task and the session that the tunnel uses now.
+struct Current {
+    task: TaskState,
+    session_id: Option<String>,
+    /// The task was started here, for a client.
+    woken: bool,
+}
+
+/// The tunnel's calls, over the AWS calls.
+pub(super) struct Sessions {
+    place: Arc<Place>,
+    ui: Arc<Ui>,
+    purpose: Arc<Purpose>,
+    current: Arc<Mutex<Current>>,
+    /// Starts of tasks, which must not be given up half done: nobody would stop the task.
+    starts: TaskTracker,
+}
+
+impl Sessions {
+    /// For a task that runs.
+    pub(super) fn new(
+        place: &Arc<Place>,
+        ui: &Arc<Ui>,
+        task: TaskState,
+        purpose: Purpose,
+    ) -> Result<Arc<Self>, CommandError> {
+        let container = place.access(&purpose.access)?.container.clone();
+        let sessions = Self {
+            place: Arc::clone(place),
+            ui: Arc::clone(ui),
+            purpose: Arc::new(purpose),
+            current: Arc::new(Mutex::new(Current { task, session_id: None, woken: false })),
+            starts: TaskTracker::new(),
+        };
+        if sessions.target(&sessions.task()).is_some() {
+            return Ok(Arc::new(sessions));
+        }
+        let message = anyhow::anyhow!("container {container:?} of task {} has no runtime id", sessions.task().id);
+        Err(CommandError::failed(message)
+            .hinted("set container to the name of the relay's container in the task definition"))
+    }
+
+    /// Opens a session to the relay's port in the task and a tunnel over it. Whatever comes of it, [`Sessions::end`] is
+    /// due at the end.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        patience: Patience,
+        cancel: CancellationToken,
+    ) -> Result<Tunnel, CommandError> {
+        let phase = self.ui.phase("tunnel");
+        let began = Instant::now();
+        let budget = patience.left(SESSION_TIMEOUT);
+        let grant = loop {
+            match self.grant(&self.task()).await {
+                Ok(grant) => break grant,
+                Err(AwsError::TargetNotConnected) if began.elapsed() < budget => {
+                    phase.detail("waiting for Session Manager to know the task");
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let session_id = grant.session_id.clone();
+        let control = Arc::clone(self) as Arc<dyn Control>;
+        let tunnel = Tunnel::open(tunnel::Config::default(), grant, control, cancel).await.map_err(|error| {
+            let kind = if error == OpenError::Interrupted { Kind::Interrupted } else { Kind::Failed };
+            CommandError::new(kind, anyhow::anyhow!("cannot open the tunnel: {error}"))
+                .hinted("check that you may ssmmessages:OpenDataChannel on your own sessions, and that nothing on your network blocks websockets to ssmmessages")
+        })?;
+        self.ui.done(phase, &format!("session {session_id}"));
+        Ok(tunnel)
+    }
+
+    /// The task that the tunnel leads to now.
+    pub(super) fn task(&self) -> TaskState {
+        self.current().task.clone()
+    }
+
+    /// Ends the session in Session Manager, where it would live on until its timeout, and stops a task that was started
+    /// for a client, unless it shall be kept. Best effort, on the way out.
+    pub(super) async fn end(&self, keep: bool) {
+        self.starts.close();
+        self.starts.wait().await;
+        let (session, task) = {
+            let mut current = self.current();
+            (current.session_id.take(), current.woken.then(|| current.task.clone()))
+        };
+        if let Some(session) = session
+            && let Err(error) = self.place.aws.terminate_session(&session).await
+        {
+            tracing::debug!(%error, "cannot terminate the session");
+        }
+        if let Some(task) = task.filter(|_| !keep)
+            && let Err(error) = self.place.stop(&self.ui, &task, "bastion ended").await
+        {
+            self.ui.warn(&format!("  ! task {} may still run: {error}", task.id));
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The Session Manager target of a task.
+    fn target(&self, task: &TaskState) -> Option<String> {
+        let environment = &self.place.environment;
+        let container = environment.access.get(&self.purpose.access).map(|access| access.container.as_str())?;
+        task.session_target(&environment.cluster, container)
+    }
+
+    async fn grant(&self, task: &TaskState) -> Result<SessionGrant, AwsError> {
+        let target = self.target(task).ok_or(AwsError::TargetNotConnected)?;
+        let Purpose { reason, .. } = self.purpose.as_ref();
+        let document = &self.place.environment.document;
+        let grant = self.place.aws.start_session(&target, document, RELAY_HTTP_PORT, reason.as_deref()).await?;
+        self.current().session_id = Some(grant.session_id.clone());
+        Ok(grant)
+    }
+
+    async fn again(&self, wanted: bool) -> Result<SessionGrant, StartError> {
+        let task = self.task();
+        let found = self.place.aws.task(&self.place.environment.cluster, &task.arn).await.map_err(later)?;
+        let story = match &found {
+            Some(task) => explain::stopped(task),
+            None => format!("task {} has ended", task.id),
+        };
+        let task = match found.filter(|task| task.desired_status == "RUNNING") {
+            Some(task) => task,
+            None if !self.purpose.wake => return Err(StartError::Gone(story)),
+            None if !wanted => return Err(StartError::Asleep(story)),
+            None => self.wake().await?,
+        };
+        self.grant(&task).await.map_err(later)
+    }
+
+    /// Joins or starts a task in place of the one that has ended.
+    async fn wake(&self) -> Result<TaskState, StartError> {
+        // Another start only when another client comes: a task that cannot start must not be started over and over.
+        let asleep = |error: CommandError| StartError::Asleep(error.source.to_string());
+        let own = self.place.own_tasks(&self.purpose.access).await.map_err(asleep)?;
+        if let Some(task) = own.into_iter().next() {
+            self.current().task = task;
+        } else {
+            let (place, purpose, current) =
+                (Arc::clone(&self.place), Arc::clone(&self.purpose), Arc::clone(&self.current));
+            let start = self.starts.spawn(async move {
+                let task = place.run(&purpose.access, purpose.reason.as_deref()).await?;
+                let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
+                (current.task, current.woken) = (task, true);
+                Ok::<(), CommandError>(())
+            });
+            match start.await {
+                Ok(started) => started.map_err(asleep)?,
+                Err(error) => return Err(StartError::Asleep(error.to_string())),
+            }
+        }
+        let task = self.place.wait_ready(&self.ui, self.task(), Patience::new(None)).await.map_err(asleep)?;
+        self.current().task = task.clone();
+        Ok(task)
+    }
+}
+
+impl Control for Sessions {
+    fn sign_upgrade<'a>(
+        &'a self,
+        url: &'a str,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
+        Box::pin(async move { self.place.aws.sign_upgrade(url, now).await.map_err(control_error) })
+    }
+
+    fn start(&self, wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>> {
+        Box::pin(self.again(wanted))
+    }
+
+    fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
+        Box::pin(async move { self.place.aws.resume_session(session_id).await.map_err(control_error) })
+    }
+}
+
+fn later(error: AwsError) -> StartError {
+    StartError::Later(control_error(error))
+}
+
+fn control_error(error: AwsError) -> ControlError {
+    ControlError(match error.hint() {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
+    })
+}
