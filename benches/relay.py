@@ -89,7 +89,7 @@ class Bench:
                 break
         target = {"host": HOST, "hostaddr": "127.0.0.1", "port": self.database_port}
         config = {
-            "env": "bench", "access": "read", "region": "ap-northeast-1", "max_connections": 2000,
+            "env": "bench", "access": "write", "region": "ap-northeast-1", "max_connections": 2000,
             "identity": "optional",
             "target": {
                 "login": {**target, "engine": "postgres", "database": "bench", "relay_port": 5432,

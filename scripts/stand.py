@@ -91,7 +91,7 @@ class Stand:
     def relay(self, program, targets, listen):
         """A relay with these targets, each with its relay_port, on the loopback address `listen`."""
         config = {
-            "env": "stand", "access": "read", "region": REGION, "max_connections": 10_000, "target": targets,
+            "env": "stand", "access": "write", "identity": "optional", "region": REGION, "max_connections": 10_000, "target": targets,
         }
         relay = self.spawn(
             [program, "relay"],

@@ -107,6 +107,8 @@ pub(crate) struct Target {
     pub(crate) hostaddr: Option<IpAddr>,
     pub(crate) port: u16,
     pub(crate) database: Option<String>,
+    /// Transactions are read-only unless the client asks for another one: a guard against slips, not a boundary.
+    pub(crate) read_only: bool,
     /// The port wished for on the laptop.
     pub(crate) local_port: Option<u16>,
     /// The plain port inside the task.

@@ -33,6 +33,9 @@ pub(super) struct Served {
     pub(super) port: u16,
     pub(super) database: Option<String>,
     pub(super) db_user: Option<String>,
+    /// Older relays do not say.
+    #[serde(default)]
+    pub(super) read_only: bool,
     pub(super) local_port: Option<u16>,
 }
 
@@ -121,6 +124,9 @@ impl Served {
         lines.push(format!("  address   localhost:{port}"));
         if let Some(user) = &self.db_user {
             lines.push(format!("  login     any user, empty password; the relay logs in as {user}"));
+            if self.read_only && self.engine() == Engine::Postgres {
+                lines.push("  session   transactions are read-only".to_owned());
+            }
         } else if self.engine() != Engine::Tcp {
             lines.push("  login     your own database user and password".to_owned());
         }
@@ -167,6 +173,8 @@ mod tests {
 
     #[test]
     fn ports_are_stable() {
+        let read_only = Served { read_only: true, ..served() };
+        assert!(read_only.card(15432).contains("  session   transactions are read-only\n"));
         assert_eq!(served().wished_port(), 15432);
         assert_eq!(Served { engine: "mysql".into(), ..served() }.wished_port(), 13306);
         assert_eq!(Served { engine: "new".into(), port: 60_000, ..served() }.wished_port(), 60_000);

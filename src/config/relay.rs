@@ -53,7 +53,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
     });
     let identity = identity(&mut table, region.as_deref(), env, problems);
     let targets = match table.table("target", problems) {
-        Some(targets) => schema::targets(&targets, problems),
+        Some(targets) => schema::targets(&targets, access.as_deref().unwrap_or_default(), problems),
         None => BTreeMap::new(),
     };
     if targets.is_empty() && problems.is_empty() {
@@ -224,6 +224,48 @@ mod tests {
             let problems = resolved(text).unwrap_err();
             assert!(problems.starts_with("BASTION_CONFIG"), "{problems}");
         }
+    }
+
+    #[test]
+    fn read_access_is_read_only_and_goes_to_the_reader() {
+        let with_reader =
+            GOOD.replace(r#""database":"orders","#, r#""database":"orders","reader_host":"Reader.example.com","#);
+        let orders = |text: &str| {
+            let target = resolved(text).unwrap().targets.remove(2);
+            (target.read_only, target.host)
+        };
+        assert_eq!(orders(&with_reader), (true, "reader.example.com".to_owned()));
+        let write = with_reader.replace(r#""access":"read""#, r#""access":"write""#);
+        assert_eq!(orders(&write), (false, "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com".to_owned()));
+        let said = write.replace(r#""reader_host""#, r#""read_only":true,"reader_host""#);
+        assert_eq!(orders(&said), (true, "reader.example.com".to_owned()));
+        let bytes = GOOD.replace(r#""port":6379"#, r#""port":6379,"read_only":true"#);
+        assert!(resolved(&bytes).unwrap_err().contains("target.cache.read_only: cannot be kept"));
+    }
+
+    #[test]
+    fn identity_is_required_and_its_keys_are_checked() {
+        let config = resolved(GOOD).unwrap().identity;
+        assert!(config.required && config.allow.is_empty());
+        assert_eq!(config.sts.authority(), "sts.ap-northeast-1.amazonaws.com");
+        assert_eq!(config.task, relay::TaskSource::Unknown);
+        let bad = GOOD.replacen(
+            '{',
+            r#"{"identity":"none","allow":["arn:aws:iam::1:role/x"],"sts_endpoint":"http://sts.example.com","#,
+            1,
+        );
+        let problems = resolved(&bad).unwrap_err();
+        for part in
+            ["identity: is \"none\"; write \"required\"", "allow: has \"arn:aws:iam::1:role/x\"", "sts_endpoint: is"]
+        {
+            assert!(problems.contains(part), "{part} is not in {problems}");
+        }
+        let env = BTreeMap::from([(vars::METADATA, "http://169.254.170.2/v4/x"), (vars::TASK, "mine")]);
+        let config = resolve("BASTION_CONFIG", GOOD, &env).unwrap().identity;
+        // ECS knows better.
+        assert!(matches!(config.task, relay::TaskSource::Metadata(_)), "{:?}", config.task);
+        let china = resolved(&GOOD.replace("\"ap-northeast-1\"", "\"cn-north-1\"")).unwrap();
+        assert_eq!(china.identity.sts.authority(), "sts.cn-north-1.amazonaws.com.cn");
     }
 
     #[test]

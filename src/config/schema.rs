@@ -12,15 +12,18 @@ use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target};
 /// Longest name of an environment, access level or target; it becomes part of tags, parameter names and log lines.
 const NAME_MAX: usize = 64;
 
-/// Every target of `table` (`target.NAME`), with its plain port in the task decided.
-pub(super) fn targets(table: &Table<'_>, problems: &mut Problems) -> BTreeMap<String, Target> {
+/// The access level whose targets are read-only if they do not say otherwise.
+const READ: &str = "read";
+
+/// Every target of `table` (`target.NAME`) of the access level `access`, with its plain port in the task decided.
+pub(super) fn targets(table: &Table<'_>, access: &str, problems: &mut Problems) -> BTreeMap<String, Target> {
     let mut wanted = BTreeMap::new();
     for (name, value) in table.entries() {
         if !is_name(name) {
             table.problem(problems, name, "is not a name", NAME_FIX);
         }
         if let Some(entry) = Table::new(table.source(), &table.key(name), value, problems)
-            && let Some(target) = target(name, entry, problems)
+            && let Some(target) = target(name, entry, access, problems)
         {
             wanted.insert(name.clone(), target);
         }
@@ -36,7 +39,7 @@ pub(super) fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
 }
 
-fn target(name: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<(Target, bool)> {
+fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problems) -> Option<(Target, bool)> {
     let engine = table.required("engine", "postgres", problems).and_then(|text| {
         let engine = Engine::from_str(text).ok();
         if engine.is_none() {
@@ -49,16 +52,20 @@ fn target(name: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<(
         engine
     });
     let host = table.required("host", "orders.cluster-abc123.eu-west-1.rds.amazonaws.com", problems);
-    if let Some(text) = host
-        && !is_host(text)
-    {
-        table.problem(
-            problems,
-            "host",
-            format!("is {text:?}, not a host name"),
-            "write the endpoint's DNS name without scheme and port",
-        );
+    let reader_host = table.string("reader_host", problems);
+    for (key, text) in [("host", host), ("reader_host", reader_host)] {
+        if let Some(text) = text.filter(|text| !is_host(text)) {
+            table.problem(
+                problems,
+                key,
+                format!("is {text:?}, not a host name"),
+                "write the endpoint's DNS name without scheme and port",
+            );
+        }
     }
+    let wants_read_only = table.boolean("read_only", problems);
+    let read_only = wants_read_only.unwrap_or_else(|| access == READ && engine != Some(Engine::Tcp));
+    let host = if read_only { reader_host.or(host) } else { host };
     let hostaddr = table.ip("hostaddr", problems);
     let port = table.port("port", problems).or_else(|| engine.and_then(Engine::default_port));
     if port.is_none() && engine == Some(Engine::Tcp) && table.value("port").is_none() {
@@ -79,6 +86,13 @@ fn target(name: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<(
     if engine == Some(Engine::Tcp) && database.is_some() {
         table.problem(problems, "database", "has no meaning for engine \"tcp\"", "remove it");
     }
+    if wants_read_only == Some(true)
+        && (engine == Some(Engine::Tcp)
+            || (engine == Some(Engine::Postgres) && credential == Some(CredentialConfig::Client)))
+    {
+        let fix = "remove it, and give the user of the clients no right to write";
+        table.problem(problems, "read_only", "cannot be kept where the relay only relays bytes", fix);
+    }
     table.finish(problems);
     Some((
         Target {
@@ -88,6 +102,7 @@ fn target(name: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<(
             hostaddr,
             port: port?,
             database,
+            read_only,
             local_port,
             relay_port: relay_port.or(engine?.default_port()).or(port)?,
             credential: credential?,

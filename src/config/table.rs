@@ -116,7 +116,6 @@ impl<'a> Table<'a> {
         all
     }
 
-    #[cfg(feature = "launcher")]
     pub(super) fn boolean(&mut self, key: &'static str, problems: &mut Problems) -> Option<bool> {
         let value = self.value(key)?;
         if value.as_bool().is_none() {

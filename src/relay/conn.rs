@@ -15,6 +15,7 @@ use crate::relay::identity::Person;
 use crate::relay::splice::{Side, Spliced, splice};
 use crate::relay::{Io, Served, Shared, reply, upstream};
 use crate::types::{CredentialConfig, Engine};
+use crate::wire::pg;
 use crate::wire::proxy::{Handshake, Refusal};
 
 /// For the database to act on a cancel request.
@@ -109,7 +110,12 @@ impl Conn {
     fn handshake(&self) -> Option<Handshake> {
         let target = &self.served.target;
         match target.engine {
-            Engine::Postgres => Some(Handshake::postgres(target.database.as_deref(), self.shared.client_tls.is_some())),
+            Engine::Postgres => Some(Handshake::postgres(pg::handshake::Settings {
+                database: target.database.clone(),
+                offer_tls: self.shared.client_tls.is_some(),
+                person: self.person.as_ref().map(|person| person.principal.name().to_owned()),
+                read_only: target.read_only,
+            })),
             Engine::Mysql | Engine::Tcp => None,
         }
     }

@@ -109,6 +109,7 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
                 "host": target.host,
                 "port": target.port,
                 "database": target.database,
+                "read_only": target.read_only,
                 "db_user": target.credential.db_user(),
                 "credential": target.credential.source(),
                 "relay_port": target.relay_port,

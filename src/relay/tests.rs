@@ -27,6 +27,7 @@ fn config(listen: Ipv4Addr, database: &Postgres, users: &[&str]) -> Config {
         hostaddr: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         port: database.port,
         database: Some("orders".to_owned()),
+        read_only: false,
         local_port: None,
         relay_port: 5432 + u16::try_from(n).unwrap(),
         // Says that the relay logs in; the test chooses with what.

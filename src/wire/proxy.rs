@@ -111,9 +111,8 @@ pub enum Handshake {
 }
 
 impl Handshake {
-    /// `database` is what a client gets that names none; `offer_tls` whether a client that asks for TLS gets it.
-    pub fn postgres(database: Option<&str>, offer_tls: bool) -> Self {
-        Self::Postgres(Box::new(pg::handshake::Handshake::new(database, offer_tls)))
+    pub fn postgres(settings: pg::handshake::Settings) -> Self {
+        Self::Postgres(Box::new(pg::handshake::Handshake::new(settings)))
     }
 
     /// For a cancel request of PostgreSQL: dials and does TLS, then ends with an empty `Cancel` where the startup

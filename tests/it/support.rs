@@ -38,11 +38,17 @@ impl World {
         Self { sandbox, database, config, folder }
     }
 
-    /// Runs the `read` task with plain ports and its relay configuration changed; the relay once it is ready.
+    /// Runs the `read` task with plain ports, without the guard against writes, and with its relay configuration
+    /// changed; the relay once it is ready.
     pub(crate) async fn relay(&self, change: impl FnOnce(&mut Value)) -> Relay<'_> {
         self.relay_of(&self.definition(|config| {
             config["identity"] = json!("optional");
             change(config);
+            for target in config["target"].as_object_mut().unwrap().values_mut() {
+                if target["engine"] == "postgres" && target.get("read_only").is_none() {
+                    target["read_only"] = json!(false);
+                }
+            }
         }))
         .await
     }

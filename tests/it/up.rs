@@ -14,7 +14,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use crate::support::{BASTION, PATIENCE, World, finish};
 
 /// `bastion` as this caller, hermetic.
-fn bastion(world: &World, caller: &str, arguments: &[&str]) -> Command {
+pub(crate) fn bastion(world: &World, caller: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(BASTION);
     command.args(arguments).env_clear().current_dir(world.folder.path()).env("HOME", world.folder.path());
     command.envs(world.sandbox.variables(caller)).kill_on_drop(true);
@@ -22,14 +22,14 @@ fn bastion(world: &World, caller: &str, arguments: &[&str]) -> Command {
 }
 
 /// A `bastion up --json` that is ready.
-struct Up {
+pub(crate) struct Up {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     ready: Value,
 }
 
 impl Up {
-    async fn start(world: &World, arguments: &[&str]) -> Self {
+    pub(crate) async fn start(world: &World, arguments: &[&str]) -> Self {
         let mut command = bastion(world, "alice", &["up", "demo", "--json"]);
         command.args(arguments);
         Self::of(command).await
@@ -68,7 +68,7 @@ impl Up {
     }
 
     /// Ctrl-C; the exit code and the last events.
-    async fn end(mut self) -> (Option<i32>, Vec<Value>) {
+    pub(crate) async fn end(mut self) -> (Option<i32>, Vec<Value>) {
         self.interrupt();
         let status = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("Ctrl-C does not end it").unwrap();
         let mut events = Vec::new();
@@ -78,7 +78,7 @@ impl Up {
         (status.code(), events)
     }
 
-    async fn psql(&self, target: &str, sql: &str) -> (i32, String, String) {
+    pub(crate) async fn psql(&self, target: &str, sql: &str) -> (i32, String, String) {
         let mut psql = Command::new("psql");
         psql.env("PGCONNECT_TIMEOUT", "20").args(["-X", "-q", "-A", "-t", "-w", "-h", "localhost", "-U", "anyone"]);
         psql.args(["-p", &self.port(target).to_string(), "-c", sql]);

@@ -51,14 +51,14 @@ fn access_levels(levels: &Table<'_>, problems: &mut Problems) -> BTreeMap<String
             levels.problem(problems, level, "is not a name", schema::NAME_FIX);
         }
         let entry = Table::new(levels.source(), &levels.key(level), value, problems);
-        if let Some(access) = entry.and_then(|entry| access(entry, problems)) {
+        if let Some(access) = entry.and_then(|entry| access(level, entry, problems)) {
             found.insert(level.clone(), access);
         }
     }
     found
 }
 
-fn access(mut table: Table<'_>, problems: &mut Problems) -> Option<Access> {
+fn access(level: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<Access> {
     let task_definition = table.required("task_definition", "bastion-prod-read", problems).map(str::to_owned);
     let container = table.string("container", problems).unwrap_or(CONTAINER).to_owned();
     let subnets = subnets(&mut table, problems);
@@ -66,7 +66,7 @@ fn access(mut table: Table<'_>, problems: &mut Problems) -> Option<Access> {
     let assign_public_ip = table.boolean("assign_public_ip", problems).unwrap_or(false);
     let reason_required = table.boolean("reason_required", problems).unwrap_or(false);
     let targets =
-        table.table("target", problems).map(|targets| schema::targets(&targets, problems)).unwrap_or_default();
+        table.table("target", problems).map(|targets| schema::targets(&targets, level, problems)).unwrap_or_default();
     table.finish(problems);
     Some(Access {
         task_definition: task_definition?,

@@ -14,6 +14,9 @@ use super::startup::{self, Opening, Startup};
 use crate::wire::Malformed;
 use crate::wire::proxy::{Action, ErrorText, Peer, Refusal, Secret, SecretKind};
 
+/// `application_name` is a name: NAMEDATALEN - 1 bytes (PostgreSQL manual, `application_name`).
+const APPLICATION_NAME_MAX: usize = 63;
+
 struct Login {
     user: String,
     secret: Zeroizing<Vec<u8>>,
@@ -36,15 +39,26 @@ enum State {
     Ended,
 }
 
+/// What does not depend on the connection's bytes.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// What a client gets that names none.
+    pub database: Option<String>,
+    /// Whether the relay has a certificate for its clients, so that an SSLRequest is answered with yes.
+    pub offer_tls: bool,
+    /// Who the connection is for: in `application_name`, before what the client calls itself.
+    pub person: Option<String>,
+    /// Transactions are read-only unless the client asks for another one.
+    pub read_only: bool,
+}
+
 /// See the module.
 pub struct Handshake {
     state: State,
-    /// Whether the relay has a certificate for its clients.
-    offer_tls: bool,
+    settings: Settings,
     client_tls: bool,
     /// Whether the connection carries a cancel request instead of a login.
     cancelling: bool,
-    database: Option<String>,
     startup: Option<Startup>,
     binding: Option<Vec<u8>>,
     from_client: BytesMut,
@@ -55,14 +69,12 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// `database` is what a client gets that names none; `offer_tls` whether an SSLRequest is answered with yes.
-    pub fn new(database: Option<&str>, offer_tls: bool) -> Self {
+    pub fn new(settings: Settings) -> Self {
         Self {
             state: State::Opening,
-            offer_tls,
+            settings,
             client_tls: false,
             cancelling: false,
-            database: database.map(str::to_owned),
             startup: None,
             binding: None,
             from_client: BytesMut::new(),
@@ -74,7 +86,7 @@ impl Handshake {
 
     /// For a cancel request: dials and does TLS, then ends with an empty `Cancel` where the startup packet would go.
     pub fn for_cancel() -> Self {
-        Self { state: State::Dial, cancelling: true, ..Self::new(None, false) }
+        Self { state: State::Dial, cancelling: true, ..Self::new(Settings::default()) }
     }
 
     /// Whether the client has said what it wants.
@@ -141,12 +153,18 @@ impl Handshake {
         let mut startup = self.startup.clone().unwrap_or(Startup { version: 3 << 16, parameters: Vec::new() });
         // libpq names the user where no database is given, so a database of the user's name means "none named".
         let typed = startup.parameter("user").cloned();
-        if let Some(database) = &self.database
+        if let Some(database) = &self.settings.database
             && (startup.parameter("database").is_none() || startup.parameter("database") == typed.as_ref())
         {
             startup.set("database", database);
         }
         startup.set("user", user);
+        if let Some(person) = &self.settings.person {
+            startup.set("application_name", &application_name(person, self.client_program().as_deref()));
+        }
+        if self.settings.read_only {
+            startup.set("default_transaction_read_only", "on");
+        }
         let mut packet = BytesMut::new();
         startup.encode(&mut packet);
         self.queue.push_back(Action::Send(Peer::Upstream, packet.freeze()));
@@ -240,7 +258,7 @@ impl Handshake {
                 self.state = State::Ended;
                 Some(Action::Cancel(packet))
             }
-            Opening::DirectTls if self.offer_tls && !self.client_tls => {
+            Opening::DirectTls if self.settings.offer_tls && !self.client_tls => {
                 Some(Action::StartTls { peer: Peer::Client, already_read: self.from_client.split().freeze() })
             }
             Opening::DirectTls => self.refuse(Refusal::ClientMalformed(Malformed(
@@ -248,7 +266,7 @@ impl Handshake {
             ))),
             // GSSAPI encryption is never offered; libpq goes on without it.
             Opening::GssEncRequest => Some(Action::Send(Peer::Client, Bytes::from_static(b"N"))),
-            Opening::SslRequest if self.offer_tls && !self.client_tls => {
+            Opening::SslRequest if self.settings.offer_tls && !self.client_tls => {
                 // Bytes that were sent behind the request are not from inside TLS: CVE-2021-23214.
                 if !self.from_client.is_empty() {
                     return self
@@ -347,6 +365,17 @@ impl Handshake {
         self.queue.push_back(Action::Refuse(refusal));
         None
     }
+}
+
+/// `bastion:alice psql`, as far as it fits.
+fn application_name(person: &str, program: Option<&str>) -> String {
+    let mut name = format!("bastion:{person}");
+    if let Some(program) = program.filter(|program| !program.is_empty()) {
+        name.push(' ');
+        name.push_str(program);
+    }
+    name.truncate(name.floor_char_boundary(APPLICATION_NAME_MAX));
+    name
 }
 
 /// The answer to what the upstream asks, where one is due.

@@ -43,13 +43,10 @@ impl Startup {
         self.parameters.iter().find(|(key, _)| key.as_ref() == name.as_bytes()).map(|(_, value)| value)
     }
 
-    /// Sets a parameter, keeping its place if the client sent it.
+    /// Sets a parameter in place of all that the client sent under this name: the server takes the last one.
     pub fn set(&mut self, name: &'static str, value: &str) {
-        let value = Bytes::copy_from_slice(value.as_bytes());
-        match self.parameters.iter_mut().find(|(key, _)| key.as_ref() == name.as_bytes()) {
-            Some((_, old)) => *old = value,
-            None => self.parameters.push((Bytes::from_static(name.as_bytes()), value)),
-        }
+        self.parameters.retain(|(key, _)| key.as_ref() != name.as_bytes());
+        self.parameters.push((Bytes::from_static(name.as_bytes()), Bytes::copy_from_slice(value.as_bytes())));
     }
 
     /// Appends the packet to `out`.

@@ -4,9 +4,13 @@ use super::*;
 
 const READY: &[u8] = b"Z\0\0\0\x05I";
 
+fn settings(offer_tls: bool) -> Settings {
+    Settings { database: Some("orders".into()), offer_tls, ..Settings::default() }
+}
+
 /// A driver that has dialled, done TLS and handed over the credential.
 fn logged_in_up_to_startup(kind: SecretKind) -> Handshake {
-    let mut handshake = Handshake::new(Some("orders"), false);
+    let mut handshake = Handshake::new(settings(false));
     let mut startup = Startup { version: 3 << 16, parameters: Vec::new() };
     startup.set("user", "anyone");
     startup.set("application_name", "psql");
@@ -119,7 +123,7 @@ fn a_server_that_skips_its_scram_proof_is_refused() {
 #[test]
 fn no_tls_upstream_means_no_login() {
     for (answer, without) in [(&b"N"[..], true), (b"E", true), (b"Sx", false)] {
-        let mut handshake = Handshake::new(None, false);
+        let mut handshake = Handshake::new(Settings::default());
         let mut packet = BytesMut::new();
         Startup { version: 3 << 16, parameters: Vec::new() }.encode(&mut packet);
         handshake.handle_data(Peer::Client, &packet);
@@ -139,19 +143,19 @@ fn no_tls_upstream_means_no_login() {
 fn requests_for_encryption_get_their_answer_and_bytes_sent_early_are_refused() {
     let ssl = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
     let gss = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
-    let mut plain = Handshake::new(None, false);
+    let mut plain = Handshake::new(Settings::default());
     plain.handle_data(Peer::Client, &gss);
     assert_eq!(plain.poll_action(), Action::Send(Peer::Client, Bytes::from_static(b"N")));
     plain.handle_data(Peer::Client, &ssl);
     assert_eq!(plain.poll_action(), Action::Send(Peer::Client, Bytes::from_static(b"N")));
     assert_eq!(plain.poll_action(), Action::Read(Peer::Client));
 
-    let mut tls = Handshake::new(None, true);
+    let mut tls = Handshake::new(settings(true));
     tls.handle_data(Peer::Client, &ssl);
     assert_eq!(tls.poll_action(), Action::Send(Peer::Client, Bytes::from_static(b"S")));
     assert_eq!(tls.poll_action(), Action::StartTls { peer: Peer::Client, already_read: Bytes::new() });
 
-    let mut early = Handshake::new(None, true);
+    let mut early = Handshake::new(settings(true));
     early.handle_data(Peer::Client, &[&ssl[..], b"x"].concat());
     assert!(matches!(early.poll_action(), Action::Refuse(Refusal::ClientMalformed(_))));
 }
@@ -185,7 +189,7 @@ fn a_named_database_is_kept_and_the_users_name_is_not_one() {
     for (user, database, wanted) in
         [("me", Some("other"), "other"), ("me", Some("me"), "orders"), ("me", None, "orders")]
     {
-        let mut handshake = Handshake::new(Some("orders"), false);
+        let mut handshake = Handshake::new(settings(false));
         let mut startup = Startup { version: 3 << 16, parameters: Vec::new() };
         startup.set("user", user);
         if let Some(database) = database {
@@ -205,4 +209,59 @@ fn secrets_are_not_in_debug() {
     let mut handshake = logged_in_up_to_startup(SecretKind::Token);
     handshake.handle_data(Peer::Upstream, &authentication(3, b""));
     assert_eq!(format!("{:?}", handshake.poll_action()), "SendSecret([redacted])");
+}
+
+/// The startup packet that goes upstream for a client that sent these parameters.
+fn sent(settings: Settings, parameters: &[(&'static str, &'static str)]) -> Startup {
+    let mut handshake = Handshake::new(settings);
+    let parameters = parameters.iter().map(|(name, value)| (Bytes::from(*name), Bytes::from(*value))).collect();
+    let mut packet = BytesMut::new();
+    Startup { version: 3 << 16, parameters }.encode(&mut packet);
+    handshake.handle_data(Peer::Client, &packet);
+    assert_eq!(handshake.poll_action(), Action::Dial);
+    handshake.handle_dialed();
+    assert!(matches!(handshake.poll_action(), Action::Send(Peer::Upstream, _)));
+    handshake.handle_data(Peer::Upstream, b"S");
+    assert!(matches!(handshake.poll_action(), Action::StartTls { .. }));
+    handshake.handle_tls(Peer::Upstream, None);
+    handshake.handle_credential("db_read", b"S3CRET", SecretKind::Token);
+    let Action::Send(Peer::Upstream, packet) = handshake.poll_action() else { panic!("no startup upstream") };
+    match startup::decode(&mut BytesMut::from(&packet[..])) {
+        Ok(Some(Opening::Startup(sent))) => sent,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_a_client_says_twice_cannot_win_over_what_the_relay_sets() {
+    let read_only = Settings { read_only: true, person: Some("alice".into()), ..Settings::default() };
+    let typed = [
+        ("user", "x"),
+        ("application_name", "psql"),
+        ("default_transaction_read_only", "off"),
+        ("user", "postgres"),
+        ("application_name", "other"),
+        ("default_transaction_read_only", "off"),
+    ];
+    let sent = sent(read_only, &typed);
+    let wanted =
+        [("user", "db_read"), ("application_name", "bastion:alice psql"), ("default_transaction_read_only", "on")];
+    assert_eq!(sent.parameters, wanted.map(|(name, value)| (Bytes::from(name), Bytes::from(value))));
+}
+
+#[test]
+fn without_person_and_read_only_everything_of_the_client_stays() {
+    let sent = sent(Settings::default(), &[("user", "x"), ("application_name", "psql"), ("options", "-c geqo=off")]);
+    assert_eq!(sent.parameter("application_name").unwrap(), "psql");
+    assert_eq!(sent.parameter("options").unwrap(), "-c geqo=off");
+    assert_eq!(sent.parameter("default_transaction_read_only"), None);
+}
+
+#[test]
+fn an_application_name_fits_and_stays_text() {
+    assert_eq!(application_name("alice", None), "bastion:alice");
+    assert_eq!(application_name("alice", Some("")), "bastion:alice");
+    let long = application_name("alice", Some(&"é".repeat(40)));
+    assert!(long.starts_with("bastion:alice é") && long.len() == 62, "{} {long}", long.len());
+    assert_eq!(application_name(&"a".repeat(64), Some("psql")).len(), 63);
 }
