@@ -6,7 +6,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 # Tools that scripts/setup installs for this repository alone.
-export PATH="$root/.tools/bin:$PATH"
+export PATH="$root/.tools/bin:$root/.tools/python/bin:$PATH"
 
 # step TITLE COMMAND…: runs the command under a title and tells how long it took.
 step() {
