@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -15,10 +15,12 @@ use crate::cli::target::{Relay, Served};
 use crate::cli::ui::Ui;
 use crate::tunnel::lane;
 use crate::tunnel::listener::Listener;
-use crate::tunnel::{State, Tunnel};
+use crate::tunnel::{State, Stats, Tunnel};
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The line with the state shows seconds.
+const TICK: Duration = Duration::from_secs(1);
 
 /// One served target on its local port.
 pub(super) struct Port {
@@ -86,6 +88,7 @@ pub(super) async fn serve(
         () = drain.cancelled() => None,
         cause = watch(ui, tunnel) => Some(cause),
     };
+    ui.end_status();
     accepting.cancel();
     clients.close();
     ended
@@ -96,8 +99,11 @@ async fn watch(ui: &Ui, tunnel: &Tunnel) -> String {
     let mut states = tunnel.state();
     let mut lost_at: Option<Instant> = None;
     let mut shown = String::new();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let state = states.borrow_and_update().clone();
+        ui.status(&status(&state, &tunnel.stats()));
         let (name, cause) = match &state {
             State::Ended { cause } => return cause.clone(),
             State::Asleep { cause } => ("asleep", cause.as_str()),
@@ -118,10 +124,23 @@ async fn watch(ui: &Ui, tunnel: &Tunnel) -> String {
             ui.event(&json!({"event": "state", "state": name, "message": state.to_string()}));
         }
         shown = now;
-        if states.changed().await.is_err() {
-            return "the tunnel is gone".to_owned();
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() {
+                return "the tunnel is gone".to_owned();
+            },
+            // Only the line on a terminal changes by itself.
+            _ = tick.tick(), if ui.moves() => {}
         }
     }
+}
+
+/// The tunnel in one line: `connected · 12 ms · 3 connections`, `reconnecting since 4 s: …`.
+fn status(state: &State, stats: &Stats) -> String {
+    if *state != State::Connected {
+        return state.to_string();
+    }
+    let connections = if stats.streams == 1 { "connection" } else { "connections" };
+    format!("connected · {} ms · {} {connections}", stats.round_trip.as_millis(), stats.streams)
 }
 
 async fn accept(
@@ -168,4 +187,17 @@ pub(super) fn farewell(ui: &Ui, tunnel: &Tunnel) {
 
 fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_one_line() {
+        let stats = Stats { streams: 3, round_trip: Duration::from_millis(12), ..Stats::default() };
+        assert_eq!(status(&State::Connected, &stats), "connected · 12 ms · 3 connections");
+        let lost = State::Reconnecting { cause: "no network".to_owned(), since: Instant::now() };
+        assert_eq!(status(&lost, &stats), "reconnecting since 0 s: no network");
+    }
 }

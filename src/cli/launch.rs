@@ -253,8 +253,13 @@ impl Place {
 
     /// Stops a task and waits until ECS says so.
     pub(super) async fn stop(&self, ui: &Ui, task: &TaskState, reason: &str) -> Result<(), CommandError> {
-        let phase = ui.phase("stop");
         let cluster = &self.environment.cluster;
+        if let Ok(Some(now)) = self.aws.task(cluster, &task.arn).await
+            && now.last_status == "STOPPED"
+        {
+            return Ok(());
+        }
+        let phase = ui.phase("stop");
         self.aws.stop_task(cluster, &task.arn, reason).await?;
         let began = Instant::now();
         let mut current = task.clone();

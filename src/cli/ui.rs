@@ -1,9 +1,10 @@
 //! The only printer. stdout is data (connect cards, tables, JSON), stderr is talk (phases, state, hints).
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -12,6 +13,9 @@ pub(super) struct Ui {
     json: bool,
     quiet: bool,
     terminal: bool,
+    /// What moves: phases, and the line that stays below everything else.
+    bars: MultiProgress,
+    line: Mutex<Option<ProgressBar>>,
 }
 
 /// A phase under way; it is over when [`Ui::done`] gets it, or dropped without a word when the command fails.
@@ -40,7 +44,13 @@ impl Phase {
 
 impl Ui {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet, terminal: std::io::stderr().is_terminal() }
+        Self {
+            json,
+            quiet,
+            terminal: std::io::stderr().is_terminal(),
+            bars: MultiProgress::new(),
+            line: Mutex::default(),
+        }
     }
 
     pub(super) fn is_json(&self) -> bool {
@@ -49,10 +59,8 @@ impl Ui {
 
     /// Begins a phase; on a terminal it moves while it lasts.
     pub(super) fn phase(&self, name: &str) -> Phase {
-        let bar = (self.terminal && !self.json && !self.quiet).then(|| {
-            let bar = ProgressBar::new_spinner();
-            let style = ProgressStyle::with_template("  {spinner} {msg} {elapsed}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        let bar = self.moves().then(|| {
+            let bar = self.bars.insert(0, spinner("  {spinner} {msg} {elapsed}"));
             bar.set_message(name.to_owned());
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
@@ -73,11 +81,31 @@ impl Ui {
         }
     }
 
+    /// Whether something on the screen may move.
+    pub(super) fn moves(&self) -> bool {
+        self.terminal && !self.json && !self.quiet
+    }
+
+    /// Shows `text` in the line that stays below everything else, on a terminal only.
+    pub(super) fn status(&self, text: &str) {
+        if self.moves() {
+            let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+            line.get_or_insert_with(|| self.bars.add(spinner("  {wide_msg}"))).set_message(text.to_owned());
+        }
+    }
+
+    /// Takes the line away.
+    pub(super) fn end_status(&self) {
+        if let Some(line) = self.line.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            line.finish_and_clear();
+        }
+    }
+
     /// A line for the person.
     #[expect(clippy::print_stderr, reason = "this is the printer")]
     pub(super) fn say(&self, text: &str) {
         if !self.quiet && !self.json {
-            eprintln!("{text}");
+            self.bars.suspend(|| eprintln!("{text}"));
         }
     }
 
@@ -87,14 +115,16 @@ impl Ui {
         if self.json {
             self.event(&json!({"event": "warning", "message": text}));
         } else {
-            eprintln!("{text}");
+            self.bars.suspend(|| eprintln!("{text}"));
         }
     }
 
     /// Data for people.
     pub(super) fn data(&self, text: &str) {
-        // A closed pipe means that the reader has had enough.
-        let _broken_pipe = writeln!(std::io::stdout(), "{text}");
+        self.bars.suspend(|| {
+            // A closed pipe means that the reader has had enough.
+            let _broken_pipe = writeln!(std::io::stdout(), "{text}");
+        });
     }
 
     /// One JSON line, under --json only.
@@ -103,4 +133,9 @@ impl Ui {
             self.data(&event.to_string());
         }
     }
+}
+
+fn spinner(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::new_spinner().with_style(style)
 }

@@ -369,8 +369,10 @@ impl Turn<'_> {
                         Message::Binary(frame) => self.take(frame),
                         Message::Text(text) => self.take(Bytes::from(text)),
                         Message::Close(frame) => {
-                            let reason = frame.map(|frame| frame.reason.to_string()).unwrap_or_default();
-                            return Err(Left::Lost(format!("the gateway closed the connection ({reason})")));
+                            let reason =
+                                frame.map(|frame| frame.reason.to_string()).filter(|reason| !reason.is_empty());
+                            let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+                            return Err(Left::Lost(format!("the gateway closed the connection{reason}")));
                         }
                         Message::Frame(_) | Message::Ping(_) | Message::Pong(_) => {}
                     }

@@ -401,6 +401,56 @@ async fn a_connection_survives_cuts_of_the_websocket() {
 }
 
 #[tokio::test]
+async fn credentials_that_expire_under_a_connection_are_asked_for_and_the_connection_goes_on() {
+    let world = World::start_with(Flaws::default(), |config| {
+        let mut expired = config.identities[0].clone();
+        expired.access_key = "ASIAALICEEXPIRED0000".to_owned();
+        expired.expires_at = Some(std::time::SystemTime::UNIX_EPOCH);
+        config.identities.push(expired);
+    })
+    .await;
+    // A login as people have it: whatever the profile's program prints is asked for again when it has run out.
+    let login = world.folder.path().join("login.json");
+    let log_in = |good: bool| {
+        let alice = &world.config.identities[0];
+        let key = if good { alice.access_key.as_str() } else { "ASIAALICEEXPIRED0000" };
+        #[expect(clippy::disallowed_methods, reason = "credentials run out at a time of day")]
+        let soon = humantime::format_rfc3339_seconds(std::time::SystemTime::now() + Duration::from_secs(5));
+        let json = serde_json::json!({"Version": 1, "AccessKeyId": key, "SecretAccessKey": alice.secret_key,
+            "SessionToken": alice.session_token, "Expiration": soon.to_string()});
+        std::fs::write(&login, json.to_string()).unwrap();
+    };
+    let aws = world.folder.path().join(".aws");
+    std::fs::create_dir(&aws).unwrap();
+    let profile = format!("[profile work]\ncredential_process = /bin/cat {}\n", login.display());
+    std::fs::write(aws.join("config"), profile).unwrap();
+    log_in(true);
+    let mut command = bastion(&world, "nobody", &["up", "demo", "--json", "--profile", "work"]);
+    command.args(ports().await);
+    let mut up = Up::of(command).await;
+    let client = up.client().await;
+    log_in(false);
+    world.sandbox.gateway().faults().apply(&change(None, Some(Event::CutClient))).unwrap();
+    let asked = async {
+        while let Some(line) = up.lines.next_line().await.unwrap() {
+            let event: Value = serde_json::from_str(&line).unwrap();
+            if event["message"].as_str().is_some_and(|text| text.contains("aws sso login --profile work")) {
+                return event["state"].clone();
+            }
+        }
+        panic!("it ended");
+    };
+    assert_eq!(tokio::time::timeout(PATIENCE, asked).await.unwrap(), "reconnecting");
+    log_in(true);
+    let query = client.query_one("select 42", &[]);
+    let row = tokio::time::timeout(PATIENCE, query).await.expect("the connection is stuck").unwrap();
+    assert_eq!(row.get::<_, i32>(0), 42);
+    drop(client);
+    assert_eq!(up.end().await.0, Some(0));
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_session_that_is_over_is_replaced_while_the_ports_stay_open() {
     let world = World::start().await;
     let up = up(&world).await;
