@@ -11,7 +11,7 @@
 //! | [`cli`] | commands, exit codes, the only printer | both |
 //! | `config` | environment schema → resolved settings, every mistake at once | both |
 //! | `types` | the vocabulary that the parts share | both |
-//! | [`wire`] | sans-IO protocol code: PostgreSQL handshake, Session Manager channel, smux | both |
+//! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux | both |
 //! | `relay` | accept, drive the handshake, splice, health and metrics | relay |
 //! | `credential` | what a target logs in with: RDS IAM tokens; redacted, cached until safely before expiry | relay |
 //! | `tunnel` | the laptop's path into the task: websocket, driver loop, local listeners | launcher |

@@ -10,7 +10,6 @@ use crate::config::problem::Problems;
 use crate::config::table::Table;
 use crate::config::{Env, schema, vars};
 use crate::relay;
-use crate::types::{CredentialConfig, Engine, Target};
 
 /// Connections at once, over all targets, if the configuration names no other number.
 const MAX_CONNECTIONS: usize = 200;
@@ -58,9 +57,6 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
     };
     if targets.is_empty() && problems.is_empty() {
         table.problem(problems, "target", "names no target", "add at least one, for example target.orders");
-    }
-    for target in targets.values() {
-        supported(&table, target, problems);
     }
     let listen = listen(env, problems);
     table.finish(problems);
@@ -158,18 +154,6 @@ fn task(env: &impl Env, problems: &mut Problems) -> Option<relay::TaskSource> {
     }
 }
 
-/// What this version cannot serve is a mistake now, not at the first connection.
-fn supported(table: &Table<'_>, target: &Target, problems: &mut Problems) {
-    if target.engine == Engine::Mysql && target.credential != CredentialConfig::Client {
-        table.problem(
-            problems,
-            &format!("target.{}.credential", target.name),
-            "is for PostgreSQL: this version does not log in to MySQL yet",
-            "use \"client\" to relay the bytes and let the client log in",
-        );
-    }
-}
-
 /// Only loopback: whoever reaches a port of the relay reaches the database without a password.
 pub(crate) fn listen(env: &impl Env, problems: &mut Problems) -> Option<IpAddr> {
     let Some(text) = env.get(vars::LISTEN) else { return Some(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
@@ -212,7 +196,6 @@ mod tests {
     fn every_mistake_is_reported_at_once_with_key_value_and_fix() {
         let text = r#"{"env":"demo","acces":"read","region":7,"idle_stop":"30","max_age":"soon",
             "target":{"Orders":{"engine":"postgre","host":"https://x","port":70000,"credential":{"rds_ian":{"user":"u"}}},
-                      "m":{"engine":"mysql","host":"m.example.com","credential":{"rds_iam":{"user":"u"}}},
                       "t":{"engine":"tcp","host":"t.example.com","credential":{"rds_iam":{"user":"u"},"vault":{}}}}}"#;
         let problems = resolved(text).unwrap_err();
         insta::assert_snapshot!(problems);

@@ -14,9 +14,10 @@ use crate::relay::error::{ConnError, ErrorKind};
 use crate::relay::identity::Person;
 use crate::relay::splice::{Side, Spliced, splice};
 use crate::relay::{Io, Served, Shared, reply, upstream};
+use crate::tls;
 use crate::types::{CredentialConfig, Engine};
-use crate::wire::pg;
 use crate::wire::proxy::{Handshake, Refusal};
+use crate::wire::{mysql, pg};
 
 /// For the database to act on a cancel request.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,15 +59,20 @@ impl Conn {
 
     async fn serve_inner(&self, mut client: Box<dyn Io>) {
         let target = &self.served.target;
+        let handshake = match self.handshake() {
+            Ok(handshake) => handshake,
+            // Without a handshake there is no way to tell the client.
+            Err(failure) => return self.log_failure(&failure),
+        };
         let Ok(_room) = self.shared.room.try_acquire() else {
             let full = ConnError::Full(self.shared.config.max_connections);
-            self.refuse(&mut client, self.handshake().as_ref(), &full).await;
+            self.refuse(&mut client, handshake.as_ref(), &full).await;
             return;
         };
         let started = Instant::now();
-        let login = match (&target.credential, self.handshake()) {
+        let login = match (&target.credential, handshake) {
             (CredentialConfig::RdsIam { .. }, Some(handshake)) => self.log_in(client, handshake).await,
-            _ => self.connect(client).await,
+            (_, handshake) => self.connect(client, handshake.as_ref()).await,
         };
         let Some(mut login) = login else { return };
         let _open = self.shared.lifetime.opened();
@@ -107,25 +113,42 @@ impl Conn {
     }
 
     /// The login of the target's engine, at its start. `None` where the relay knows no protocol.
-    fn handshake(&self) -> Option<Handshake> {
+    fn handshake(&self) -> Result<Option<Handshake>, ConnError> {
         let target = &self.served.target;
-        match target.engine {
+        let offer_tls = self.shared.client_tls.is_some();
+        Ok(match target.engine {
+            Engine::Mysql => {
+                let settings = mysql::handshake::Settings {
+                    database: target.database.clone(),
+                    offer_tls,
+                    attributes: self.attributes(),
+                    read_only: target.read_only,
+                };
+                let random = tls::random().map_err(|_| ConnError::NoRandom)?;
+                Some(Handshake::mysql(settings, random))
+            }
             Engine::Postgres => Some(Handshake::postgres(pg::handshake::Settings {
                 database: target.database.clone(),
-                offer_tls: self.shared.client_tls.is_some(),
+                offer_tls,
                 person: self.person.as_ref().map(|person| person.principal.name().to_owned()),
                 read_only: target.read_only,
             })),
-            Engine::Mysql | Engine::Tcp => None,
-        }
+            Engine::Tcp => None,
+        })
+    }
+
+    /// Who is behind the database user, for `performance_schema.session_connect_attrs`.
+    fn attributes(&self) -> Vec<(&'static str, String)> {
+        let person = self.person.as_ref().map(|person| ("bastion_person", person.principal.to_string()));
+        person.into_iter().chain([("bastion_connection", self.id.to_string())]).collect()
     }
 
     /// A target whose clients log in themselves: bytes only, to the configured address only.
-    async fn connect(&self, mut client: Box<dyn Io>) -> Option<Login> {
+    async fn connect(&self, mut client: Box<dyn Io>, handshake: Option<&Handshake>) -> Option<Login> {
         match upstream::dial(&self.served.target).await {
             Ok(stream) => Some(Login { client, upstream: Upstream::Plain(stream), program: None, db_user: None }),
             Err(error) => {
-                self.refuse(&mut client, self.handshake().as_ref(), &error.into()).await;
+                self.refuse(&mut client, handshake, &error.into()).await;
                 None
             }
         }
@@ -203,7 +226,7 @@ impl Conn {
         };
         let kind_name = kind.as_str();
         match kind {
-            ErrorKind::Credential => {
+            ErrorKind::Credential | ErrorKind::Internal => {
                 error!(conn_id, target, client.addr = addr, error.kind = kind_name, error = %failure, "connection refused");
             }
             ErrorKind::ClientGone => {

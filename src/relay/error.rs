@@ -13,6 +13,7 @@ pub(super) enum ErrorKind {
     Credential,
     Dial,
     Full,
+    Internal,
     Upstream,
     UpstreamAuth,
     UpstreamTls,
@@ -26,6 +27,7 @@ impl ErrorKind {
             Self::Credential => "credential",
             Self::Dial => "dial",
             Self::Full => "full",
+            Self::Internal => "internal",
             Self::Upstream => "upstream",
             Self::UpstreamAuth => "upstream_auth",
             Self::UpstreamTls => "upstream_tls",
@@ -80,6 +82,8 @@ pub(super) enum ConnError {
     OpeningTimeout(u64),
     #[error("the login took longer than {0} s")]
     LoginTimeout(u64),
+    #[error("the operating system gives no random bytes")]
+    NoRandom,
     #[error("the login was refused")]
     Refused(Refusal),
     #[error("TLS with the database failed: {0}")]
@@ -98,6 +102,7 @@ impl ConnError {
             Self::Credential(_) => ErrorKind::Credential,
             Self::Dial(_) => ErrorKind::Dial,
             Self::Full(_) => ErrorKind::Full,
+            Self::NoRandom => ErrorKind::Internal,
             Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,
             Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate) => ErrorKind::UpstreamAuth,
             Self::Refused(Refusal::UnknownAuthentication(_) | Refusal::WantsPassword(_)) => ErrorKind::UpstreamAuth,

@@ -1,19 +1,51 @@
-//! What a client is told when there is no connection: the only way text of ours reaches a client.
+//! What a client is told when there is no connection: the only way text of ours reaches a client, in any protocol.
 //!
 //! Every answer names the target, says what happened and what to do next, with the connection's number for the log. It
 //! is built from the relay's own enums; the text of the database is added where TLS has proven whose text it is.
 
+mod iam;
+
 use crate::credential::MintError;
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
-use crate::types::Target;
+use crate::types::{Engine, Target};
 use crate::wire::proxy::{ErrorText, Refusal};
 
-/// SQLSTATEs: PostgreSQL manual, appendix A.
-const CANNOT_CONNECT: &str = "08001";
-const CONNECTION_FAILURE: &str = "08006";
-const PROTOCOL_VIOLATION: &str = "08P01";
-const INVALID_AUTHORIZATION: &str = "28000";
-const TOO_MANY_CONNECTIONS: &str = "53300";
+/// What kind of failure a client's driver is to see.
+#[derive(Debug, Clone, Copy)]
+enum Class {
+    CannotConnect,
+    ConnectionFailure,
+    InvalidAuthorization,
+    ProtocolViolation,
+    TooManyConnections,
+}
+
+impl Class {
+    /// MySQL's error number (`mysqld_error.h`) and the SQLSTATE; PostgreSQL's are in its manual, appendix A. MariaDB's
+    /// client library takes a number of its own range, from 2000 on, for a malformed packet.
+    fn codes(self, engine: Engine) -> (u16, &'static str) {
+        match (engine, self) {
+            (Engine::Mysql, Self::CannotConnect) => (1429, "08001"),
+            (Engine::Mysql, Self::ConnectionFailure) => (1158, "08S01"),
+            (Engine::Mysql, Self::InvalidAuthorization) => (1045, "28000"),
+            (Engine::Mysql, Self::ProtocolViolation) => (1043, "08S01"),
+            (Engine::Mysql, Self::TooManyConnections) => (1040, "08004"),
+            (Engine::Postgres | Engine::Tcp, Self::CannotConnect) => (0, "08001"),
+            (Engine::Postgres | Engine::Tcp, Self::ConnectionFailure) => (0, "08006"),
+            (Engine::Postgres | Engine::Tcp, Self::InvalidAuthorization) => (0, "28000"),
+            (Engine::Postgres | Engine::Tcp, Self::ProtocolViolation) => (0, "08P01"),
+            (Engine::Postgres | Engine::Tcp, Self::TooManyConnections) => (0, "53300"),
+        }
+    }
+}
+
+/// The engine's name and how a client of it does without TLS.
+fn words(engine: Engine) -> (&'static str, &'static str) {
+    match engine {
+        Engine::Mysql => ("MySQL", "use ssl-mode=PREFERRED or ssl-mode=DISABLED"),
+        Engine::Postgres | Engine::Tcp => ("PostgreSQL", "use sslmode=prefer or sslmode=disable"),
+    }
+}
 
 /// What to tell the client about `failure`, or `None` where it has been told or is gone.
 pub(super) fn error_text(failure: &ConnError, target: &Target, conn_id: u64) -> Option<ErrorText> {
@@ -23,115 +55,109 @@ pub(super) fn error_text(failure: &ConnError, target: &Target, conn_id: u64) -> 
     Some(text)
 }
 
-fn error(sqlstate: &str, message: String, detail: impl Into<String>, hint: impl Into<String>) -> ErrorText {
-    ErrorText { sqlstate: sqlstate.to_owned(), message, detail: detail.into(), hint: hint.into() }
+fn error(
+    target: &Target,
+    class: Class,
+    message: String,
+    detail: impl Into<String>,
+    hint: impl Into<String>,
+) -> ErrorText {
+    let (number, sqlstate) = class.codes(target.engine);
+    ErrorText { number, sqlstate: sqlstate.to_owned(), message, detail: detail.into(), hint: hint.into() }
 }
 
 fn text(failure: &ConnError, target: &Target) -> Option<ErrorText> {
     let Target { name, host, port, .. } = target;
     let user = target.credential.db_user().unwrap_or("the client's user");
+    let (engine, without_tls) = words(target.engine);
     Some(match failure {
         ConnError::ClientIo(_) | ConnError::Refused(Refusal::ClientGone | Refusal::Rejected(_)) => return None,
         ConnError::ClientTls(reason) => error(
-            PROTOCOL_VIOLATION,
+            target,
+            Class::ProtocolViolation,
             format!("bastion: TLS with the client failed: {reason}"),
             "",
-            "The way to the relay is inside the tunnel already: use sslmode=prefer or sslmode=disable.",
+            format!("The way to the relay is inside the tunnel already: {without_tls}."),
         ),
         ConnError::Refused(Refusal::ClientMalformed(what)) => error(
-            PROTOCOL_VIOLATION,
-            format!("bastion: target {name} speaks PostgreSQL, but {what}"),
+            target,
+            Class::ProtocolViolation,
+            format!("bastion: target {name} speaks {engine}, but {what}"),
             "",
-            "Connect with a PostgreSQL client.",
+            format!("Connect with a {engine} client."),
         ),
         ConnError::OpeningTimeout(seconds) => error(
-            PROTOCOL_VIOLATION,
-            format!("bastion: the client sent no startup packet within {seconds} s"),
+            target,
+            Class::ProtocolViolation,
+            format!("bastion: the client sent no login packet within {seconds} s"),
             "",
-            "Connect with a PostgreSQL client.",
+            format!("Connect with a {engine} client."),
         ),
-        ConnError::Credential(reason) => credential(reason, name, user),
-        ConnError::Dial(reason) => dial(reason, name, host, *port),
-        ConnError::Tls(reason) => tls(reason, name, host, *port),
+        ConnError::Credential(reason) => credential(reason, target, user),
+        ConnError::Dial(reason) => dial(reason, target),
+        ConnError::Tls(reason) => tls(reason, target),
         ConnError::Refused(Refusal::UpstreamWithoutTls) => error(
-            CANNOT_CONNECT,
+            target,
+            Class::CannotConnect,
             format!("bastion: target {name} at {host}:{port} does not offer TLS, so no login was sent"),
             "",
-            "Check that host and port are those of an RDS or Aurora PostgreSQL endpoint.",
+            format!("Check that host and port are those of an RDS or Aurora {engine} endpoint."),
         ),
         ConnError::Full(limit) => error(
-            TOO_MANY_CONNECTIONS,
+            target,
+            Class::TooManyConnections,
             format!("bastion: too many connections, this relay serves {limit} at once"),
             "",
             "Close connections that are not used, or raise max_connections in the relay's configuration.",
         ),
+        ConnError::NoRandom => error(
+            target,
+            Class::CannotConnect,
+            format!("bastion: target {name} cannot be served: {failure}"),
+            "",
+            "Stop the task and start another one.",
+        ),
         ConnError::LoginTimeout(seconds) => error(
-            CONNECTION_FAILURE,
+            target,
+            Class::ConnectionFailure,
             format!("bastion: target {name} at {host}:{port} did not finish the login within {seconds} s"),
             "",
             "Try again; if it stays so, look at the load and the log of the database.",
         ),
         ConnError::UpstreamIo(_) | ConnError::Refused(Refusal::UpstreamGone) => error(
-            CONNECTION_FAILURE,
+            target,
+            Class::ConnectionFailure,
             format!("bastion: target {name} at {host}:{port} closed the connection during the login"),
             "",
             "The database may be restarting or failing over: try again in a minute.",
         ),
         ConnError::Refused(Refusal::UpstreamMalformed(what)) => error(
-            CONNECTION_FAILURE,
-            format!("bastion: target {name} at {host}:{port} does not answer like PostgreSQL: {what}"),
+            target,
+            Class::ConnectionFailure,
+            format!("bastion: target {name} at {host}:{port} does not answer like {engine}: {what}"),
             "",
             "Check engine, host and port of the target.",
         ),
         ConnError::Refused(Refusal::UnknownAuthentication(method)) => error(
-            INVALID_AUTHORIZATION,
+            target,
+            Class::InvalidAuthorization,
             format!("bastion: target {name} wants an authentication method that bastion does not speak ({method})"),
             "",
-            format!("Let {user} log in with IAM (GRANT rds_iam TO {user}) or a password."),
+            format!("Let {user} log in with IAM ({}) or a password.", iam::grant(target.engine, user)),
         ),
-        ConnError::Refused(Refusal::WantsPassword(what)) => error(
-            INVALID_AUTHORIZATION,
-            format!("bastion: target {name} asks {user} for {what} instead of an IAM token"),
-            format!(
-                "The database does not use IAM for {user}. Likely causes: 1. {user} is not a member of rds_iam. 2. IAM \
-                 database authentication is off for {host}."
-            ),
-            format!(
-                "As an administrator of the database: GRANT rds_iam TO \"{user}\"; then check the cluster's settings."
-            ),
-        ),
+        ConnError::Refused(Refusal::WantsPassword(what)) => iam::wants_password(what, target, user),
         ConnError::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.sqlstate) => {
-            iam_refused(said, target, user)
+            iam::refused(said, target, user)
         }
-        ConnError::Refused(Refusal::UpstreamRefused(said)) => error(
-            &said.sqlstate,
-            format!("bastion: target {name} refused the login of {user}: {}", said.message),
-            said.detail.clone(),
-            said.hint.clone(),
-        ),
+        ConnError::Refused(Refusal::UpstreamRefused(said)) => ErrorText {
+            message: format!("bastion: target {name} refused the login of {user}: {}", said.message),
+            ..said.clone()
+        },
     })
 }
 
-/// "PAM authentication failed" alone helps nobody: say what it can mean, most likely first.
-fn iam_refused(said: &ErrorText, target: &Target, user: &str) -> ErrorText {
-    let Target { name, host, .. } = target;
-    error(
-        &said.sqlstate,
-        format!("bastion: target {name} refused the IAM login of {user}: {}", said.message),
-        format!(
-            "Likely causes: 1. the task role may not rds-db:connect as {user} on the resource id of this database \
-             (arn:aws:rds-db:REGION:ACCOUNT:dbuser:RESOURCE-ID/{user}; cluster-… for Aurora, db-… for RDS). 2. {user} does \
-             not exist or lacks rds_iam. 3. IAM database authentication is off for {host}. 4. a policy with a condition or \
-             a service control policy denies it."
-        ),
-        format!(
-            "Ask your platform team to check these in this order; as an administrator: GRANT rds_iam TO \"{user}\"; the \
-             database's log export iam-db-auth-error names the cause."
-        ),
-    )
-}
-
-fn credential(reason: &MintError, name: &str, user: &str) -> ErrorText {
+fn credential(reason: &MintError, target: &Target, user: &str) -> ErrorText {
+    let name = &target.name;
     let hint = match reason {
         MintError::NoTaskRole => "Set taskRoleArn in the task definition; the execution role is not enough.",
         MintError::Endpoint(_) | MintError::Timeout(_) => {
@@ -139,10 +165,17 @@ fn credential(reason: &MintError, name: &str, user: &str) -> ErrorText {
         }
         MintError::Sign(_) => "Check region, host and user of the target in the relay's configuration.",
     };
-    error(CANNOT_CONNECT, format!("bastion: no IAM token for {user} on target {name}: {reason}"), "", hint)
+    error(
+        target,
+        Class::CannotConnect,
+        format!("bastion: no IAM token for {user} on target {name}: {reason}"),
+        "",
+        hint,
+    )
 }
 
-fn dial(reason: &DialError, name: &str, host: &str, port: u16) -> ErrorText {
+fn dial(reason: &DialError, target: &Target) -> ErrorText {
+    let Target { name, host, port, .. } = target;
     let hint = match reason {
         DialError::Resolve(_) => {
             "Check host in the target's configuration, and that the VPC has DNS resolution and DNS host names on."
@@ -153,10 +186,17 @@ fn dial(reason: &DialError, name: &str, host: &str, port: u16) -> ErrorText {
         }
         DialError::Connect { .. } => "Check that the database runs and listens on this port.",
     };
-    error(CANNOT_CONNECT, format!("bastion: cannot reach target {name} at {host}:{port}: {reason}"), "", hint)
+    error(
+        target,
+        Class::CannotConnect,
+        format!("bastion: cannot reach target {name} at {host}:{port}: {reason}"),
+        "",
+        hint,
+    )
 }
 
-fn tls(reason: &UpstreamTlsError, name: &str, host: &str, port: u16) -> ErrorText {
+fn tls(reason: &UpstreamTlsError, target: &Target) -> ErrorText {
+    let Target { name, host, port, .. } = target;
     let hint = match reason {
         UpstreamTlsError::OtherName | UpstreamTlsError::BadName => {
             "Configure the endpoint's own name (…rds.amazonaws.com): a CNAME or an address is not in the certificate."
@@ -170,7 +210,8 @@ fn tls(reason: &UpstreamTlsError, name: &str, host: &str, port: u16) -> ErrorTex
         }
     };
     error(
-        CANNOT_CONNECT,
+        target,
+        Class::CannotConnect,
         format!("bastion: no login was sent to target {name} at {host}:{port}: {reason}"),
         "TLS with full verification comes before any login.",
         hint,

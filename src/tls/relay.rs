@@ -26,6 +26,16 @@ pub(crate) enum TlsConfigError {
     Rustls(#[from] rustls::Error),
 }
 
+/// Random bytes from the crypto provider's generator.
+///
+/// # Errors
+/// When the operating system has none.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], rustls::crypto::GetRandomFailed> {
+    let mut bytes = [0; N];
+    provider().secure_random.fill(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The configuration for connections to databases: TLS 1.2 and 1.3, full verification of chain and name.
 ///
 /// # Errors
@@ -72,8 +82,7 @@ fn client(
 
 /// 256 random bits in hexadecimal digits, from the provider's generator; `None` if it has none to give.
 pub(crate) fn random_hex() -> Option<String> {
-    let mut bytes = [0_u8; 32];
-    provider().secure_random.fill(&mut bytes).ok()?;
+    let bytes: [u8; 32] = random().ok()?;
     Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use crate::wire::{Malformed, pg};
+use crate::wire::{Malformed, mysql, pg};
 
 /// One end of the relayed connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +75,8 @@ impl fmt::Debug for Secret {
 /// An error as people read it: what the upstream said, or what the client is told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ErrorText {
+    /// MySQL's error number; 0 where the engine has none.
+    pub number: u16,
     /// Five characters.
     pub sqlstate: String,
     pub message: String,
@@ -107,10 +109,16 @@ pub enum Refusal {
 
 /// The login of one connection; see the module.
 pub enum Handshake {
+    Mysql(Box<mysql::handshake::Handshake>),
     Postgres(Box<pg::handshake::Handshake>),
 }
 
 impl Handshake {
+    /// `random` makes the challenge for the client.
+    pub fn mysql(settings: mysql::handshake::Settings, random: [u8; mysql::greeting::SCRAMBLE]) -> Self {
+        Self::Mysql(Box::new(mysql::handshake::Handshake::new(settings, random)))
+    }
+
     pub fn postgres(settings: pg::handshake::Settings) -> Self {
         Self::Postgres(Box::new(pg::handshake::Handshake::new(settings)))
     }
@@ -124,24 +132,28 @@ impl Handshake {
     /// What to do now.
     pub fn poll_action(&mut self) -> Action {
         match self {
+            Self::Mysql(handshake) => handshake.poll_action(),
             Self::Postgres(handshake) => handshake.poll_action(),
         }
     }
 
     pub fn handle_data(&mut self, peer: Peer, data: &[u8]) {
         match self {
+            Self::Mysql(handshake) => handshake.handle_data(peer, data),
             Self::Postgres(handshake) => handshake.handle_data(peer, data),
         }
     }
 
     pub fn handle_eof(&mut self, peer: Peer) {
         match self {
+            Self::Mysql(handshake) => handshake.handle_eof(peer),
             Self::Postgres(handshake) => handshake.handle_eof(peer),
         }
     }
 
     pub fn handle_dialed(&mut self) {
         match self {
+            Self::Mysql(handshake) => handshake.handle_dialed(),
             Self::Postgres(handshake) => handshake.handle_dialed(),
         }
     }
@@ -149,12 +161,14 @@ impl Handshake {
     /// `binding` is the `tls-server-end-point` hash of the upstream's verified certificate (RFC 5929), if it has one.
     pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>) {
         match self {
+            Self::Mysql(handshake) => handshake.handle_tls(peer),
             Self::Postgres(handshake) => handshake.handle_tls(peer, binding),
         }
     }
 
     pub fn handle_credential(&mut self, user: &str, secret: &[u8], kind: SecretKind) {
         match self {
+            Self::Mysql(handshake) => handshake.handle_credential(user, secret, kind),
             Self::Postgres(handshake) => handshake.handle_credential(user, secret, kind),
         }
     }
@@ -163,6 +177,7 @@ impl Handshake {
     #[must_use]
     pub fn retry(&mut self) -> bool {
         match self {
+            Self::Mysql(handshake) => handshake.retry(),
             Self::Postgres(handshake) => handshake.retry(),
         }
     }
@@ -170,6 +185,7 @@ impl Handshake {
     /// Whether the client has said what it wants; until then it is the client that keeps us waiting.
     pub fn has_opened(&self) -> bool {
         match self {
+            Self::Mysql(handshake) => handshake.has_opened(),
             Self::Postgres(handshake) => handshake.has_opened(),
         }
     }
@@ -177,6 +193,7 @@ impl Handshake {
     /// What the client calls its program, for logs.
     pub fn client_program(&self) -> Option<String> {
         match self {
+            Self::Mysql(handshake) => handshake.client_program(),
             Self::Postgres(handshake) => handshake.client_program(),
         }
     }
@@ -184,6 +201,7 @@ impl Handshake {
     /// The bytes that tell the client why its connection ends.
     pub fn encode_error(&self, error: &ErrorText) -> Bytes {
         match self {
+            Self::Mysql(handshake) => handshake.encode_error(error),
             Self::Postgres(handshake) => handshake.encode_error(error),
         }
     }

@@ -6,6 +6,7 @@ mod access;
 mod cli;
 mod identity;
 mod relay;
+mod relay_mysql;
 mod support;
 mod up;
 

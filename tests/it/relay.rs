@@ -297,7 +297,7 @@ async fn garbage_silence_and_huge_lengths_end_in_bounded_time() {
     assert_eq!(code, 0);
     let mut goodbye = Vec::new();
     tokio::time::timeout(PATIENCE, silent.read_to_end(&mut goodbye)).await.unwrap().unwrap();
-    assert!(String::from_utf8_lossy(&goodbye).contains("sent no startup packet within 15 s"));
+    assert!(String::from_utf8_lossy(&goodbye).contains("sent no login packet within 15 s"));
     tokio::time::timeout(PATIENCE, silent_http.read_to_end(&mut goodbye)).await.unwrap().unwrap();
     assert_eq!(relay.get("/healthz").await.unwrap(), "ok\n");
     world.stop().await;

@@ -67,6 +67,7 @@ impl<'a> Driver<'a> {
     /// Drives the login to its end, with a second try where the credential was a cached one. Not cancel safe.
     pub(super) async fn run(&mut self) -> Result<Outcome, ConnError> {
         let mut opened = false;
+        let mut waiting = Peer::Client;
         let mut deadline = Instant::now() + OPENING_TIMEOUT;
         loop {
             let action = self.handshake.poll_action();
@@ -74,11 +75,16 @@ impl<'a> Driver<'a> {
                 opened = true;
                 deadline = Instant::now() + LOGIN_TIMEOUT;
             }
+            if let Action::Read(peer) = action {
+                waiting = peer;
+            }
             let failure = match tokio::time::timeout_at(deadline, self.carry_out(action)).await {
                 Ok(Ok(None)) => continue,
                 Ok(Ok(Some(outcome))) => return Ok(outcome),
                 Ok(Err(failure)) => failure,
                 Err(_) if opened => ConnError::LoginTimeout(LOGIN_TIMEOUT.as_secs()),
+                // MySQL's server speaks first, so it may be the one that keeps us waiting.
+                Err(_) if waiting == Peer::Upstream => ConnError::LoginTimeout(OPENING_TIMEOUT.as_secs()),
                 Err(_) => ConnError::OpeningTimeout(OPENING_TIMEOUT.as_secs()),
             };
             if !self.start_over(&failure).await {

@@ -415,7 +415,7 @@ fn answer(login: &mut Login, asked: Authentication, binding: Option<&[u8]>) -> R
 
 fn said(body: &[u8]) -> ErrorText {
     let ErrorFields { code, message, detail, hint, .. } = ErrorFields::parse(body);
-    ErrorText { sqlstate: code, message, detail, hint }
+    ErrorText { number: 0, sqlstate: code, message, detail, hint }
 }
 
 #[cfg(test)]

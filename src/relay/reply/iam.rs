@@ -1,0 +1,67 @@
+//! Why an IAM login did not work: "Access denied" alone helps nobody. Most likely causes first.
+//!
+//! A MySQL client shows 511 bytes, so its texts are short.
+
+use crate::relay::reply::{Class, error};
+use crate::types::{Engine, Target};
+use crate::wire::proxy::ErrorText;
+
+/// The statement that lets a user log in with IAM.
+pub(super) fn grant(engine: Engine, user: &str) -> String {
+    match engine {
+        Engine::Mysql => format!("ALTER USER '{user}' IDENTIFIED WITH AWSAuthenticationPlugin AS 'RDS'"),
+        Engine::Postgres | Engine::Tcp => format!("GRANT rds_iam TO \"{user}\""),
+    }
+}
+
+/// The database asks for a password where there is a token.
+pub(super) fn wants_password(what: &str, target: &Target, user: &str) -> ErrorText {
+    let Target { name, host, engine, .. } = target;
+    let grant = grant(*engine, user);
+    let message = format!("bastion: target {name} asks {user} for {what} instead of an IAM token");
+    let (detail, hint) = match engine {
+        Engine::Mysql => (
+            format!(
+                "{user} does not exist or does not use AWSAuthenticationPlugin, or IAM authentication is off for {host}"
+            ),
+            format!("As an administrator of the database: {grant}"),
+        ),
+        Engine::Postgres | Engine::Tcp => (
+            format!(
+                "The database does not use IAM for {user}. Likely causes: 1. {user} is not a member of rds_iam. 2. IAM \
+                 database authentication is off for {host}."
+            ),
+            format!("As an administrator of the database: {grant}; then check the cluster's settings."),
+        ),
+    };
+    error(target, Class::InvalidAuthorization, message, detail, hint)
+}
+
+/// The database does not accept the token.
+pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorText {
+    let Target { name, host, engine, .. } = target;
+    let grant = grant(*engine, user);
+    let message = format!("bastion: target {name} refused the IAM login of {user}: {}", said.message);
+    let (detail, hint) = match engine {
+        Engine::Mysql => (
+            String::new(),
+            format!(
+                "Check that 1. the task role may rds-db:connect as {user} on this database's resource id, 2. {user} uses \
+                 AWSAuthenticationPlugin ({grant}), 3. IAM authentication is on for {host}"
+            ),
+        ),
+        Engine::Postgres | Engine::Tcp => (
+            format!(
+                "Likely causes: 1. the task role may not rds-db:connect as {user} on the resource id of this database \
+                 (arn:aws:rds-db:REGION:ACCOUNT:dbuser:RESOURCE-ID/{user}; cluster-… for Aurora, db-… for RDS). 2. {user} \
+                 does not exist or lacks rds_iam. 3. IAM database authentication is off for {host}. 4. a policy with a \
+                 condition or a service control policy denies it."
+            ),
+            format!(
+                "Ask your platform team to check these in this order; as an administrator: {grant}; the database's log \
+                 export iam-db-auth-error names the cause."
+            ),
+        ),
+    };
+    ErrorText { message, detail, hint, ..said.clone() }
+}

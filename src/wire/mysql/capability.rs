@@ -1,0 +1,27 @@
+//! Capability flags, which decide how packets look after the login too (MySQL `include/mysql_com.h`,
+//! "Capabilities Flags"; MariaDB "Connecting").
+
+/// MySQL calls it CLIENT_LONG_PASSWORD, MariaDB CLIENT_MYSQL: a MariaDB server leaves it out, and then has flags of its
+/// own in the last four reserved bytes.
+pub const LONG_PASSWORD: u32 = 1;
+pub const CONNECT_WITH_DB: u32 = 1 << 3;
+pub const COMPRESS: u32 = 1 << 5;
+pub const LOCAL_FILES: u32 = 1 << 7;
+pub const PROTOCOL_41: u32 = 1 << 9;
+pub const SSL: u32 = 1 << 11;
+pub const SECURE_CONNECTION: u32 = 1 << 15;
+pub const PLUGIN_AUTH: u32 = 1 << 19;
+pub const CONNECT_ATTRS: u32 = 1 << 20;
+pub const PLUGIN_AUTH_LENENC: u32 = 1 << 21;
+pub const ZSTD_COMPRESSION: u32 = 1 << 26;
+pub const MULTI_FACTOR: u32 = 1 << 28;
+pub const CAPABILITY_EXTENSION: u32 = 1 << 29;
+pub const SSL_VERIFY_SERVER_CERT: u32 = 1 << 30;
+
+/// What any login of the last fifteen years has.
+pub const NEEDED: u32 = PROTOCOL_41 | SECURE_CONNECTION | PLUGIN_AUTH;
+
+/// What never holds on either side: bytes are copied after the login, so both must agree on everything else. TLS is each
+/// side's own; LOCAL INFILE would let a database read files of the laptop.
+pub const MASKED: u32 =
+    COMPRESS | LOCAL_FILES | SSL | ZSTD_COMPRESSION | MULTI_FACTOR | CAPABILITY_EXTENSION | SSL_VERIFY_SERVER_CERT;

@@ -1,0 +1,19 @@
+//! The MySQL and MariaDB login, seen from both sides: a server to the client, a client to the upstream.
+//!
+//! Follows "Connection Phase" of the MySQL Source Code Documentation and `sql/auth/sql_authentication.cc`,
+//! `sql-common/client.cc` of MySQL; "Connecting" of the MariaDB documentation and `sql/sql_acl.cc` of MariaDB, where
+//! they differ. Only the login and COM_CHANGE_USER are understood; everything else passes. Left out on purpose: protocol
+//! 4.0 and older, compression, multi-factor logins, and the plugins that need a dialogue with a person.
+
+#[cfg(feature = "relay")]
+pub mod auth;
+pub mod capability;
+#[cfg(feature = "relay")]
+pub mod door;
+#[cfg(feature = "relay")]
+pub mod greeting;
+#[cfg(feature = "relay")]
+pub mod handshake;
+pub mod packet;
+#[cfg(feature = "relay")]
+pub mod response;

@@ -1,0 +1,254 @@
+//! The relay against a real MariaDB that checks IAM tokens, with real clients: the Rust one and the command line.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use bastion_sandbox::mariadb::{self, Flaws, MariaDb};
+use bastion_sandbox::{Config, Sandbox, TaskDefinition, gateway};
+use mysql_async::prelude::Queryable as _;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::{BASTION, PATIENCE, finish, sandbox_program};
+
+/// A MariaDB, and a relay in a task for each test that wants one.
+struct World {
+    sandbox: Sandbox,
+    database: MariaDb,
+    folder: tempfile::TempDir,
+    /// The task whose relay serves.
+    task: Option<String>,
+    address: Ipv4Addr,
+}
+
+impl World {
+    /// With a relay that serves the target `events` as `db_read`, after `change` has had its way.
+    async fn start(flaws: Flaws, change: impl FnOnce(&mut Value)) -> Self {
+        let folder = tempfile::Builder::new().prefix("bastion-it-").tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let database = MariaDb::start(folder.path(), &sandbox_program(), flaws).await.unwrap();
+        let mut relay = json!({
+            "env": "demo", "access": "read", "region": bastion_sandbox::REGION, "identity": "optional",
+            "target": {"events": target(database.port, "db_read"), "events-admin": target(database.port, "db_admin")}
+        });
+        change(&mut relay);
+        let definition = TaskDefinition {
+            family: "bastion-demo-read".to_owned(),
+            container: "bastion".to_owned(),
+            environment: BTreeMap::from([
+                ("BASTION_CONFIG".to_owned(), relay.to_string()),
+                ("BASTION_EXTRA_CA_FILE".to_owned(), database.ca_file.display().to_string()),
+            ]),
+            role: "bastion-demo-read".to_owned(),
+            db_users: vec!["db_read".to_owned()],
+            stop_timeout: Duration::from_secs(30),
+        };
+        let endpoints = [mariadb::HOST, mariadb::READER_HOST].map(|host| format!("{host}:{}", database.port));
+        let sandbox = Sandbox::start(Config {
+            folder: folder.path().to_owned(),
+            relay: Path::new(BASTION).to_owned(),
+            identities: Vec::new(),
+            task_definitions: vec![definition.clone()],
+            parameters: BTreeMap::new(),
+            phase: Duration::from_millis(20),
+            credential_lifetime: Duration::from_secs(3600),
+            rds_state: Some((database.state_file.clone(), endpoints.into())),
+            gateway: gateway::Options::default(),
+        });
+        let sandbox = sandbox.await.unwrap();
+        let (task, address) = sandbox.run_directly(&definition);
+        let world = Self { sandbox, database, folder, task: Some(task), address };
+        world.wait_for("ready for connections").await;
+        world
+    }
+
+    fn log(&self) -> String {
+        self.sandbox.task_log(self.task.as_ref().unwrap())
+    }
+
+    async fn wait_for(&self, text: &str) {
+        let seen = async {
+            while !self.log().contains(text) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, seen).await.is_err() {
+            panic!("the relay never logged {text:?}:\n{}", self.log());
+        }
+    }
+
+    /// The command line client through the relay: exit code, stdout, stderr.
+    async fn mariadb(&self, port: u16, extra: &[&str], sql: &str) -> (i32, String, String) {
+        let mut client = Command::new("mariadb");
+        client.args(["--no-defaults", "-N", "-B", "-u", "anyone", "-h", &self.address.to_string()]);
+        client.args(["-P", &port.to_string()]).args(extra).args(["-e", sql]);
+        finish(client).await
+    }
+
+    /// A connection of the Rust client.
+    async fn client(&self) -> mysql_async::Conn {
+        let options = mysql_async::OptsBuilder::default()
+            .ip_or_hostname(self.address.to_string())
+            .tcp_port(3306)
+            .user(Some("anyone"))
+            .prefer_socket(false)
+            .max_allowed_packet(Some(64 << 20));
+        mysql_async::Conn::new(options).await.unwrap()
+    }
+
+    async fn stop(self) {
+        self.sandbox.stop().await;
+        self.database.stop().await;
+        self.folder.close().unwrap();
+    }
+}
+
+fn target(port: u16, user: &str) -> Value {
+    json!({
+        "engine": "mysql", "host": mariadb::HOST, "hostaddr": "127.0.0.1", "port": port, "database": "events",
+        "credential": {"rds_iam": {"user": user}}
+    })
+}
+
+#[tokio::test]
+async fn clients_log_in_with_any_name_and_with_or_without_a_password() {
+    let world = World::start(Flaws::default(), |_| ()).await;
+    let who = "select concat(current_user(), ' ', database())";
+    for extra in [
+        &[][..],
+        &["-pwhatever"],
+        &["--default-auth=caching_sha2_password", "-pwhatever"],
+        &["--default-auth=client_ed25519", "-pwhatever"],
+        &["--compress"],
+    ] {
+        let (code, out, err) = world.mariadb(3306, extra, who).await;
+        assert_eq!((code, out.as_str()), (0, "db_read@127.0.0.1 events"), "{extra:?} {err}");
+    }
+    // A database that the client names is the one it gets.
+    let (code, out, err) = world.mariadb(3306, &["scratch"], who).await;
+    assert_eq!((code, out.as_str()), (0, "db_read@127.0.0.1 scratch"), "{err}");
+    // TLS holds between relay and database, whatever the client does.
+    let (_, out, _) = world.mariadb(3306, &[], "show status like 'Ssl_version'").await;
+    assert!(out.contains("TLSv1.3"), "{out}");
+    // The access level is `read`; the session says so before the grants have to.
+    let (code, _, err) = world.mariadb(3306, &["scratch"], "create table t (id int)").await;
+    assert!(code == 1 && err.contains("READ ONLY transaction"), "{err}");
+    let attributes = "select attr_name, attr_value from performance_schema.session_connect_attrs \
+                      where processlist_id = connection_id() and attr_name in ('bastion_connection', 'program_name')";
+    let (_, out, err) = world.mariadb(3306, &[], attributes).await;
+    assert!(out.contains("bastion_connection\t9") && out.contains("program_name\tmysql"), "{out} {err}");
+    assert!(world.log().contains("\"client.program\":\"mysql\""), "{}", world.log());
+    assert!(!world.database.verifier_log().contains("DENY"), "{}", world.database.verifier_log());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn statements_transactions_errors_and_big_packets_pass() {
+    let world = World::start(Flaws::default(), |relay| relay["target"]["events"]["read_only"] = json!(false)).await;
+    let mut client = world.client().await;
+    let actors: Vec<(i32, String)> =
+        client.exec("select id, actor from events where id <= ? order by id", (5,)).await.unwrap();
+    assert_eq!(actors.len(), 5);
+    assert!(actors.iter().any(|(_, actor)| actor == "片山 葵"), "{actors:?}");
+    client.query_drop("create temporary table scratch.t (id int, body longblob) engine=innodb").await.unwrap();
+    let mut transaction = client.start_transaction(mysql_async::TxOpts::default()).await.unwrap();
+    transaction.exec_drop("insert into scratch.t values (?, ?)", (1, "x")).await.unwrap();
+    transaction.rollback().await.unwrap();
+    let count: Option<i64> = client.query_first("select count(*) from scratch.t").await.unwrap();
+    assert_eq!(count, Some(0));
+    // Longer than one packet can be, both ways, and exactly one packet long.
+    for length in [20 << 20, (1 << 24) - 1, (1 << 24) - 2, 1 << 24] {
+        let body = vec![0x11_u8; length];
+        client.exec_drop("insert into scratch.t values (2, ?)", (&body,)).await.unwrap();
+        let back: Option<Vec<u8>> = client.query_first("select body from scratch.t where id = 2").await.unwrap();
+        assert!(back.unwrap() == body, "{length}");
+        client.query_drop("delete from scratch.t").await.unwrap();
+    }
+    let error = client.query_drop("select * from nothing_like_this").await.unwrap_err();
+    let mysql_async::Error::Server(error) = error else { panic!("{error}") };
+    assert_eq!((error.code, error.state.as_str()), (1146, "42S02"));
+    client.disconnect().await.unwrap();
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn kill_query_from_a_second_connection_stops_the_statement() {
+    let world = World::start(Flaws::default(), |_| ()).await;
+    let mut sleeper = world.client().await;
+    let mut killer = world.client().await;
+    // The number in the greeting, which clients use for their stop button, is the database's own.
+    let id: Option<u32> = sleeper.query_first("select connection_id()").await.unwrap();
+    assert_eq!(id, Some(sleeper.id()));
+    let sleeping = async {
+        let slept: Option<i64> = sleeper.query_first("select sleep(60)").await?;
+        Ok::<_, mysql_async::Error>(slept)
+    };
+    let killing = async {
+        let running = format!(
+            "select count(*) from information_schema.processlist where id = {} and info like '%sleep(60)%'",
+            id.unwrap()
+        );
+        while killer.query_first::<i64, _>(running.as_str()).await.unwrap() != Some(1) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        killer.query_drop(format!("kill query {}", id.unwrap())).await.unwrap();
+    };
+    let (slept, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(sleeping, killing) }).await.unwrap();
+    // sleep() gives 1 when it is interrupted, or the statement an error.
+    assert!(!matches!(slept, Ok(Some(0))), "{slept:?}");
+    drop((sleeper, killer));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_database_refuses_is_explained_in_the_client() {
+    let world = World::start(Flaws::default(), |relay| {
+        let port = relay["target"]["events"]["port"].as_u64().unwrap();
+        let port = u16::try_from(port).unwrap();
+        relay["target"]["native"] = target(port, "native_user");
+        relay["target"]["nobody"] = target(port, "nobody");
+        relay["target"]["closed"] = target(1, "db_read");
+    })
+    .await;
+    // Ports go to the targets in the order of their names.
+    let ports = ["closed", "events", "events-admin", "native", "nobody"].into_iter().zip(3306..);
+    let ports: BTreeMap<&str, u16> = ports.collect();
+    let (code, _, err) = world.mariadb(ports["events-admin"], &[], "select 1").await;
+    assert_eq!(code, 1);
+    assert!(
+        err.starts_with("ERROR 1045 (28000): bastion: target events-admin refused the IAM login of db_admin"),
+        "{err}"
+    );
+    assert!(err.contains("rds-db:connect as db_admin") && err.contains("(bastion connection"), "{err}");
+    let (_, _, err) = world.mariadb(ports["native"], &[], "select 1").await;
+    assert!(err.contains("AWSAuthenticationPlugin AS 'RDS'") && err.contains("native_user"), "{err}");
+    let (_, _, err) = world.mariadb(ports["nobody"], &[], "select 1").await;
+    assert!(err.contains("ERROR 1045 (28000)") && err.contains("nobody"), "{err}");
+    let (_, _, err) = world.mariadb(ports["closed"], &[], "select 1").await;
+    assert!(err.contains("1429") && err.contains("cannot reach target closed"), "{err}");
+    let (_, _, err) = world.mariadb(ports["events"], &["no_such_database"], "select 1").await;
+    assert!(err.contains("ERROR 1044 (42000)") || err.contains("ERROR 1049 (42000)"), "{err}");
+    assert!(err.contains("no_such_database"), "{err}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_secret_is_sent_without_tls_or_to_another_name() {
+    let world = World::start(Flaws { no_tls: true, ..Flaws::default() }, |_| ()).await;
+    let (code, _, err) = world.mariadb(3306, &[], "select 1").await;
+    assert!(code == 1 && err.contains("does not offer TLS, so no login was sent"), "{err}");
+    assert_eq!(world.database.verifier_log(), "");
+    world.stop().await;
+
+    let world = World::start(Flaws::default(), |relay| {
+        relay["target"]["events"]["host"] = json!("other.cluster-def456.ap-northeast-1.rds.amazonaws.com");
+    })
+    .await;
+    let (code, _, err) = world.mariadb(3306, &[], "select 1").await;
+    assert!(code == 1 && err.contains("its certificate is for another name"), "{err}");
+    assert_eq!(world.database.verifier_log(), "");
+    world.stop().await;
+}
