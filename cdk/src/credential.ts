@@ -1,0 +1,234 @@
+import { ArnFormat, Stack, Token } from 'aws-cdk-lib';
+import type { IPeer } from 'aws-cdk-lib/aws-ec2';
+import type { IRole } from 'aws-cdk-lib/aws-iam';
+import { PolicyStatement } from 'aws-cdk-lib/aws-iam';
+import type { ISecret } from 'aws-cdk-lib/aws-secretsmanager';
+import type { Construct } from 'constructs';
+import type { Problems } from './problems';
+import type { BastionEngine } from './target';
+
+/** What a credential is told about the target that it is for. */
+export interface CredentialContext {
+  /** The target as messages name it: `target "orders"`. */
+  readonly thing: string;
+  readonly engine: BastionEngine;
+  /** `cluster-…` or `db-…`, where there is one. */
+  readonly resourceId?: string;
+  /** Whether the database takes IAM tokens; undefined if that cannot be known here. */
+  readonly iamAuthentication?: boolean;
+}
+
+/** What a credential adds to the environment and to the task. */
+export interface CredentialConfig {
+  /** The value of `credential` in the environment. */
+  // biome-ignore lint/suspicious/noExplicitAny: JSON of the relay's schema
+  readonly json: any;
+  /** What else than the database the task must reach. */
+  readonly reach?: { readonly peer?: IPeer; readonly port: number; readonly what: string };
+}
+
+/** How to log in at a Vault. */
+export interface VaultCredentialOptions {
+  /** Its address with scheme and port, for example `https://vault.internal:8200`. */
+  readonly address: string;
+  /** The role of Vault's AWS authentication that the relay logs in with. */
+  readonly role: string;
+  /** The path that makes database users, for example `production-db/creds/read`. */
+  readonly creds: string;
+  /**
+   * Who logs in at the Vault: `caller`, the developer, or `task`, the task role.
+   *
+   * @default 'caller'
+   */
+  readonly login?: string;
+  /**
+   * Where the Vault is, for the egress rule of the task.
+   *
+   * @default - any IPv4 address, on the port of `address`
+   */
+  readonly peer?: IPeer;
+}
+
+/** What the relay logs in with at a target. */
+export abstract class BastionCredential {
+  /** An RDS IAM token of the task role, for this database user. The user needs `GRANT rds_iam` or the AWS plugin. */
+  public static rdsIam(user: string): BastionCredential {
+    return new RdsIamCredential(user);
+  }
+
+  /** A user that a Vault makes for the connection. */
+  public static vault(options: VaultCredentialOptions): BastionCredential {
+    return new VaultCredential(options);
+  }
+
+  /** User and password of a secret in Secrets Manager, read when they are needed; rotation is followed. */
+  public static secret(secret: ISecret): BastionCredential {
+    return new SecretCredential(secret);
+  }
+
+  /** None: clients log in themselves and the relay relays bytes. */
+  public static client(): BastionCredential {
+    return new ClientCredential();
+  }
+
+  /** How messages name it. */
+  public abstract readonly title: string;
+
+  /** Gives the role what this credential needs for the target. */
+  public abstract bind(
+    scope: Construct,
+    role: IRole,
+    context: CredentialContext,
+    problems: Problems,
+  ): CredentialConfig | undefined;
+}
+
+/** `cluster-` of Aurora or `db-` of an instance, and upper-case letters and digits (RDS User Guide, "IAM policy"). */
+const RESOURCE_ID = /^(cluster|db)-[A-Z0-9]+$/;
+
+class RdsIamCredential extends BastionCredential {
+  public readonly title: string;
+
+  constructor(private readonly user: string) {
+    super();
+    this.title = `rdsIam("${user}")`;
+  }
+
+  public bind(
+    scope: Construct,
+    role: IRole,
+    context: CredentialContext,
+    problems: Problems,
+  ): CredentialConfig | undefined {
+    const { thing, resourceId } = context;
+    if (!Token.isUnresolved(this.user) && !/^[A-Za-z0-9_.@-]+$/.test(this.user)) {
+      problems.add(thing, `database user "${this.user}" is not one user`, 'name exactly one, without wildcards');
+      return undefined;
+    }
+    if (context.engine.name === 'tcp') {
+      problems.add(thing, `engine "tcp" cannot log in with ${this.title}`, 'use BastionCredential.client()');
+      return undefined;
+    }
+    if (context.iamAuthentication === false) {
+      problems.add(
+        thing,
+        `IAM authentication is off, so the database refuses ${this.title}`,
+        'set iamAuthentication: true on it, or use BastionCredential.secret()',
+      );
+      return undefined;
+    }
+    if (resourceId === undefined) {
+      problems.add(
+        thing,
+        `the resource id is unknown, so the task role cannot be held to ${this.title}`,
+        'set resourceId to DbClusterResourceId (cluster-…) or DbiResourceId (db-…) of the database',
+      );
+      return undefined;
+    }
+    if (!Token.isUnresolved(resourceId) && !RESOURCE_ID.test(resourceId)) {
+      problems.add(
+        thing,
+        `resourceId "${resourceId}" is not a resource id`,
+        'use DbClusterResourceId (cluster-…) or DbiResourceId (db-…), not the identifier, the ARN or *',
+      );
+      return undefined;
+    }
+    const user = Stack.of(scope).formatArn({
+      service: 'rds-db',
+      resource: 'dbuser',
+      resourceName: `${resourceId}/${this.user}`,
+      arnFormat: ArnFormat.COLON_RESOURCE_NAME,
+    });
+    role.addToPrincipalPolicy(
+      new PolicyStatement({ sid: 'ConnectAsOneUser', actions: ['rds-db:connect'], resources: [user] }),
+    );
+    return { json: { rds_iam: { user: this.user } } };
+  }
+}
+
+class VaultCredential extends BastionCredential {
+  public readonly title: string;
+
+  constructor(private readonly options: VaultCredentialOptions) {
+    super();
+    this.title = `vault("${options.creds}")`;
+  }
+
+  public bind(
+    _scope: Construct,
+    _role: IRole,
+    context: CredentialContext,
+    problems: Problems,
+  ): CredentialConfig | undefined {
+    const { address, role, creds, login = 'caller', peer } = this.options;
+    const port = portOf(address);
+    if (port === undefined) {
+      problems.add(context.thing, `Vault address "${address}" is not an https URL`, 'write https://HOST:PORT');
+      return undefined;
+    }
+    if (login !== 'caller' && login !== 'task') {
+      problems.add(context.thing, `Vault login "${login}" is unknown`, 'use "caller" or "task"');
+      return undefined;
+    }
+    if (context.engine.name === 'tcp') {
+      problems.add(context.thing, `engine "tcp" cannot log in with ${this.title}`, 'use BastionCredential.client()');
+      return undefined;
+    }
+    return {
+      json: { vault: { address, auth: 'aws', role, creds, login } },
+      reach: port === 443 ? undefined : { peer, port, what: 'Vault' },
+    };
+  }
+}
+
+/** The port of an https URL; undefined if it is none. */
+function portOf(address: string): number | undefined {
+  if (!URL.canParse(address)) {
+    return undefined;
+  }
+  const url = new URL(address);
+  return url.protocol === 'https:' ? Number(url.port || 443) : undefined;
+}
+
+class SecretCredential extends BastionCredential {
+  public readonly title: string;
+
+  constructor(private readonly secret: ISecret) {
+    super();
+    this.title = `secret(${secret.node.path})`;
+  }
+
+  public bind(
+    scope: Construct,
+    role: IRole,
+    context: CredentialContext,
+    problems: Problems,
+  ): CredentialConfig | undefined {
+    if (context.engine.name === 'tcp') {
+      problems.add(context.thing, `engine "tcp" cannot log in with ${this.title}`, 'use BastionCredential.client()');
+      return undefined;
+    }
+    this.secret.grantRead(role);
+    if (this.secret.encryptionKey !== undefined) {
+      // grantRead tells the key; an imported key cannot be told, and its own policy leaves it to IAM.
+      role.addToPrincipalPolicy(
+        new PolicyStatement({
+          actions: ['kms:Decrypt'],
+          resources: [this.secret.encryptionKey.keyArn],
+          conditions: {
+            StringEquals: { 'kms:ViaService': `secretsmanager.${Stack.of(scope).region}.amazonaws.com` },
+          },
+        }),
+      );
+    }
+    return { json: { secrets_manager: { secret_id: this.secret.secretArn } } };
+  }
+}
+
+class ClientCredential extends BastionCredential {
+  public readonly title = 'client()';
+
+  public bind(): CredentialConfig {
+    return { json: 'client' };
+  }
+}

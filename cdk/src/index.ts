@@ -1,0 +1,5 @@
+export * from './access';
+export * from './bastion';
+export * from './credential';
+export * from './size';
+export * from './target';
