@@ -307,6 +307,9 @@ fn router(shared: &Arc<Shared>) -> Router {
         .route("/credentials/{task}", get(credentials))
         .route("/metadata/{task}/task", get(task_metadata))
         .route("/_sandbox/faults", post(set_faults))
+        .route("/_sandbox/gateway", post(change_gateway))
+        .route("/_sandbox/sessions", get(sessions))
+        .route("/_sandbox/sessions/{id}", axum::routing::delete(end_session))
         .with_state(Arc::clone(shared))
         .merge(shared.gateway.router())
 }
@@ -391,6 +394,32 @@ async fn task_metadata(
 async fn set_faults(State(shared): State<Arc<Shared>>, axum::Json(faults): axum::Json<Faults>) -> StatusCode {
     *shared.faults.lock().unwrap_or_else(PoisonError::into_inner) = std::future::ready(faults).await;
     StatusCode::NO_CONTENT
+}
+
+/// Sets the faults of the message gateway, or makes one happen; says how many sessions it reached.
+async fn change_gateway(
+    State(shared): State<Arc<Shared>>,
+    axum::Json(change): axum::Json<gateway::Change>,
+) -> Response<Body> {
+    match std::future::ready(shared.gateway.faults().apply(&change)).await {
+        Ok(reached) => reply(StatusCode::OK, "application/json", json!({"sessions": reached}).to_string()),
+        Err(problem) => reply(StatusCode::BAD_REQUEST, "application/json", json!({"error": problem}).to_string()),
+    }
+}
+
+async fn sessions(State(shared): State<Arc<Shared>>) -> axum::Json<Vec<String>> {
+    std::future::ready(axum::Json(shared.gateway.session_ids())).await
+}
+
+/// Ends a session as the idle limit of Session Manager does.
+async fn end_session(
+    State(shared): State<Arc<Shared>>,
+    axum::extract::Path(id): axum::extract::Path<String>,
+) -> StatusCode {
+    match std::future::ready(shared.gateway.terminate_session(&id)).await {
+        true => StatusCode::NO_CONTENT,
+        false => StatusCode::NOT_FOUND,
+    }
 }
 
 /// Sends a signal to a child that is still ours.
