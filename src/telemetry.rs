@@ -1,6 +1,10 @@
 //! Logging: JSON lines in the container, text on a terminal, always to stderr. Field names stand here once.
 
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,12 +27,19 @@ pub(crate) fn filter(text: &str) -> Result<Filter, String> {
 
 /// Installs the subscriber.
 pub(crate) fn init(format: Format, Filter(filter): Filter) {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // A second init in one process (tests) keeps the first subscriber.
-    let _already_set = match format {
+    // The field `target` is the database; the module path under the same key would make the JSON ambiguous.
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = match format {
         #[cfg(feature = "relay")]
-        // The field `target` is the database; the module path under the same key would make the JSON ambiguous.
-        Format::Json => builder.json().flatten_event(true).with_current_span(false).with_target(false).try_init(),
-        Format::Text => builder.with_target(false).try_init(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        Format::Text => lines.boxed(),
     };
+    // A second init in one process (tests) keeps the first subscriber.
+    let _already_set =
+        tracing_subscriber::registry().with(lines.with_filter(filter_fn(may_be_logged))).with(filter).try_init();
+}
+
+/// Whatever the filter says: TRACE of a foreign crate may hold whole requests and answers.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::DEBUG || metadata.target().starts_with("bastion")
 }

@@ -75,6 +75,8 @@ pub(crate) enum CredentialConfig {
     Client,
     /// An RDS IAM token minted from the task role for this database user.
     RdsIam { user: String },
+    /// User and password from a secret, by name or ARN; of the relay's region if none is given.
+    SecretsManager { secret_id: String, region: Option<String> },
 }
 
 #[cfg(feature = "relay")]
@@ -84,14 +86,15 @@ impl CredentialConfig {
         match self {
             Self::Client => "client",
             Self::RdsIam { .. } => "rds_iam",
+            Self::SecretsManager { .. } => "secrets_manager",
         }
     }
 
     /// The database user the relay logs in as, where the configuration fixes it.
     pub(crate) fn db_user(&self) -> Option<&str> {
         match self {
-            Self::Client => None,
             Self::RdsIam { user } => Some(user),
+            Self::Client | Self::SecretsManager { .. } => None,
         }
     }
 }
@@ -101,11 +104,13 @@ impl CredentialConfig {
 pub(crate) struct Target {
     pub(crate) name: String,
     pub(crate) engine: Engine,
-    /// The endpoint's real name: it is dialled, its certificate must carry it, and the token is signed for it.
-    pub(crate) host: String,
+    /// The endpoint's real name: it is dialled, its certificate must carry it, and the token is signed for it. `None`:
+    /// the secret names it.
+    pub(crate) host: Option<String>,
     /// Dial this address instead of looking `host` up (libpq's `hostaddr`); TLS and tokens still use `host`.
     pub(crate) hostaddr: Option<IpAddr>,
-    pub(crate) port: u16,
+    /// `None`: the secret names it, or it is the engine's usual one.
+    pub(crate) port: Option<u16>,
     pub(crate) database: Option<String>,
     /// Transactions are read-only unless the client asks for another one: a guard against slips, not a boundary.
     pub(crate) read_only: bool,
@@ -114,6 +119,34 @@ pub(crate) struct Target {
     /// The plain port inside the task.
     pub(crate) relay_port: u16,
     pub(crate) credential: CredentialConfig,
+}
+
+#[cfg(feature = "relay")]
+impl Target {
+    /// Whether the configuration says all that a connection needs.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.host.is_some() && self.port.is_some() && self.database.is_some()
+            || !matches!(self.credential, CredentialConfig::SecretsManager { .. })
+    }
+
+    /// The target with what its secret says in place of what the configuration leaves out.
+    pub(crate) fn completed(&self, host: Option<&str>, port: Option<u16>, database: Option<&str>) -> Self {
+        Self {
+            host: self.host.clone().or_else(|| host.map(str::to_owned)),
+            port: self.port.or(port).or_else(|| self.engine.default_port()),
+            database: self.database.clone().or_else(|| database.map(str::to_owned)),
+            ..self.clone()
+        }
+    }
+
+    /// `host:port` as far as it is known, for messages.
+    pub(crate) fn address(&self) -> String {
+        match (&self.host, self.port) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (Some(host), None) => host.clone(),
+            (None, _) => "the address in its secret".to_owned(),
+        }
+    }
 }
 
 /// One access level of an environment: what is run, where, and what it may reach.

@@ -29,13 +29,19 @@ pub(super) struct Relay {
 pub(super) struct Served {
     pub(super) name: String,
     pub(super) engine: String,
-    pub(super) host: String,
-    pub(super) port: u16,
+    /// `None`, as the port: the secret that names it could not be read.
+    pub(super) host: Option<String>,
+    pub(super) port: Option<u16>,
     pub(super) database: Option<String>,
     pub(super) db_user: Option<String>,
     /// Older relays do not say.
     #[serde(default)]
     pub(super) read_only: bool,
+    #[serde(default)]
+    pub(super) credential: String,
+    /// Why the relay cannot log in just now.
+    #[serde(default)]
+    pub(super) problem: Option<String>,
     pub(super) local_port: Option<u16>,
 }
 
@@ -95,7 +101,7 @@ impl Served {
     /// The local port to wish for: the configured one, otherwise ten thousand above the engine's own.
     pub(super) fn wished_port(&self) -> u16 {
         self.local_port.unwrap_or_else(|| {
-            let base = self.engine().default_port().unwrap_or(self.port);
+            let base = self.engine().default_port().or(self.port).unwrap_or(1024);
             base.checked_add(10_000).unwrap_or(base)
         })
     }
@@ -118,20 +124,34 @@ impl Served {
         }
     }
 
+    /// Where the database is.
+    fn upstream(&self) -> String {
+        match (&self.host, self.port) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (Some(host), None) => host.clone(),
+            (None, _) => "the address in its secret".to_owned(),
+        }
+    }
+
     /// The card for people.
     pub(super) fn card(&self, port: u16) -> String {
-        let mut lines = vec![format!("{}  ({} at {}:{})", self.name, self.engine, self.host, self.port)];
+        let mut lines = vec![format!("{}  ({} at {})", self.name, self.engine, self.upstream())];
         lines.push(format!("  address   localhost:{port}"));
         if let Some(user) = &self.db_user {
             lines.push(format!("  login     any user, empty password; the relay logs in as {user}"));
             if self.read_only && self.engine() == Engine::Postgres {
                 lines.push("  session   transactions are read-only".to_owned());
             }
+        } else if self.engine() != Engine::Tcp && self.credential != "client" {
+            lines.push("  login     any user, empty password; the relay logs in".to_owned());
         } else if self.engine() != Engine::Tcp {
             lines.push("  login     your own database user and password".to_owned());
         }
         if let Some(database) = &self.database {
             lines.push(format!("  database  {database}"));
+        }
+        if let Some(problem) = &self.problem {
+            lines.push(format!("  problem   {problem}"));
         }
         if let Some(command) = self.command(port) {
             lines.push(format!("  command   {command}"));
@@ -143,7 +163,7 @@ impl Served {
     pub(super) fn json(&self, port: u16) -> Value {
         json!({
             "name": self.name, "engine": self.engine, "host": "127.0.0.1", "port": port, "database": self.database,
-            "db_user": self.db_user, "upstream": format!("{}:{}", self.host, self.port), "command": self.command(port),
+            "db_user": self.db_user, "upstream": self.upstream(), "problem": self.problem, "command": self.command(port),
         })
     }
 }
@@ -172,12 +192,26 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_cannot_be_read_is_on_the_card() {
+        let problem = Some("secret prod/orders: it is scheduled for deletion".to_owned());
+        let served = Served { host: None, port: None, db_user: None, credential: "vault".into(), problem, ..served() };
+        insta::assert_snapshot!(served.card(15432), @r"
+        orders  (postgres at the address in its secret)
+          address   localhost:15432
+          login     any user, empty password; the relay logs in
+          database  orders
+          problem   secret prod/orders: it is scheduled for deletion
+          command   psql -h localhost -p 15432 -U anyone -d orders
+        ");
+    }
+
+    #[test]
     fn ports_are_stable() {
         let read_only = Served { read_only: true, ..served() };
         assert!(read_only.card(15432).contains("  session   transactions are read-only\n"));
         assert_eq!(served().wished_port(), 15432);
         assert_eq!(Served { engine: "mysql".into(), ..served() }.wished_port(), 13306);
-        assert_eq!(Served { engine: "new".into(), port: 60_000, ..served() }.wished_port(), 60_000);
+        assert_eq!(Served { engine: "new".into(), port: Some(60_000), ..served() }.wished_port(), 60_000);
         assert_eq!(Served { local_port: Some(7), ..served() }.wished_port(), 7);
     }
 }

@@ -73,6 +73,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         max_connections,
         extra_ca_file,
         client_tls,
+        secrets_manager_endpoint: endpoint(vars::AWS_ENDPOINT_URL_SECRETS_MANAGER, env),
         targets: targets.into_values().collect(),
     })
 }
@@ -154,6 +155,13 @@ fn task(env: &impl Env, problems: &mut Problems) -> Option<relay::TaskSource> {
     }
 }
 
+/// Where a service is asked if not at its usual place: its own variable, then the one for all services (AWS SDKs and
+/// Tools Reference Guide, "Service-specific endpoints").
+fn endpoint(name: &str, env: &impl Env) -> Option<String> {
+    let filled = |name| env.get(name).filter(|url| !url.is_empty());
+    filled(name).or_else(|| filled(vars::AWS_ENDPOINT_URL))
+}
+
 /// Only loopback: whoever reaches a port of the relay reaches the database without a password.
 pub(crate) fn listen(env: &impl Env, problems: &mut Problems) -> Option<IpAddr> {
     let Some(text) = env.get(vars::LISTEN) else { return Some(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
@@ -186,10 +194,13 @@ mod tests {
         let config = resolved(GOOD).unwrap();
         assert_eq!(config.idle_stop, Some(Duration::from_secs(1800)));
         assert_eq!(config.max_connections, MAX_CONNECTIONS);
-        let ports: Vec<_> = config.targets.iter().map(|t| (t.name.as_str(), t.port, t.relay_port)).collect();
+        let ports: Vec<_> = config.targets.iter().map(|t| (t.name.as_str(), t.port.unwrap(), t.relay_port)).collect();
         // Two PostgreSQL targets share a kernel in the task: the second one, by name, gets the next port.
         assert_eq!(ports, [("cache", 6379, 6379), ("events", 5432, 5432), ("orders", 5432, 5433)]);
-        assert_eq!(config.targets[2].host, "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com");
+        assert_eq!(
+            config.targets[2].host.as_deref().unwrap(),
+            "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com"
+        );
     }
 
     #[test]
@@ -215,7 +226,7 @@ mod tests {
             GOOD.replace(r#""database":"orders","#, r#""database":"orders","reader_host":"Reader.example.com","#);
         let orders = |text: &str| {
             let target = resolved(text).unwrap().targets.remove(2);
-            (target.read_only, target.host)
+            (target.read_only, target.host.unwrap())
         };
         assert_eq!(orders(&with_reader), (true, "reader.example.com".to_owned()));
         let write = with_reader.replace(r#""access":"read""#, r#""access":"write""#);

@@ -51,7 +51,12 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
         }
         engine
     });
-    let host = table.required("host", "orders.cluster-abc123.eu-west-1.rds.amazonaws.com", problems);
+    // A secret of Secrets Manager may name host and port itself.
+    let in_secret = table.value("credential").is_some_and(|value| value.get("secrets_manager").is_some());
+    let host = match in_secret {
+        true => table.string("host", problems),
+        false => table.required("host", "orders.cluster-abc123.eu-west-1.rds.amazonaws.com", problems),
+    };
     let reader_host = table.string("reader_host", problems);
     for (key, text) in [("host", host), ("reader_host", reader_host)] {
         if let Some(text) = text.filter(|text| !is_host(text)) {
@@ -67,7 +72,8 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
     let read_only = wants_read_only.unwrap_or_else(|| access == READ && engine != Some(Engine::Tcp));
     let host = if read_only { reader_host.or(host) } else { host };
     let hostaddr = table.ip("hostaddr", problems);
-    let port = table.port("port", problems).or_else(|| engine.and_then(Engine::default_port));
+    let port = table.port("port", problems);
+    let port = if in_secret { port } else { port.or_else(|| engine.and_then(Engine::default_port)) };
     if port.is_none() && engine == Some(Engine::Tcp) && table.value("port").is_none() {
         table.problem(problems, "port", "is missing", "add the port: engine \"tcp\" has no usual one");
     }
@@ -98,9 +104,9 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
         Target {
             name: name.to_owned(),
             engine: engine?,
-            host: host?.to_ascii_lowercase(),
+            host: if in_secret { host } else { Some(host?) }.map(str::to_ascii_lowercase),
             hostaddr,
-            port: port?,
+            port: if in_secret { port } else { Some(port?) },
             database,
             read_only,
             local_port,
@@ -112,8 +118,8 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
 }
 
 fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Problems) -> Option<CredentialConfig> {
-    const FIX: &str =
-        "write credential = { rds_iam = { user = \"db_read\" } }, or \"client\" if clients log in themselves";
+    const FIX: &str = "write credential = { rds_iam = { user = \"db_read\" } } or { secrets_manager = { secret_id = \
+                       \"…\" } }, or \"client\" if clients log in themselves";
     let value = match table.value("credential") {
         Some(value) => value,
         None if engine == Some(Engine::Tcp) => return Some(CredentialConfig::Client),
@@ -126,13 +132,10 @@ fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Prob
         Value::String(word) if word == "client" => Some(CredentialConfig::Client),
         Value::Object(kinds) if kinds.len() == 1 => {
             let mut kinds = table.table("credential", problems)?;
-            let user = kinds.table("rds_iam", problems).and_then(|mut rds_iam| {
-                let user = rds_iam.required("user", "db_read", problems).map(str::to_owned);
-                rds_iam.finish(problems);
-                user
-            });
+            let rds_iam = kinds.table("rds_iam", problems).and_then(|table| rds_iam(table, problems));
+            let secret = kinds.table("secrets_manager", problems).and_then(|table| secrets_manager(table, problems));
             kinds.finish(problems);
-            user.map(|user| CredentialConfig::RdsIam { user })
+            rds_iam.or(secret)
         }
         Value::Object(kinds) if kinds.len() > 1 => {
             let names: Vec<&str> = kinds.keys().map(String::as_str).collect();
@@ -144,7 +147,7 @@ fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Prob
             None
         }
     };
-    if engine == Some(Engine::Tcp) && matches!(found, Some(CredentialConfig::RdsIam { .. })) {
+    if engine == Some(Engine::Tcp) && found.as_ref().is_some_and(|found| *found != CredentialConfig::Client) {
         table.problem(
             problems,
             "credential",
@@ -153,6 +156,19 @@ fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Prob
         );
     }
     found
+}
+
+fn rds_iam(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConfig> {
+    let user = table.required("user", "db_read", problems).map(str::to_owned);
+    table.finish(problems);
+    Some(CredentialConfig::RdsIam { user: user? })
+}
+
+fn secrets_manager(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConfig> {
+    let secret_id = table.required("secret_id", "prod/orders", problems).map(str::to_owned);
+    let region = table.string("region", problems).map(str::to_owned);
+    table.finish(problems);
+    Some(CredentialConfig::SecretsManager { secret_id: secret_id?, region })
 }
 
 /// A DNS name: letters, digits, hyphens and dots (RFC 1123).

@@ -24,6 +24,12 @@ pub(crate) const STS_ENDPOINT: &str = "AWS_ENDPOINT_URL_STS";
 /// PEM file with a further CA that upstream certificates may come from.
 #[cfg(feature = "relay")]
 pub(crate) const EXTRA_CA_FILE: &str = "BASTION_EXTRA_CA_FILE";
+/// Another endpoint for AWS services, as the AWS SDKs read it.
+#[cfg(feature = "relay")]
+pub(crate) const AWS_ENDPOINT_URL: &str = "AWS_ENDPOINT_URL";
+/// Another endpoint for Secrets Manager alone.
+#[cfg(feature = "relay")]
+pub(crate) const AWS_ENDPOINT_URL_SECRETS_MANAGER: &str = "AWS_ENDPOINT_URL_SECRETS_MANAGER";
 /// Log filter, for example `info,bastion=debug`.
 pub(crate) const LOG: &str = "BASTION_LOG";
 /// AWS region of the environment, above the files.

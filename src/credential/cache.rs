@@ -1,20 +1,43 @@
-//! Reuse of a credential until safely before its expiry, with one mint in flight a target.
+//! Reuse of credentials, one look at the source at a time for each target, and what to try after a refusal.
 
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
+use tracing::warn;
 
-use crate::credential::{Credential, MintError, Source};
+use crate::credential::{Credential, MintError, Reuse, Source};
 
 /// How long before its expiry a credential is no longer handed out: a login may take this long.
 const MARGIN: Duration = Duration::from_secs(120);
+/// How long an old secret goes on when it should be read again and cannot be.
+const GO_ON: Duration = Duration::from_secs(60);
+/// Logins of one connection: the cached one, then the current, the pending and the previous version.
+const ATTEMPTS: usize = 4;
+/// Refusals within this time share one look at the source.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// A login that has worked and is refused now means that a rotation is under way: so long its end is awaited.
+const ROTATION: Duration = Duration::from_secs(5);
 
-/// Whether a credential was made for this request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Freshness {
-    Cached,
-    Minted,
+/// A credential lent to one connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Loan {
+    credential: Arc<Credential>,
+    /// Made for this connection, so that making another one would bring nothing new.
+    minted: bool,
+    /// Lent after a refusal: the cache keeps it only if the database accepts it.
+    candidate: bool,
+}
+
+impl Deref for Loan {
+    type Target = Credential;
+
+    fn deref(&self) -> &Credential {
+        &self.credential
+    }
 }
 
 struct Entry {
@@ -22,110 +45,273 @@ struct Entry {
     use_until: SystemTime,
 }
 
+#[derive(Default)]
+struct State {
+    newest: Option<Entry>,
+    /// What the source had at the last look after a refusal.
+    versions: Option<(Instant, Vec<Arc<Credential>>)>,
+}
+
 /// One source and its newest credential.
 pub(crate) struct Cache {
     source: Source,
     // Held over the mint on purpose: whoever comes meanwhile waits for it and shares the result.
-    entry: Mutex<Option<Entry>>,
+    state: Mutex<State>,
 }
 
 impl Cache {
     pub(crate) fn new(source: Source) -> Self {
-        Self { source, entry: Mutex::new(None) }
+        Self { source, state: Mutex::default() }
     }
 
     /// A credential that is good at `now`. Cancel safe: an abandoned mint leaves the cache as it was.
     ///
     /// # Errors
     /// [`MintError`] of the source; the next call tries again.
-    pub(crate) async fn credential(&self, now: SystemTime) -> Result<(Arc<Credential>, Freshness), MintError> {
-        let mut entry = self.entry.lock().await;
-        if let Some(entry) = &*entry
+    pub(crate) async fn credential(&self, now: SystemTime) -> Result<Loan, MintError> {
+        let mut state = self.state.lock().await;
+        if let Some(entry) = &state.newest
             && now < entry.use_until
         {
-            return Ok((Arc::clone(&entry.credential), Freshness::Cached));
+            return Ok(Loan { credential: Arc::clone(&entry.credential), minted: false, candidate: false });
         }
-        let credential = Arc::new(self.source.mint(now).await?);
-        if let Some(expires_at) = credential.expires_at {
-            *entry = Some(Entry { credential: Arc::clone(&credential), use_until: use_until(now, expires_at) });
-        }
-        Ok((credential, Freshness::Minted))
+        self.mint(&mut state, now).await
     }
 
-    /// Forgets `refused` if it is still the cached one: somebody else may have replaced it already.
-    pub(crate) async fn forget(&self, refused: &Arc<Credential>) {
-        let mut entry = self.entry.lock().await;
-        if entry.as_ref().is_some_and(|entry| Arc::ptr_eq(&entry.credential, refused)) {
-            *entry = None;
+    async fn mint(&self, state: &mut MutexGuard<'_, State>, now: SystemTime) -> Result<Loan, MintError> {
+        match (self.source.mint(now).await, &mut state.newest) {
+            (Ok(credential), _) => {
+                let credential = Arc::new(credential);
+                state.newest =
+                    Some(Entry { credential: Arc::clone(&credential), use_until: use_until(now, &credential) });
+                Ok(Loan { credential, minted: true, candidate: false })
+            }
+            (Err(error), Some(old)) if matches!(old.credential.reuse, Reuse::ReadAgainAt(_)) => {
+                warn!(%error, "cannot read the login again, going on with the old one");
+                old.use_until = now + GO_ON;
+                Ok(Loan { credential: Arc::clone(&old.credential), minted: false, candidate: false })
+            }
+            (Err(error), _) => Err(error),
         }
+    }
+
+    /// What to try after the database has refused `refused`, the logins of one connection in their order. `None`: there
+    /// is nothing else. Cancel safe.
+    ///
+    /// # Errors
+    /// [`MintError`] of the source.
+    pub(crate) async fn after_refusal(&self, refused: &[Loan], now: SystemTime) -> Result<Option<Loan>, MintError> {
+        let Some(first) = refused.first().filter(|_| refused.len() < ATTEMPTS) else { return Ok(None) };
+        let had_worked = refused.iter().any(|loan| loan.worked.load(Ordering::Relaxed));
+        let give_up = Instant::now() + if had_worked { ROTATION } else { Duration::ZERO };
+        loop {
+            let mut state = self.state.lock().await;
+            // Somebody else may have found a newer one meanwhile.
+            if let Some(entry) = state.newest.as_ref().filter(|entry| now < entry.use_until)
+                && is_new(&entry.credential, refused)
+            {
+                return Ok(Some(Loan { credential: Arc::clone(&entry.credential), minted: false, candidate: false }));
+            }
+            match self.versions(&mut state, now).await? {
+                Some(versions) => {
+                    if let Some(credential) = versions.into_iter().find(|version| is_new(version, refused)) {
+                        return Ok(Some(Loan { credential, minted: false, candidate: true }));
+                    }
+                }
+                None if refused.len() == 1 && !first.minted => {
+                    state.newest = None;
+                    return self.mint(&mut state, now).await.map(Some);
+                }
+                None => return Ok(None),
+            }
+            drop(state);
+            if Instant::now() >= give_up {
+                return Ok(None);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Says that the database has accepted `loan`: from now on everybody gets it.
+    pub(crate) async fn accepted(&self, loan: &Loan, now: SystemTime) {
+        loan.worked.store(true, Ordering::Relaxed);
+        if !loan.candidate {
+            return;
+        }
+        let mut state = self.state.lock().await;
+        if !state.newest.as_ref().is_some_and(|entry| Arc::ptr_eq(&entry.credential, &loan.credential)) {
+            let use_until = use_until(now, loan);
+            state.newest = Some(Entry { credential: Arc::clone(&loan.credential), use_until });
+        }
+    }
+
+    /// The versions that the source has, not older than [`LOOK_AGAIN`].
+    async fn versions(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        now: SystemTime,
+    ) -> Result<Option<Vec<Arc<Credential>>>, MintError> {
+        if let Some((looked_at, versions)) = &state.versions
+            && looked_at.elapsed() < LOOK_AGAIN
+        {
+            return Ok(Some(versions.clone()));
+        }
+        let Some(versions) = self.source.versions(now).await? else { return Ok(None) };
+        let versions: Vec<_> = versions.into_iter().map(Arc::new).collect();
+        state.versions = Some((Instant::now(), versions.clone()));
+        Ok(Some(versions))
     }
 }
 
+fn is_new(credential: &Credential, refused: &[Loan]) -> bool {
+    !refused.iter().any(|loan| loan.is_same_login(credential))
+}
+
 /// Until [`MARGIN`] before the expiry, or for half of the lifetime of a very short credential.
-fn use_until(now: SystemTime, expires_at: SystemTime) -> SystemTime {
-    let lifetime = expires_at.duration_since(now).unwrap_or_default();
-    now + lifetime.saturating_sub(MARGIN).max(lifetime / 2)
+fn use_until(now: SystemTime, credential: &Credential) -> SystemTime {
+    match credential.reuse {
+        Reuse::ReadAgainAt(at) => at,
+        Reuse::UntilExpiry(expires_at) => {
+            let lifetime = expires_at.duration_since(now).unwrap_or_default();
+            now + lifetime.saturating_sub(MARGIN).max(lifetime / 2)
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use secrecy::ExposeSecret as _;
 
     use super::*;
+    use crate::credential::Kind;
+    use crate::credential::fixed::Fixed;
 
-    fn cache() -> Cache {
-        Cache::new(Source::Fixed { user: "u".into(), password: "S3CRET".into(), mints: AtomicUsize::new(0) })
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn token_like() -> Cache {
+        Cache::new(Source::Fixed(Fixed::new("u", "S3CRET")))
     }
 
-    fn mints(cache: &Cache) -> usize {
+    fn secret_like() -> Cache {
+        Cache::new(Source::Fixed(Fixed { secret_like: true, ..Fixed::new("u", "first") }))
+    }
+
+    fn fixed(cache: &Cache) -> &Fixed {
         match &cache.source {
-            Source::Fixed { mints, .. } => mints.load(Ordering::Relaxed),
-            Source::RdsIam(_) => 0,
+            Source::Fixed(fixed) => fixed,
+            other => panic!("{other:?}"),
         }
+    }
+
+    fn set(cache: &Cache, passwords: &[&str]) {
+        *fixed(cache).passwords.lock().unwrap() = passwords.iter().map(|&password| password.to_owned()).collect();
+    }
+
+    fn password(loan: &Loan) -> &str {
+        loan.secret.expose_secret()
     }
 
     #[tokio::test]
     async fn twenty_at_once_share_one_mint() {
-        let cache = cache();
-        let now = SystemTime::UNIX_EPOCH;
-        let cache = Arc::new(cache);
+        let cache = Arc::new(token_like());
         let mut all = tokio::task::JoinSet::new();
         for _ in 0..20 {
             let cache = Arc::clone(&cache);
-            all.spawn(async move { cache.credential(now).await.unwrap().1 });
+            all.spawn(async move { cache.credential(NOW).await.unwrap().minted });
         }
-        let fresh = all.join_all().await.into_iter().filter(|freshness| *freshness == Freshness::Minted).count();
-        assert_eq!(fresh, 1);
-        assert_eq!(mints(&cache), 1);
+        assert_eq!(all.join_all().await.into_iter().filter(|minted| *minted).count(), 1);
+        assert_eq!(*fixed(&cache).asked.lock().unwrap(), 1);
     }
 
     #[tokio::test]
     async fn a_credential_is_renewed_before_its_end() {
-        let cache = cache();
-        let start = SystemTime::UNIX_EPOCH;
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(cache.credential(at(0)).await.unwrap().1, Freshness::Minted);
-        assert_eq!(cache.credential(at(779)).await.unwrap().1, Freshness::Cached);
-        assert_eq!(cache.credential(at(780)).await.unwrap().1, Freshness::Minted);
+        let cache = token_like();
+        let at = |seconds| NOW + Duration::from_secs(seconds);
+        assert!(cache.credential(at(0)).await.unwrap().minted);
+        assert!(!cache.credential(at(779)).await.unwrap().minted);
+        assert!(cache.credential(at(780)).await.unwrap().minted);
     }
 
     #[tokio::test]
-    async fn only_the_refused_one_is_forgotten() {
-        let cache = cache();
-        let now = SystemTime::UNIX_EPOCH;
-        let (first, _) = cache.credential(now).await.unwrap();
-        cache.forget(&first).await;
-        let (second, freshness) = cache.credential(now).await.unwrap();
-        assert_eq!(freshness, Freshness::Minted);
-        cache.forget(&first).await;
-        assert_eq!(cache.credential(now).await.unwrap().1, Freshness::Cached);
-        assert!(!format!("{second:?}").contains("S3CRET"));
+    async fn a_refused_token_is_made_anew_once() {
+        let cache = token_like();
+        cache.credential(NOW).await.unwrap();
+        let cached = cache.credential(NOW).await.unwrap();
+        set(&cache, &["second"]);
+        let second = cache.after_refusal(std::slice::from_ref(&cached), NOW).await.unwrap().unwrap();
+        assert_eq!(password(&second), "second");
+        assert!(cache.after_refusal(&[cached.clone(), second.clone()], NOW).await.unwrap().is_none());
+        // Another connection that was refused with the old one gets what the first one found.
+        let asked = *fixed(&cache).asked.lock().unwrap();
+        let shared = cache.after_refusal(&[cached], NOW).await.unwrap().unwrap();
+        assert_eq!((password(&shared), *fixed(&cache).asked.lock().unwrap()), ("second", asked));
+        // A token made for this very connection is not made again.
+        let cache = token_like();
+        let minted = cache.credential(NOW).await.unwrap();
+        assert!(cache.after_refusal(&[minted], NOW).await.unwrap().is_none());
+        assert!(!format!("{second:?}").contains("second") && second.kind == Kind::Password);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rotation_is_followed_through_every_version() {
+        let cache = secret_like();
+        let first = cache.credential(NOW).await.unwrap();
+        // The database knows the pending one already; the current one is still the old one.
+        set(&cache, &["first", "second", "zeroth"]);
+        let pending = cache.after_refusal(std::slice::from_ref(&first), NOW).await.unwrap().unwrap();
+        assert_eq!(password(&pending), "second");
+        cache.accepted(&pending, NOW).await;
+        assert_eq!(password(&cache.credential(NOW).await.unwrap()), "second");
+        let previous = cache.after_refusal(&[first.clone(), pending.clone()], NOW).await.unwrap().unwrap();
+        assert_eq!(password(&previous), "zeroth");
+        assert!(cache.after_refusal(&[first, pending, previous], NOW).await.unwrap().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_worked_waits_for_the_rotation_to_reach_the_secret() {
+        let cache = Arc::new(secret_like());
+        let loan = cache.credential(NOW).await.unwrap();
+        // Never accepted: a wrong secret is told at once.
+        let begun = Instant::now();
+        assert!(cache.after_refusal(std::slice::from_ref(&loan), NOW).await.unwrap().is_none());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        cache.accepted(&loan, NOW).await;
+        let waiting = cache.after_refusal(std::slice::from_ref(&loan), NOW);
+        let rotating = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            set(&cache, &["second", "first"]);
+        };
+        let (found, ()) = tokio::join!(waiting, rotating);
+        assert_eq!(password(&found.unwrap().unwrap()), "second");
+        // But not for ever.
+        let begun = Instant::now();
+        set(&cache, &["first"]);
+        tokio::time::sleep(LOOK_AGAIN).await;
+        assert!(cache.after_refusal(&[loan], NOW).await.unwrap().is_none());
+        assert!(begun.elapsed() < 2 * ROTATION);
+    }
+
+    #[tokio::test]
+    async fn twenty_refusals_share_one_look_at_the_secret() {
+        let cache = Arc::new(secret_like());
+        let loan = cache.credential(NOW).await.unwrap();
+        set(&cache, &["second"]);
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let (cache, loan) = (Arc::clone(&cache), loan.clone());
+            all.spawn(async move { cache.after_refusal(&[loan], NOW).await.unwrap().unwrap() });
+        }
+        assert!(all.join_all().await.iter().all(|loan| password(loan) == "second"));
+        assert_eq!(*fixed(&cache).asked.lock().unwrap(), 2);
     }
 
     #[test]
     fn short_credentials_are_used_for_half_of_their_life() {
-        let now = SystemTime::UNIX_EPOCH;
-        assert_eq!(use_until(now, now + Duration::from_secs(20)), now + Duration::from_secs(10));
-        assert_eq!(use_until(now, now), now);
+        let lasting = |seconds| {
+            let reuse = Reuse::UntilExpiry(NOW + Duration::from_secs(seconds));
+            Credential::new("u".to_owned(), "p".to_owned().into(), Kind::Token, reuse)
+        };
+        assert_eq!(use_until(NOW, &lasting(20)), NOW + Duration::from_secs(10));
+        assert_eq!(use_until(NOW, &lasting(0)), NOW);
     }
 }

@@ -1,24 +1,56 @@
 //! What a target logs in with. A credential is redacted, wiped when dropped, exposed at one line of the relay, and
-//! cached until safely before its expiry.
+//! cached: a token until safely before its expiry, a secret until it is read again or refused.
+//!
+//! [`Cache`] is the way in. It lends a credential to a connection ([`Loan`]) and knows what to try when the database
+//! refuses one: that is how a rotation in mid-run stays invisible.
 
 mod cache;
 mod rds_iam;
+mod secret;
+mod secrets_manager;
+mod sources;
+mod task_role;
 
-pub(crate) use cache::{Cache, Freshness};
-pub(crate) use rds_iam::{RdsIam, TaskRole};
+pub(crate) use cache::{Cache, Loan};
+pub(crate) use secrets_manager::SecretError;
+pub(crate) use sources::Sources;
 
+use rds_iam::RdsIam;
+use secrets_manager::SecretsManager;
+use task_role::TaskRole;
+
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::types::Engine;
 
 /// What a secret is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Any authentication method that takes a password.
-    #[cfg_attr(not(test), expect(dead_code, reason = "password sources come with Vault and Secrets Manager"))]
     Password,
     /// Only as a cleartext password.
     Token,
+}
+
+/// How long a credential may be handed out again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// Until this time, when the source is asked again; if it cannot answer then, the old one goes on.
+    ReadAgainAt(SystemTime),
+    /// Until safely before it ends at this time.
+    UntilExpiry(SystemTime),
+}
+
+/// Where the database is, as far as a secret says it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) engine: Option<Engine>,
+    pub(crate) host: Option<String>,
+    pub(crate) port: Option<u16>,
+    pub(crate) database: Option<String>,
 }
 
 /// A login: database user and secret.
@@ -27,7 +59,21 @@ pub(crate) struct Credential {
     pub(crate) user: String,
     pub(crate) secret: SecretString,
     pub(crate) kind: Kind,
-    pub(crate) expires_at: Option<SystemTime>,
+    pub(crate) place: Place,
+    reuse: Reuse,
+    /// Whether a database has accepted it.
+    worked: AtomicBool,
+}
+
+impl Credential {
+    fn new(user: String, secret: SecretString, kind: Kind, reuse: Reuse) -> Self {
+        Self { user, secret, kind, place: Place::default(), reuse, worked: AtomicBool::new(false) }
+    }
+
+    /// Whether trying `other` as well could bring anything new.
+    fn is_same_login(&self, other: &Self) -> bool {
+        self.user == other.user && self.secret.expose_secret() == other.secret.expose_secret()
+    }
 }
 
 /// Why there is no credential. The texts hold no secret and no body of an answer.
@@ -37,6 +83,8 @@ pub(crate) enum MintError {
     NoTaskRole,
     #[error("the container credentials endpoint gave no credentials: {0}")]
     Endpoint(String),
+    #[error("secret {id}: {error}")]
+    Secret { id: String, error: SecretError },
     #[error("the token could not be signed: {0}")]
     Sign(String),
     #[error("the container credentials endpoint did not answer within {0} s")]
@@ -47,12 +95,9 @@ pub(crate) enum MintError {
 #[derive(Debug)]
 pub(crate) enum Source {
     #[cfg(test)]
-    Fixed {
-        user: String,
-        password: String,
-        mints: std::sync::atomic::AtomicUsize,
-    },
+    Fixed(fixed::Fixed),
     RdsIam(RdsIam),
+    SecretsManager(SecretsManager),
 }
 
 impl Source {
@@ -60,16 +105,65 @@ impl Source {
     async fn mint(&self, now: SystemTime) -> Result<Credential, MintError> {
         match self {
             #[cfg(test)]
-            Self::Fixed { user, password, mints } => {
-                mints.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                Ok(Credential {
-                    user: user.clone(),
-                    secret: password.clone().into(),
-                    kind: Kind::Password,
-                    expires_at: Some(now + std::time::Duration::from_secs(900)),
-                })
-            }
+            Self::Fixed(source) => Ok(source.mint(now)),
             Self::RdsIam(source) => source.mint(now).await,
+            // Boxed: the future of the SDK is large, and few connections need it.
+            Self::SecretsManager(source) => Box::pin(source.mint(now)).await,
+        }
+    }
+
+    /// Every login that may be the right one just now, best first. `None`: only a new one from [`Source::mint`] is.
+    async fn versions(&self, now: SystemTime) -> Result<Option<Vec<Credential>>, MintError> {
+        match self {
+            #[cfg(test)]
+            Self::Fixed(source) => Ok(source.versions(now)),
+            Self::RdsIam(_) => Ok(None),
+            Self::SecretsManager(source) => Box::pin(source.versions(now)).await.map(Some),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixed {
+    //! A source under the test's control.
+
+    use std::sync::Mutex;
+    use std::time::{Duration, SystemTime};
+
+    use super::{Credential, Kind, Reuse};
+
+    /// Gives the passwords of `now`, the first one on a mint; `secret_like` ones are read again after a refusal.
+    #[derive(Debug)]
+    pub(crate) struct Fixed {
+        pub(crate) user: String,
+        pub(crate) secret_like: bool,
+        pub(crate) passwords: Mutex<Vec<String>>,
+        pub(crate) asked: Mutex<usize>,
+    }
+
+    impl Fixed {
+        pub(crate) fn new(user: &str, password: &str) -> Self {
+            let passwords = Mutex::new(vec![password.to_owned()]);
+            Self { user: user.to_owned(), secret_like: false, passwords, asked: Mutex::new(0) }
+        }
+
+        fn credential(&self, password: &str, now: SystemTime) -> Credential {
+            let end = now + Duration::from_secs(900);
+            let reuse = if self.secret_like { Reuse::ReadAgainAt(end) } else { Reuse::UntilExpiry(end) };
+            Credential::new(self.user.clone(), password.to_owned().into(), Kind::Password, reuse)
+        }
+
+        pub(super) fn mint(&self, now: SystemTime) -> Credential {
+            *self.asked.lock().unwrap() += 1;
+            self.credential(&self.passwords.lock().unwrap()[0], now)
+        }
+
+        pub(super) fn versions(&self, now: SystemTime) -> Option<Vec<Credential>> {
+            if !self.secret_like {
+                return None;
+            }
+            *self.asked.lock().unwrap() += 1;
+            Some(self.passwords.lock().unwrap().iter().map(|password| self.credential(password, now)).collect())
         }
     }
 }

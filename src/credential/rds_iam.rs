@@ -8,57 +8,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_config::ecs::EcsCredentialsProvider;
-use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::Credentials;
-use aws_credential_types::provider::ProvideCredentials as _;
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign};
 use aws_sigv4::sign::v4;
-use aws_smithy_http_client::tls;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::credential::{Credential, Kind, MintError};
+use crate::credential::{Credential, Kind, MintError, Reuse, TaskRole};
 
 /// "The token is valid for 15 minutes" (RDS User Guide); a longer `X-Amz-Expires` is refused.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(900);
-/// The container credentials endpoint is local to the task.
-const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(5);
 /// RFC 3986 unreserved characters stay, as SigV4 wants it.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-
-/// The credentials of the task role, from the ECS container credentials endpoint.
-#[derive(Debug)]
-pub(crate) struct TaskRole {
-    provider: EcsCredentialsProvider,
-}
-
-impl TaskRole {
-    /// Reads where the endpoint is from the variables that ECS sets in the container.
-    pub(crate) fn from_container() -> Self {
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-            .build_https();
-        let config = ProviderConfig::without_region().with_http_client(http);
-        Self { provider: EcsCredentialsProvider::builder().configure(&config).build() }
-    }
-
-    async fn credentials(&self) -> Result<Credentials, MintError> {
-        let answer = tokio::time::timeout(ENDPOINT_TIMEOUT, self.provider.provide_credentials()).await;
-        match answer {
-            Ok(Ok(credentials)) => Ok(credentials),
-            Ok(Err(CredentialsError::CredentialsNotLoaded(_))) => Err(MintError::NoTaskRole),
-            // Kinds and the endpoint's own code only: an answer may hold anything.
-            Ok(Err(CredentialsError::InvalidConfiguration(_))) => {
-                Err(MintError::Endpoint("its address in the container's environment is not allowed".to_owned()))
-            }
-            Ok(Err(CredentialsError::ProviderTimedOut(_))) | Err(_) => {
-                Err(MintError::Timeout(ENDPOINT_TIMEOUT.as_secs()))
-            }
-            Ok(Err(_)) => Err(MintError::Endpoint("it refused, or its answer could not be read".to_owned())),
-        }
-    }
-}
 
 /// Mints tokens for one database user at one endpoint.
 pub(crate) struct RdsIam {
@@ -80,12 +40,7 @@ impl RdsIam {
         let role = self.role.credentials().await?;
         let token = token(&role, &self.region, &self.host, self.port, &self.user, now)?;
         let expires_at = role.expiry().map_or(now + TOKEN_LIFETIME, |expiry| expiry.min(now + TOKEN_LIFETIME));
-        Ok(Credential {
-            user: self.user.clone(),
-            secret: token.into(),
-            kind: Kind::Token,
-            expires_at: Some(expires_at),
-        })
+        Ok(Credential::new(self.user.clone(), token.into(), Kind::Token, Reuse::UntilExpiry(expires_at)))
     }
 }
 

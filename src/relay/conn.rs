@@ -15,7 +15,7 @@ use crate::relay::identity::Person;
 use crate::relay::splice::{Side, Spliced, splice};
 use crate::relay::{Io, Served, Shared, reply, upstream};
 use crate::tls;
-use crate::types::{CredentialConfig, Engine};
+use crate::types::{CredentialConfig, Engine, Target};
 use crate::wire::proxy::{Handshake, Refusal};
 use crate::wire::{mysql, pg};
 
@@ -66,13 +66,14 @@ impl Conn {
         };
         let Ok(_room) = self.shared.room.try_acquire() else {
             let full = ConnError::Full(self.shared.config.max_connections);
-            self.refuse(&mut client, handshake.as_ref(), &full).await;
+            self.refuse(&mut client, handshake.as_ref(), &full, target, target.credential.db_user()).await;
             return;
         };
         let started = Instant::now();
         let login = match (&target.credential, handshake) {
-            (CredentialConfig::RdsIam { .. }, Some(handshake)) => self.log_in(client, handshake).await,
-            (_, handshake) => self.connect(client, handshake.as_ref()).await,
+            (CredentialConfig::Client, handshake) => self.connect(client, handshake.as_ref()).await,
+            (_, None) => self.connect(client, None).await,
+            (_, Some(handshake)) => self.log_in(client, handshake).await,
         };
         let Some(mut login) = login else { return };
         let _open = self.shared.lifetime.opened();
@@ -145,10 +146,11 @@ impl Conn {
 
     /// A target whose clients log in themselves: bytes only, to the configured address only.
     async fn connect(&self, mut client: Box<dyn Io>, handshake: Option<&Handshake>) -> Option<Login> {
-        match upstream::dial(&self.served.target).await {
+        let target = &self.served.target;
+        match upstream::dial(target).await {
             Ok(stream) => Some(Login { client, upstream: Upstream::Plain(stream), program: None, db_user: None }),
             Err(error) => {
-                self.refuse(&mut client, handshake, &error.into()).await;
+                self.refuse(&mut client, handshake, &error.into(), target, None).await;
                 None
             }
         }
@@ -160,7 +162,7 @@ impl Conn {
         let failure = match driver.run().await {
             Ok(Outcome::Splice) => {
                 let program = driver.handshake.client_program();
-                let db_user = driver.used.map(|(credential, _)| credential.user.clone());
+                let db_user = driver.user().map(str::to_owned);
                 return Some(Login { client: driver.client?, upstream: driver.upstream?, program, db_user });
             }
             Ok(Outcome::Cancel(packet)) => {
@@ -173,8 +175,11 @@ impl Conn {
             }
             Err(failure) => failure,
         };
-        match &mut driver.client {
-            Some(client) => self.refuse(client, Some(&driver.handshake), &failure).await,
+        match driver.client.take() {
+            Some(mut client) => {
+                let handshake = Some(&driver.handshake);
+                self.refuse(&mut client, handshake, &failure, driver.target(), driver.user()).await;
+            }
             // The client went down with its own TLS handshake; there is nobody to tell.
             None => self.log_failure(&failure),
         }
@@ -197,11 +202,19 @@ impl Conn {
         Ok(())
     }
 
-    /// Tells the client what failed, in its protocol, and logs it.
-    async fn refuse(&self, client: &mut Box<dyn Io>, handshake: Option<&Handshake>, failure: &ConnError) {
+    /// Tells the client what failed, in its protocol, and logs it. `target` and `user`: where and as whom, as far as it
+    /// came.
+    async fn refuse(
+        &self,
+        client: &mut Box<dyn Io>,
+        handshake: Option<&Handshake>,
+        failure: &ConnError,
+        target: &Target,
+        user: Option<&str>,
+    ) {
         self.log_failure(failure);
         let Some(handshake) = handshake else { return };
-        if let Some(text) = reply::error_text(failure, &self.served.target, self.id) {
+        if let Some(text) = reply::error_text(failure, target, user, self.id) {
             let packet = handshake.encode_error(&text);
             // A client that no longer reads cannot be told.
             let _told = tokio::time::timeout(GOODBYE_TIMEOUT, async {

@@ -40,6 +40,8 @@ impl ErrorKind {
 pub(super) enum DialError {
     #[error("{address} does not take the connection: {reason}")]
     Connect { address: SocketAddr, reason: String },
+    #[error("neither the configuration nor the secret names a host")]
+    NoAddress,
     #[error("the name does not resolve: {0}")]
     Resolve(String),
     #[error("no answer within {0} s")]

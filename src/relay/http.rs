@@ -16,18 +16,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::relay::{ACCEPT_PAUSE, Shared, authorize, conn, upstream};
-use crate::types::{HEADER_TARGET, UPGRADE_CONN};
+use crate::relay::{ACCEPT_PAUSE, Served, Shared, authorize, conn, upstream, wall_clock};
+use crate::types::{CredentialConfig, HEADER_TARGET, Target, UPGRADE_CONN};
 use crate::wire::authorize::PATH;
 
 /// A client that opens the port and sends no request is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests of ours are a few hundred bytes.
 const BUFFER: usize = 16 * 1024;
+
+/// For reading the secrets of all targets in `/v1/targets`; the launcher waits 10 s for its answer.
+const SECRETS_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Serves until `stop`; the relay keeps it up through the drain so that health and metrics stay readable.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
@@ -98,28 +102,27 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> ([(HeaderName, &'static s
 
 async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
     let config = &shared.config;
-    let targets: Vec<Value> = shared
-        .served
-        .iter()
-        .map(|served| {
-            let target = &served.target;
-            json!({
-                "name": target.name,
-                "engine": target.engine.as_str(),
-                "host": target.host,
-                "port": target.port,
-                "database": target.database,
-                "read_only": target.read_only,
-                "db_user": target.credential.db_user(),
-                "credential": target.credential.source(),
-                "relay_port": target.relay_port,
-                "local_port": target.local_port,
-                "open_connections": served.metrics.open(),
-            })
-        })
-        .collect();
+    let mut targets = Vec::with_capacity(shared.served.len());
+    let deadline = Instant::now() + SECRETS_TIMEOUT;
+    for served in &shared.served {
+        let (target, user, problem) = known(served, deadline).await;
+        targets.push(json!({
+            "name": target.name,
+            "engine": target.engine.as_str(),
+            "host": target.host,
+            "port": target.port,
+            "database": target.database,
+            "read_only": target.read_only,
+            "db_user": user,
+            "credential": target.credential.source(),
+            "problem": problem,
+            "relay_port": target.relay_port,
+            "local_port": target.local_port,
+            "open_connections": served.metrics.open(),
+        }));
+    }
     let started_at = humantime::format_rfc3339_seconds(shared.started_at).to_string();
-    std::future::ready(Json(json!({
+    Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "env": config.environment,
         "access": config.access,
@@ -129,8 +132,25 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
         "idle_stop_seconds": config.idle_stop.map(|limit| limit.as_secs()),
         "max_age_seconds": config.max_age.map(|limit| limit.as_secs()),
         "targets": targets,
-    })))
-    .await
+    }))
+}
+
+/// The target and who the relay is there, with what its secret says, or why the secret does not say it.
+async fn known(served: &Served, deadline: Instant) -> (Target, Option<String>, Option<String>) {
+    let target = &served.target;
+    let configured = target.credential.db_user().map(str::to_owned);
+    let (CredentialConfig::SecretsManager { .. }, Some(cache)) = (&target.credential, &served.credential) else {
+        return (target.clone(), configured, None);
+    };
+    match tokio::time::timeout_at(deadline, cache.credential(wall_clock())).await {
+        Ok(Ok(loan)) => {
+            let place = &loan.place;
+            let target = target.completed(place.host.as_deref(), place.port, place.database.as_deref());
+            (target, Some(loan.user.clone()), None)
+        }
+        Ok(Err(error)) => (target.clone(), configured, Some(error.to_string())),
+        Err(_) => (target.clone(), configured, Some("its secret could not be read in time".to_owned())),
+    }
 }
 
 /// Turns this HTTP connection into one client connection to the target that the request names.

@@ -35,12 +35,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::credential::{Cache, RdsIam, Source, TaskRole};
+use crate::credential::{Cache, Sources};
 use crate::relay::identity::Identity;
 use crate::relay::lifetime::Lifetime;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
-use crate::types::{CredentialConfig, RELAY_HTTP_PORT, Target};
+use crate::types::{RELAY_HTTP_PORT, Target};
 
 pub(crate) use lifetime::Ended;
 
@@ -73,6 +73,8 @@ pub(crate) struct Config {
     pub(crate) max_connections: usize,
     pub(crate) extra_ca_file: Option<PathBuf>,
     pub(crate) client_tls: Option<ClientTls>,
+    /// Another endpoint of Secrets Manager than that of the region.
+    pub(crate) secrets_manager_endpoint: Option<String>,
     pub(crate) targets: Vec<Target>,
 }
 
@@ -144,9 +146,12 @@ impl Relay {
         drain: CancellationToken,
         now: CancellationToken,
     ) -> Result<Self, StartError> {
-        let role = Arc::new(TaskRole::from_container());
-        let region = config.region.clone();
-        Self::bind_with(config, drain, now, |target| credential(target, &region, &role)).await
+        let sources = Sources::new(
+            config.region.clone(),
+            config.extra_ca_file.as_deref(),
+            config.secrets_manager_endpoint.clone(),
+        )?;
+        Self::bind_with(config, drain, now, |target| sources.cache(target)).await
     }
 
     /// As [`Relay::bind`], with the credentials of the caller's choice.
@@ -207,7 +212,7 @@ impl Relay {
             info!(
                 target = served.target.name,
                 engine = %served.target.engine,
-                upstream = format!("{}:{}", served.target.host, served.target.port),
+                upstream = served.target.address(),
                 port = served.target.relay_port,
                 "listening"
             );
@@ -268,19 +273,6 @@ async fn drain(shared: &Shared, ended: Ended) {
 async fn listen(address: IpAddr, port: u16) -> Result<TcpListener, StartError> {
     let address = SocketAddr::new(address, port);
     TcpListener::bind(address).await.map_err(|reason| StartError::Bind { address, reason })
-}
-
-fn credential(target: &Target, region: &str, role: &Arc<TaskRole>) -> Option<Cache> {
-    match &target.credential {
-        CredentialConfig::Client => None,
-        CredentialConfig::RdsIam { user } => Some(Cache::new(Source::RdsIam(RdsIam {
-            role: Arc::clone(role),
-            region: region.to_owned(),
-            host: target.host.clone(),
-            port: target.port,
-            user: user.clone(),
-        }))),
-    }
 }
 
 /// Accepts clients of a plain port until the drain.

@@ -3,11 +3,12 @@
 //! Every answer names the target, says what happened and what to do next, with the connection's number for the log. It
 //! is built from the relay's own enums; the text of the database is added where TLS has proven whose text it is.
 
+mod advice;
 mod iam;
+mod password;
 
-use crate::credential::MintError;
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
-use crate::types::{Engine, Target};
+use crate::types::{CredentialConfig, Engine, Target};
 use crate::wire::proxy::{ErrorText, Refusal};
 
 /// What kind of failure a client's driver is to see.
@@ -48,8 +49,9 @@ fn words(engine: Engine) -> (&'static str, &'static str) {
 }
 
 /// What to tell the client about `failure`, or `None` where it has been told or is gone.
-pub(super) fn error_text(failure: &ConnError, target: &Target, conn_id: u64) -> Option<ErrorText> {
-    let mut text = text(failure, target)?;
+/// `user` is who the relay tried to log in as, `target` where, both as far as it came.
+pub(super) fn error_text(failure: &ConnError, target: &Target, user: Option<&str>, conn_id: u64) -> Option<ErrorText> {
+    let mut text = text(failure, target, user)?;
     let number = format!("(bastion connection {conn_id})");
     text.hint = if text.hint.is_empty() { number } else { format!("{} {number}", text.hint) };
     Some(text)
@@ -66,9 +68,9 @@ fn error(
     ErrorText { number, sqlstate: sqlstate.to_owned(), message, detail: detail.into(), hint: hint.into() }
 }
 
-fn text(failure: &ConnError, target: &Target) -> Option<ErrorText> {
-    let Target { name, host, port, .. } = target;
-    let user = target.credential.db_user().unwrap_or("the client's user");
+fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<ErrorText> {
+    let (name, address) = (&target.name, target.address());
+    let user = user.unwrap_or("the client's user");
     let (engine, without_tls) = words(target.engine);
     Some(match failure {
         ConnError::ClientIo(_) | ConnError::Refused(Refusal::ClientGone | Refusal::Rejected(_)) => return None,
@@ -93,13 +95,19 @@ fn text(failure: &ConnError, target: &Target) -> Option<ErrorText> {
             "",
             format!("Connect with a {engine} client."),
         ),
-        ConnError::Credential(reason) => credential(reason, target, user),
+        ConnError::Credential(reason) => error(
+            target,
+            Class::CannotConnect,
+            format!("bastion: no login for target {name}: {reason}"),
+            "",
+            advice::credential(reason),
+        ),
         ConnError::Dial(reason) => dial(reason, target),
         ConnError::Tls(reason) => tls(reason, target),
         ConnError::Refused(Refusal::UpstreamWithoutTls) => error(
             target,
             Class::CannotConnect,
-            format!("bastion: target {name} at {host}:{port} does not offer TLS, so no login was sent"),
+            format!("bastion: target {name} at {address} does not offer TLS, so no login was sent"),
             "",
             format!("Check that host and port are those of an RDS or Aurora {engine} endpoint."),
         ),
@@ -120,21 +128,21 @@ fn text(failure: &ConnError, target: &Target) -> Option<ErrorText> {
         ConnError::LoginTimeout(seconds) => error(
             target,
             Class::ConnectionFailure,
-            format!("bastion: target {name} at {host}:{port} did not finish the login within {seconds} s"),
+            format!("bastion: target {name} at {address} did not finish the login within {seconds} s"),
             "",
             "Try again; if it stays so, look at the load and the log of the database.",
         ),
         ConnError::UpstreamIo(_) | ConnError::Refused(Refusal::UpstreamGone) => error(
             target,
             Class::ConnectionFailure,
-            format!("bastion: target {name} at {host}:{port} closed the connection during the login"),
+            format!("bastion: target {name} at {address} closed the connection during the login"),
             "",
             "The database may be restarting or failing over: try again in a minute.",
         ),
         ConnError::Refused(Refusal::UpstreamMalformed(what)) => error(
             target,
             Class::ConnectionFailure,
-            format!("bastion: target {name} at {host}:{port} does not answer like {engine}: {what}"),
+            format!("bastion: target {name} at {address} does not answer like {engine}: {what}"),
             "",
             "Check engine, host and port of the target.",
         ),
@@ -146,9 +154,10 @@ fn text(failure: &ConnError, target: &Target) -> Option<ErrorText> {
             format!("Let {user} log in with IAM ({}) or a password.", iam::grant(target.engine, user)),
         ),
         ConnError::Refused(Refusal::WantsPassword(what)) => iam::wants_password(what, target, user),
-        ConnError::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.sqlstate) => {
-            iam::refused(said, target, user)
-        }
+        ConnError::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.sqlstate) => match &target.credential {
+            CredentialConfig::SecretsManager { secret_id, .. } => password::refused(said, target, user, secret_id),
+            _ => iam::refused(said, target, user),
+        },
         ConnError::Refused(Refusal::UpstreamRefused(said)) => ErrorText {
             message: format!("bastion: target {name} refused the login of {user}: {}", said.message),
             ..said.clone()
@@ -156,27 +165,10 @@ fn text(failure: &ConnError, target: &Target) -> Option<ErrorText> {
     })
 }
 
-fn credential(reason: &MintError, target: &Target, user: &str) -> ErrorText {
-    let name = &target.name;
-    let hint = match reason {
-        MintError::NoTaskRole => "Set taskRoleArn in the task definition; the execution role is not enough.",
-        MintError::Endpoint(_) | MintError::Timeout(_) => {
-            "Try again; if it stays so, check that the task role exists and that ecs-tasks.amazonaws.com may assume it."
-        }
-        MintError::Sign(_) => "Check region, host and user of the target in the relay's configuration.",
-    };
-    error(
-        target,
-        Class::CannotConnect,
-        format!("bastion: no IAM token for {user} on target {name}: {reason}"),
-        "",
-        hint,
-    )
-}
-
 fn dial(reason: &DialError, target: &Target) -> ErrorText {
-    let Target { name, host, port, .. } = target;
+    let (name, address) = (&target.name, target.address());
     let hint = match reason {
+        DialError::NoAddress => "Add host to the target's configuration, or \"host\" to the secret.",
         DialError::Resolve(_) => {
             "Check host in the target's configuration, and that the VPC has DNS resolution and DNS host names on."
         }
@@ -186,17 +178,11 @@ fn dial(reason: &DialError, target: &Target) -> ErrorText {
         }
         DialError::Connect { .. } => "Check that the database runs and listens on this port.",
     };
-    error(
-        target,
-        Class::CannotConnect,
-        format!("bastion: cannot reach target {name} at {host}:{port}: {reason}"),
-        "",
-        hint,
-    )
+    error(target, Class::CannotConnect, format!("bastion: cannot reach target {name} at {address}: {reason}"), "", hint)
 }
 
 fn tls(reason: &UpstreamTlsError, target: &Target) -> ErrorText {
-    let Target { name, host, port, .. } = target;
+    let (name, address) = (&target.name, target.address());
     let hint = match reason {
         UpstreamTlsError::OtherName | UpstreamTlsError::BadName => {
             "Configure the endpoint's own name (…rds.amazonaws.com): a CNAME or an address is not in the certificate."
@@ -212,7 +198,7 @@ fn tls(reason: &UpstreamTlsError, target: &Target) -> ErrorText {
     error(
         target,
         Class::CannotConnect,
-        format!("bastion: no login was sent to target {name} at {host}:{port}: {reason}"),
+        format!("bastion: no login was sent to target {name} at {address}: {reason}"),
         "TLS with full verification comes before any login.",
         hint,
     )

@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
 
 use bastion_sandbox::postgres::{self, Flaws, Postgres};
 use tokio::process::Command;
 
 use super::*;
-use crate::types::Engine;
+use crate::credential::Source;
+use crate::credential::fixed::Fixed;
+use crate::types::{CredentialConfig, Engine};
 
 /// `bastion-sandbox` stands one folder above the test programs.
 async fn database(folder: &Path) -> Postgres {
@@ -23,9 +24,9 @@ fn config(listen: Ipv4Addr, database: &Postgres, users: &[&str]) -> Config {
     let target = |(n, user): (usize, &&str)| Target {
         name: (*user).to_owned(),
         engine: Engine::Postgres,
-        host: postgres::HOST.to_owned(),
+        host: Some(postgres::HOST.to_owned()),
         hostaddr: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        port: database.port,
+        port: Some(database.port),
         database: Some("orders".to_owned()),
         read_only: false,
         local_port: None,
@@ -51,6 +52,7 @@ fn config(listen: Ipv4Addr, database: &Postgres, users: &[&str]) -> Config {
         max_connections: 4,
         extra_ca_file: Some(database.ca_file.clone()),
         client_tls: None,
+        secrets_manager_endpoint: None,
         targets: users.iter().enumerate().map(target).collect(),
     }
 }
@@ -59,8 +61,7 @@ fn config(listen: Ipv4Addr, database: &Postgres, users: &[&str]) -> Config {
 async fn serve(config: Config, password: &'static str) -> (CancellationToken, tokio::task::JoinHandle<Ended>) {
     let drain = CancellationToken::new();
     let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), move |target| {
-        let user = target.name.clone();
-        Some(Cache::new(Source::Fixed { user, password: password.to_owned(), mints: AtomicUsize::new(0) }))
+        Some(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))
     });
     let relay = relay.await.unwrap();
     #[expect(clippy::disallowed_methods, reason = "joined by the test")]

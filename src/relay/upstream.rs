@@ -38,9 +38,10 @@ pub(super) async fn dial(target: &Target) -> Result<TcpStream, DialError> {
 }
 
 async fn dial_any(target: &Target) -> Result<TcpStream, DialError> {
+    let (Some(host), Some(port)) = (&target.host, target.port) else { return Err(DialError::NoAddress) };
     let addresses: Vec<SocketAddr> = match target.hostaddr {
-        Some(address) => vec![SocketAddr::new(address, target.port)],
-        None => tokio::net::lookup_host((target.host.as_str(), target.port))
+        Some(address) => vec![SocketAddr::new(address, port)],
+        None => tokio::net::lookup_host((host.as_str(), port))
             .await
             .map_err(|error| DialError::Resolve(error.to_string()))?
             .collect(),
@@ -64,7 +65,7 @@ pub(super) async fn start_tls(
     target: &Target,
     config: &Arc<ClientConfig>,
 ) -> Result<(TlsStream<TcpStream>, Option<Vec<u8>>), UpstreamTlsError> {
-    let name = ServerName::try_from(target.host.clone()).map_err(|_| UpstreamTlsError::BadName)?;
+    let name = ServerName::try_from(target.host.clone().unwrap_or_default()).map_err(|_| UpstreamTlsError::BadName)?;
     let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream);
     match tokio::time::timeout(TLS_TIMEOUT, connecting).await {
         Err(_) => Err(UpstreamTlsError::Timeout(TLS_TIMEOUT.as_secs())),

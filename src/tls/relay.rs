@@ -15,9 +15,20 @@ use crate::tls::provider;
 /// AWS's global bundle; without expired, intermediate, Beta and Preview certificates.
 const RDS_CA: &[u8] = include_bytes!("rds-ca.pem");
 
+/// Where the roots of Amazon Trust Services begin in [`RDS_CA`].
+const AWS_ROOTS: &str = "# Amazon Root CA 1";
+
+/// The PEM certificates of Amazon Trust Services, which the endpoints of AWS services and of their VPC endpoints use.
+pub(crate) fn aws_roots() -> &'static [u8] {
+    let start = RDS_CA.windows(AWS_ROOTS.len()).position(|window| window == AWS_ROOTS.as_bytes());
+    start.and_then(|start| RDS_CA.get(start..)).unwrap_or_default()
+}
+
 /// A certificate or key file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsConfigError {
+    #[error("cannot make the client for AWS services: {0}")]
+    AwsClient(String),
     #[error("cannot read {}: {reason}", path.display())]
     File { path: PathBuf, reason: String },
     #[error("{} holds no certificate; it must be a PEM file", .0.display())]
@@ -41,7 +52,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], rustls::crypto::GetRan
 /// # Errors
 /// When `extra_ca` cannot be read or holds no certificate.
 pub(crate) fn upstream(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsConfigError> {
-    client(extra_ca, |_| true)
+    client(extra_ca, RDS_CA)
 }
 
 /// The configuration for AWS APIs from the image, which has no trust store: the roots of Amazon Trust Services, which
@@ -50,22 +61,12 @@ pub(crate) fn upstream(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, Tls
 /// # Errors
 /// As [`upstream`].
 pub(crate) fn aws(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsConfigError> {
-    client(extra_ca, is_trust_services)
+    client(extra_ca, aws_roots())
 }
 
-fn is_trust_services(certificate: &CertificateDer<'_>) -> bool {
-    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
-        let name = parsed.subject().to_string();
-        name.contains("CN=Amazon Root CA ") || name.contains("CN=Starfield Services Root Certificate Authority")
-    })
-}
-
-fn client(
-    extra_ca: Option<&Path>,
-    wanted: impl Fn(&CertificateDer<'_>) -> bool,
-) -> Result<Arc<ClientConfig>, TlsConfigError> {
+fn client(extra_ca: Option<&Path>, pem: &[u8]) -> Result<Arc<ClientConfig>, TlsConfigError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(RDS_CA).flatten().filter(wanted) {
+    for certificate in CertificateDer::pem_slice_iter(pem).flatten() {
         roots.add(certificate)?;
     }
     if let Some(path) = extra_ca {
@@ -157,16 +158,29 @@ mod tests {
     }
 
     #[test]
-    fn five_of_them_are_those_of_aws_itself() {
-        let roots: Vec<_> = CertificateDer::pem_slice_iter(RDS_CA).collect::<Result<_, _>>().unwrap();
-        assert_eq!(roots.iter().filter(|root| is_trust_services(root)).count(), 5);
-        assert!(aws(None).is_ok());
-    }
-
-    #[test]
     fn random_text_is_long_and_never_the_same() {
         let (one, two) = (random_hex().unwrap(), random_hex().unwrap());
         assert!(one.len() == 64 && one.bytes().all(|byte| byte.is_ascii_hexdigit()) && one != two);
+    }
+
+    #[test]
+    fn the_roots_for_aws_services_are_those_of_amazon_trust_services() {
+        let roots: Vec<_> = CertificateDer::pem_slice_iter(aws_roots()).collect::<Result<_, _>>().unwrap();
+        let names = roots.iter().map(|root| {
+            let (_, parsed) = x509_parser::parse_x509_certificate(root).unwrap();
+            parsed.subject().iter_common_name().next().unwrap().as_str().unwrap().to_owned()
+        });
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            [
+                "Amazon Root CA 1",
+                "Amazon Root CA 2",
+                "Amazon Root CA 3",
+                "Amazon Root CA 4",
+                "Starfield Services Root Certificate Authority - G2"
+            ]
+        );
+        assert!(aws(None).is_ok());
     }
 
     #[test]

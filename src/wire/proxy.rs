@@ -173,6 +173,14 @@ impl Handshake {
         }
     }
 
+    /// What a client gets that names no database, if that is known only now.
+    pub fn set_database(&mut self, database: Option<&str>) {
+        match self {
+            Self::Mysql(handshake) => handshake.set_database(database),
+            Self::Postgres(handshake) => handshake.set_database(database),
+        }
+    }
+
     /// Starts over with a new upstream connection, for a credential that was stale. False if it is too late for that.
     #[must_use]
     pub fn retry(&mut self) -> bool {

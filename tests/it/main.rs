@@ -7,6 +7,7 @@ mod cli;
 mod identity;
 mod relay;
 mod relay_mysql;
+mod secrets;
 mod support;
 mod up;
 

@@ -10,11 +10,12 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
-use tracing::debug;
+use tracing::{debug, warn};
 
-use crate::credential::{Credential, Freshness, Kind};
+use crate::credential::{Kind, Loan};
 use crate::relay::error::ConnError;
 use crate::relay::{Io, Served, Shared, upstream, wall_clock};
+use crate::types::Target;
 use crate::wire::proxy::{Action, Handshake, Peer, SecretKind};
 
 /// A client that has connected says what it wants at once; this also covers a slow TLS handshake.
@@ -47,8 +48,12 @@ pub(super) struct Driver<'a> {
     /// `None` after the client's own TLS handshake failed.
     pub(super) client: Option<Box<dyn Io>>,
     pub(super) upstream: Option<Upstream>,
-    /// The credential of the last attempt.
-    pub(super) used: Option<(Arc<Credential>, Freshness)>,
+    /// The target with what its secret says, where the configuration leaves that to the secret.
+    completed: Option<Target>,
+    /// The logins of this connection, in their order.
+    tried: Vec<Loan>,
+    /// The login of the next attempt, if it has been chosen already.
+    next: Option<Loan>,
     buffer: BytesMut,
 }
 
@@ -61,10 +66,31 @@ impl<'a> Driver<'a> {
         client: Option<Box<dyn Io>>,
     ) -> Self {
         let buffer = BytesMut::with_capacity(READ);
-        Self { shared, served, conn_id, handshake, client, upstream: None, used: None, buffer }
+        Self {
+            shared,
+            served,
+            conn_id,
+            handshake,
+            client,
+            upstream: None,
+            completed: None,
+            tried: Vec::new(),
+            next: None,
+            buffer,
+        }
     }
 
-    /// Drives the login to its end, with a second try where the credential was a cached one. Not cancel safe.
+    /// Where the login goes, as far as it is known.
+    pub(super) fn target(&self) -> &Target {
+        self.completed.as_ref().unwrap_or(&self.served.target)
+    }
+
+    /// Who the relay logs in as, as far as it is known.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.tried.last().map(|loan| loan.user.as_str()).or_else(|| self.served.target.credential.db_user())
+    }
+
+    /// Drives the login to its end, with another try where the source has another login. Not cancel safe.
     pub(super) async fn run(&mut self) -> Result<Outcome, ConnError> {
         let mut opened = false;
         let mut waiting = Peer::Client;
@@ -80,41 +106,71 @@ impl<'a> Driver<'a> {
             }
             let failure = match tokio::time::timeout_at(deadline, self.carry_out(action)).await {
                 Ok(Ok(None)) => continue,
-                Ok(Ok(Some(outcome))) => return Ok(outcome),
+                Ok(Ok(Some(outcome))) => {
+                    if let (Some(cache), Some(loan)) = (&self.served.credential, self.tried.last()) {
+                        cache.accepted(loan, wall_clock()).await;
+                    }
+                    return Ok(outcome);
+                }
                 Ok(Err(failure)) => failure,
                 Err(_) if opened => ConnError::LoginTimeout(LOGIN_TIMEOUT.as_secs()),
                 // MySQL's server speaks first, so it may be the one that keeps us waiting.
                 Err(_) if waiting == Peer::Upstream => ConnError::LoginTimeout(OPENING_TIMEOUT.as_secs()),
                 Err(_) => ConnError::OpeningTimeout(OPENING_TIMEOUT.as_secs()),
             };
-            if !self.start_over(&failure).await {
+            let starting = tokio::time::timeout_at(deadline, self.start_over(&failure));
+            if !starting.await.unwrap_or(false) {
                 return Err(failure);
             }
         }
     }
 
-    /// Whether another attempt is worth it, and under way: the database refused a credential that was not fresh.
+    /// Whether another attempt is worth it, and under way: the database refused a login and the source has another one.
     async fn start_over(&mut self, failure: &ConnError) -> bool {
         if !failure.is_stale_credential() {
             return false;
         }
-        let Some((credential, Freshness::Cached)) = self.used.take() else { return false };
-        if !self.handshake.retry() {
-            return false;
+        let Some(cache) = &self.served.credential else { return false };
+        match cache.after_refusal(&self.tried, wall_clock()).await {
+            Ok(Some(loan)) if self.handshake.retry() => {
+                debug!(conn_id = self.conn_id, "the login was refused, trying another one");
+                self.next = Some(loan);
+                self.upstream = None;
+                true
+            }
+            Ok(_) => false,
+            // The client is told of the refusal; this is why there was no second try.
+            Err(error) => {
+                warn!(conn_id = self.conn_id, target = self.served.target.name, %error, "cannot read the login again");
+                false
+            }
         }
-        debug!(conn_id = self.conn_id, "the cached credential was refused, trying a fresh one");
-        if let Some(cache) = &self.served.credential {
-            cache.forget(&credential).await;
+    }
+
+    /// Lets the secret say where the database is, if the configuration does not.
+    async fn complete_target(&mut self) -> Result<(), ConnError> {
+        let Some(cache) = &self.served.credential else { return Ok(()) };
+        if self.served.target.is_complete() {
+            return Ok(());
         }
-        self.upstream = None;
-        true
+        let loan = match self.next.take() {
+            Some(loan) => loan,
+            None => cache.credential(wall_clock()).await?,
+        };
+        let place = &loan.place;
+        let target = self.served.target.completed(place.host.as_deref(), place.port, place.database.as_deref());
+        self.handshake.set_database(target.database.as_deref());
+        self.completed = Some(target);
+        self.next = Some(loan);
+        Ok(())
     }
 
     async fn carry_out(&mut self, action: Action) -> Result<Option<Outcome>, ConnError> {
         match action {
             Action::Cancel(packet) => return Ok(Some(Outcome::Cancel(packet))),
             Action::Dial => {
-                self.upstream = Some(Upstream::Plain(upstream::dial(&self.served.target).await?));
+                self.complete_target().await?;
+                self.upstream = Some(Upstream::Plain(upstream::dial(self.target()).await?));
                 self.handshake.handle_dialed();
             }
             Action::NeedCredential => self.provide_credential().await?,
@@ -135,7 +191,7 @@ impl<'a> Driver<'a> {
             Action::StartTls { peer: Peer::Upstream, .. } => {
                 if let Some(Upstream::Plain(stream)) = self.upstream.take() {
                     let tls = &self.shared.upstream_tls;
-                    let (stream, binding) = upstream::start_tls(stream, &self.served.target, tls).await?;
+                    let (stream, binding) = upstream::start_tls(stream, self.target(), tls).await?;
                     self.upstream = Some(Upstream::Tls(Box::new(stream)));
                     self.handshake.handle_tls(Peer::Upstream, binding);
                 }
@@ -146,14 +202,17 @@ impl<'a> Driver<'a> {
 
     async fn provide_credential(&mut self) -> Result<(), ConnError> {
         let Some(cache) = &self.served.credential else { return Ok(()) };
-        let (credential, freshness) = cache.credential(wall_clock()).await?;
-        let kind = match credential.kind {
+        let loan = match self.next.take() {
+            Some(loan) => loan,
+            None => cache.credential(wall_clock()).await?,
+        };
+        let kind = match loan.kind {
             Kind::Password => SecretKind::Password,
             Kind::Token => SecretKind::Token,
         };
         // The one line that exposes a database secret.
-        self.handshake.handle_credential(&credential.user, credential.secret.expose_secret().as_bytes(), kind);
-        self.used = Some((credential, freshness));
+        self.handshake.handle_credential(&loan.user, loan.secret.expose_secret().as_bytes(), kind);
+        self.tried.push(loan);
         Ok(())
     }
 

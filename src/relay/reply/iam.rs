@@ -16,7 +16,8 @@ pub(super) fn grant(engine: Engine, user: &str) -> String {
 
 /// The database asks for a password where there is a token.
 pub(super) fn wants_password(what: &str, target: &Target, user: &str) -> ErrorText {
-    let Target { name, host, engine, .. } = target;
+    let Target { name, engine, .. } = target;
+    let host = target.host.as_deref().unwrap_or("the database");
     let grant = grant(*engine, user);
     let message = format!("bastion: target {name} asks {user} for {what} instead of an IAM token");
     let (detail, hint) = match engine {
@@ -39,7 +40,8 @@ pub(super) fn wants_password(what: &str, target: &Target, user: &str) -> ErrorTe
 
 /// The database does not accept the token.
 pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorText {
-    let Target { name, host, engine, .. } = target;
+    let Target { name, engine, .. } = target;
+    let host = target.host.as_deref().unwrap_or("the database");
     let grant = grant(*engine, user);
     let message = format!("bastion: target {name} refused the IAM login of {user}: {}", said.message);
     let (detail, hint) = match engine {

@@ -157,6 +157,11 @@ impl Handshake {
         }
     }
 
+    /// What a client gets that names no database, if that is known only now.
+    pub fn set_database(&mut self, database: Option<&str>) {
+        self.settings.database = database.map(str::to_owned);
+    }
+
     pub fn handle_credential(&mut self, user: &str, secret: &[u8], kind: SecretKind) {
         let (State::NeedCredential, Some(greeting), Some(response)) = (&self.state, &self.greeting, &self.response)
         else {

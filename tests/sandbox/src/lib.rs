@@ -13,11 +13,13 @@ mod ecs;
 pub mod gateway;
 pub mod iam;
 pub mod mariadb;
+pub mod moto;
 pub mod postgres;
 pub mod rds;
 mod server;
 pub mod sigv4;
 mod ssm;
+pub mod tools;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
