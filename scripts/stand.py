@@ -1,6 +1,9 @@
 """What the benchmarks and the client tests stand on: the sandbox, a task whose role is lent, and a relay of their own."""
 
 import contextlib
+import datetime
+import hashlib
+import hmac
 import json
 import os
 import pathlib
@@ -10,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
+import urllib.request
 
 REGION = "ap-northeast-1"
 POSTGRES_HOST = f"orders.cluster-abc123.{REGION}.rds.amazonaws.com"
@@ -91,7 +96,8 @@ class Stand:
     def relay(self, program, targets, listen):
         """A relay with these targets, each with its relay_port, on the loopback address `listen`."""
         config = {
-            "env": "stand", "access": "write", "identity": "optional", "region": REGION, "max_connections": 10_000, "target": targets,
+            "env": "stand", "access": "write", "identity": "optional", "region": REGION, "max_connections": 10_000,
+            "target": targets,
         }
         relay = self.spawn(
             [program, "relay"],
@@ -105,6 +111,25 @@ class Stand:
         for target in targets.values():
             wait_port(listen, target["relay_port"])
         return relay
+
+    def rds_token(self, endpoint, user):
+        """What a client without the relay would use as its password: signed with the lent role (SigV4, presigned)."""
+        with urllib.request.urlopen(f"{self.ready['endpoint']}/credentials/{self.task}") as answer:
+            key = json.load(answer)
+        date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        scope = f"{date[:8]}/{REGION}/rds-db/aws4_request"
+        parameters = {
+            "Action": "connect", "DBUser": user, "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{key['AccessKeyId']}/{scope}", "X-Amz-Date": date, "X-Amz-Expires": "900",
+            "X-Amz-Security-Token": key["Token"], "X-Amz-SignedHeaders": "host",
+        }
+        query = urllib.parse.urlencode(parameters, quote_via=urllib.parse.quote, safe="")
+        request = f"GET\n/\n{query}\nhost:{endpoint}\n\nhost\n{hashlib.sha256(b'').hexdigest()}"
+        signed = f"AWS4-HMAC-SHA256\n{date}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        secret = f"AWS4{key['SecretAccessKey']}".encode()
+        for word in [*scope.split("/"), signed]:
+            secret = hmac.digest(secret, word.encode(), "sha256")
+        return f"{endpoint}/?{query}&X-Amz-Signature={secret.hex()}"
 
     def psql(self, database, sql):
         """As superuser, over the Unix socket."""
