@@ -43,8 +43,14 @@ CLIENTS = [
     ("asyncpg", "postgres", "client_asyncpg.py", {}),
     ("node pg", "postgres", "client_pg.js", {}),
     ("JDBC PostgreSQL", "postgres", "Jdbc.java", {}),
+    ("mariadb", "mysql", "client_mariadb.py", {"program": "mariadb"}),
+    ("mariadb-dump", "mysql", "client_mariadb_dump.py", {}),
+    ("PyMySQL", "mysql", "client_pymysql.py", {}),
+    ("mysql-connector-python", "mysql", "client_mysql_connector.py", {}),
+    ("node mysql2", "mysql", "client_mysql2.js", {}),
+    ("JDBC MariaDB", "mysql", "Jdbc.java", {}),
 ]
-JARS = {"postgres": "/usr/share/java/postgresql.jar"}
+JARS = {"postgres": "/usr/share/java/postgresql.jar", "mysql": "/usr/share/java/mariadb-java-client.jar"}
 
 
 def command(program, engine, parameters, tools):
@@ -134,7 +140,9 @@ def main():
     arguments = parser.parse_args()
     matrix = Matrix(arguments.tools.resolve())
     with Stand(arguments.programs) as stand:
-        all_servers = [servers.postgres_15(stand), servers.postgres_18(stand, matrix.tools)]
+        all_servers = [
+            servers.postgres_15(stand), servers.postgres_18(stand, matrix.tools), servers.mariadb(stand),
+        ]
         targets = {f"target-{server.target['relay_port']}": server.target for server in all_servers}
         stand.relay(f"{arguments.programs}/bastion", targets, servers.LISTEN)
         for server in all_servers:

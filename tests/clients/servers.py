@@ -104,3 +104,21 @@ def postgres_18(stand_, tools):
         "this version and speak protocol 3.2.",
         environment={"PATH": f"{bin_}:{os.environ['PATH']}", "PGMAXPROTOCOLVERSION": "3.2"},
     )
+
+
+def mariadb(stand_):
+    port = stand_.ready["mysql"]["port"]
+    for way, user in (("direct", "native_user"), ("relay", "db_read")):
+        stand_.mariadb(f"create database clients_{way}; grant all on clients_{way}.* to {user}@'127.0.0.1'")
+    stand_.mariadb("grant select on events.* to native_user@'127.0.0.1'")
+    return Server(
+        name=f"MariaDB {stand_.mariadb('select version()').split('-')[0]} (Debian)",
+        engine="mysql",
+        direct={"host": "127.0.0.1", "port": port, "user": "native_user", "password": stand.PASSWORD},
+        target={
+            "engine": "mysql", "host": stand.MYSQL_HOST, "hostaddr": "127.0.0.1", "port": port, "relay_port": 3306,
+            "credential": {"rds_iam": {"user": "db_read"}},
+        },
+        sample="events",
+        remark="the relay's IAM token is checked through PAM with the cleartext plugin.",
+    )
