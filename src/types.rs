@@ -114,6 +114,8 @@ pub(crate) struct Target {
     pub(crate) database: Option<String>,
     /// Transactions are read-only unless the client asks for another one: a guard against slips, not a boundary.
     pub(crate) read_only: bool,
+    /// Connections at once to this target; the limit over all targets holds as well.
+    pub(crate) max_connections: Option<usize>,
     /// The port wished for on the laptop.
     pub(crate) local_port: Option<u16>,
     /// The plain port inside the task.

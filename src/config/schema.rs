@@ -71,6 +71,7 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
     let wants_read_only = table.boolean("read_only", problems);
     let read_only = wants_read_only.unwrap_or_else(|| access == READ && engine != Some(Engine::Tcp));
     let host = if read_only { reader_host.or(host) } else { host };
+    let max_connections = table.count("max_connections", problems);
     let hostaddr = table.ip("hostaddr", problems);
     let port = table.port("port", problems);
     let port = if in_secret { port } else { port.or_else(|| engine.and_then(Engine::default_port)) };
@@ -92,10 +93,7 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
     if engine == Some(Engine::Tcp) && database.is_some() {
         table.problem(problems, "database", "has no meaning for engine \"tcp\"", "remove it");
     }
-    if wants_read_only == Some(true)
-        && (engine == Some(Engine::Tcp)
-            || (engine == Some(Engine::Postgres) && credential == Some(CredentialConfig::Client)))
-    {
+    if wants_read_only == Some(true) && (engine == Some(Engine::Tcp) || credential == Some(CredentialConfig::Client)) {
         let fix = "remove it, and give the user of the clients no right to write";
         table.problem(problems, "read_only", "cannot be kept where the relay only relays bytes", fix);
     }
@@ -109,6 +107,7 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
             port: if in_secret { port } else { Some(port?) },
             database,
             read_only,
+            max_connections,
             local_port,
             relay_port: relay_port.or(engine?.default_port()).or(port)?,
             credential: credential?,

@@ -68,10 +68,17 @@ impl Conn {
             // Without a handshake there is no way to tell the client.
             Err(failure) => return self.log_failure(&failure),
         };
-        let Ok(_room) = self.shared.room.try_acquire() else {
-            let full = ConnError::Full(self.shared.config.max_connections);
-            self.refuse(&mut client, handshake.as_ref(), &full, target, target.credential.db_user()).await;
-            return;
+        let limit = self.shared.config.max_connections;
+        let room = self.shared.room.try_acquire().map_err(|_| ConnError::Full(limit)).and_then(|room| {
+            let limit = target.max_connections.unwrap_or(limit);
+            Ok((room, self.served.room.try_acquire().map_err(|_| ConnError::TargetFull(limit))?))
+        });
+        let _room = match room {
+            Ok(room) => room,
+            Err(full) => {
+                self.refuse(&mut client, handshake.as_ref(), &full, target, target.credential.db_user()).await;
+                return;
+            }
         };
         let started = Instant::now();
         let login = match (&target.credential, handshake) {

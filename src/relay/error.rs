@@ -80,6 +80,8 @@ pub(super) enum ConnError {
     Dial(#[from] DialError),
     #[error("too many connections, the limit is {0}")]
     Full(usize),
+    #[error("too many connections to the target, the limit is {0}")]
+    TargetFull(usize),
     #[error("the client sent nothing for {0} s")]
     OpeningTimeout(u64),
     #[error("the login took longer than {0} s")]
@@ -103,7 +105,7 @@ impl ConnError {
             }
             Self::Credential(_) => ErrorKind::Credential,
             Self::Dial(_) => ErrorKind::Dial,
-            Self::Full(_) => ErrorKind::Full,
+            Self::Full(_) | Self::TargetFull(_) => ErrorKind::Full,
             Self::NoRandom => ErrorKind::Internal,
             Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,
             Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate) => ErrorKind::UpstreamAuth,

@@ -94,6 +94,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// A target with all that serving it needs.
 struct Served {
     target: Target,
+    /// One permit a connection to this target.
+    room: Semaphore,
     credential: Option<Cache>,
     metrics: TargetMetrics,
 }
@@ -170,6 +172,7 @@ impl Relay {
             .map(|target| {
                 Arc::new(Served {
                     target: target.clone(),
+                    room: Semaphore::new(target.max_connections.unwrap_or(config.max_connections)),
                     credential: credential(target),
                     metrics: metrics.target(&target.name),
                 })

@@ -118,6 +118,13 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             "",
             "Close connections that are not used, or raise max_connections in the relay's configuration.",
         ),
+        ConnError::TargetFull(limit) => error(
+            target,
+            Class::TooManyConnections,
+            format!("bastion: too many connections, target {name} takes {limit} at once"),
+            "",
+            "Close connections that are not used, or raise max_connections of the target.",
+        ),
         ConnError::NoRandom => error(
             target,
             Class::CannotConnect,

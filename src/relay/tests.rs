@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
+use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::postgres::{self, Flaws, Postgres};
+use mysql_async::prelude::Queryable as _;
 use tokio::process::Command;
 
 use super::*;
@@ -11,26 +13,36 @@ use crate::credential::Source;
 use crate::credential::fixed::Fixed;
 use crate::types::{CredentialConfig, Engine};
 
-/// `bastion-sandbox` stands one folder above the test programs.
 async fn database(folder: &Path) -> Postgres {
+    Postgres::start(folder, &verifier(folder), Flaws::default()).await.unwrap()
+}
+
+/// `bastion-sandbox` stands one folder above the test programs.
+fn verifier(folder: &Path) -> PathBuf {
     std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let program = std::env::current_exe().unwrap();
     let verifier = program.parent().unwrap().with_file_name("bastion-sandbox");
     assert!(verifier.exists(), "there is no {}: run `cargo build --workspace` first", verifier.display());
-    Postgres::start(folder, &verifier, Flaws::default()).await.unwrap()
+    verifier
 }
 
 fn config(listen: Ipv4Addr, database: &Postgres, users: &[&str]) -> Config {
+    config_for(Engine::Postgres, postgres::HOST, database.port, &database.ca_file, listen, users)
+}
+
+/// One target for each user, named as it; the databases are `orders` and `events`.
+fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv4Addr, users: &[&str]) -> Config {
     let target = |(n, user): (usize, &&str)| Target {
         name: (*user).to_owned(),
-        engine: Engine::Postgres,
-        host: Some(postgres::HOST.to_owned()),
+        engine,
+        host: Some(host.to_owned()),
         hostaddr: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        port: Some(database.port),
-        database: Some("orders".to_owned()),
+        port: Some(port),
+        database: Some(if engine == Engine::Mysql { "scratch" } else { "orders" }.to_owned()),
         read_only: false,
+        max_connections: None,
         local_port: None,
-        relay_port: 5432 + u16::try_from(n).unwrap(),
+        relay_port: engine.default_port().unwrap() + u16::try_from(n).unwrap(),
         // Says that the relay logs in; the test chooses with what.
         credential: CredentialConfig::RdsIam { user: (*user).to_owned() },
     };
@@ -50,7 +62,7 @@ fn config(listen: Ipv4Addr, database: &Postgres, users: &[&str]) -> Config {
         idle_stop: None,
         max_age: None,
         max_connections: 4,
-        extra_ca_file: Some(database.ca_file.clone()),
+        extra_ca_file: Some(ca_file.to_owned()),
         client_tls: None,
         secrets_manager_endpoint: None,
         targets: users.iter().enumerate().map(target).collect(),
@@ -139,6 +151,44 @@ async fn clients_get_tls_where_a_certificate_is_configured_and_too_many_are_told
     let said = tokio::time::timeout(Duration::from_secs(60), full).await.unwrap();
     assert!(said.contains("too many connections, this relay serves 4 at once"), "{said}");
     drop(silent);
+    drain.cancel();
+    serving.await.unwrap();
+    database.stop().await;
+}
+
+async fn mysql(listen: Ipv4Addr, port: u16) -> Result<mysql_async::Conn, mysql_async::Error> {
+    let options = mysql_async::OptsBuilder::default().ip_or_hostname(listen.to_string()).tcp_port(port);
+    mysql_async::Conn::new(options.user(Some("anyone")).prefer_socket(false)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_password_plugin_of_mariadb_logs_in_and_a_wrong_password_is_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = MariaDb::start(folder.path(), &verifier(folder.path()), Flaws::default()).await.unwrap();
+    let users = ["native_user", "ed25519_user", "either_user"];
+    let of = |listen| config_for(Engine::Mysql, mariadb::HOST, database.port, &database.ca_file, listen, &users);
+    let listen = Ipv4Addr::new(127, 63, 100, 4);
+    let mut limited = of(listen);
+    limited.targets[0].max_connections = Some(1);
+    let (drain, serving) = serve(limited, mariadb::PASSWORD).await;
+    for (port, user) in (3306..).zip(users) {
+        let mut client = mysql(listen, port).await.unwrap();
+        let who: Option<String> = client.query_first("select current_user()").await.unwrap();
+        assert_eq!(who, Some(format!("{user}@127.0.0.1")));
+        if port == 3306 {
+            let full = mysql(listen, port).await.unwrap_err().to_string();
+            assert!(full.contains("1040") && full.contains("target native_user takes 1 at once"), "{full}");
+        }
+        client.disconnect().await.unwrap();
+    }
+    drain.cancel();
+    serving.await.unwrap();
+    let listen = Ipv4Addr::new(127, 63, 100, 5);
+    let (drain, serving) = serve(of(listen), "S3CRET").await;
+    for port in 3306..=3308 {
+        let refused = mysql(listen, port).await.unwrap_err().to_string();
+        assert!(refused.contains("Access denied") && !refused.contains("S3CRET"), "{refused}");
+    }
     drain.cancel();
     serving.await.unwrap();
     database.stop().await;

@@ -392,3 +392,75 @@ fn secrets_are_not_in_debug() {
     handshake.handle_data(Peer::Upstream, &switch(3, auth::CLEAR, b""));
     assert_eq!(format!("{:?}", handshake.poll_action()), "SendSecret([redacted])");
 }
+
+/// What MySQL 9.7 sent and what it took; see `testdata/mysql/README.md`.
+const FULL: (&[u8], &[u8]) = (
+    include_bytes!("../../../../testdata/mysql/caching-sha2-full.server.bin"),
+    include_bytes!("../../../../testdata/mysql/caching-sha2-full.relay.bin"),
+);
+const FAST: (&[u8], &[u8]) = (
+    include_bytes!("../../../../testdata/mysql/caching-sha2-fast.server.bin"),
+    include_bytes!("../../../../testdata/mysql/caching-sha2-fast.relay.bin"),
+);
+/// Length of an SSLRequest with its header.
+const SSL_REQUEST: usize = 36;
+
+/// Plays the client of a recording; everything that went upstream, or the bytes so far if the upstream sends no more.
+fn replayed(server: &[u8], relay: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
+    let mut login = BytesMut::from(&relay[SSL_REQUEST..]);
+    let login = packet::decode(&mut login).unwrap().unwrap();
+    let Ok(Opening::Response(mut sent)) = Opening::parse(&login.payload, u32::MAX) else { panic!("not a login") };
+    // The client is asked for nothing that the recording does not show.
+    let bastion = settings().attributes.len();
+    let own: Vec<_> = sent.attributes.drain(..bastion).collect();
+    sent.head.capabilities &= !SSL;
+    sent.answer = Bytes::new();
+    sent.plugin = Some(Bytes::from_static(auth::NATIVE.as_bytes()));
+    let attributes = vec![("bastion_connection", String::from_utf8(own[0].1.to_vec()).unwrap())];
+    let mut handshake = Handshake::new(Settings { attributes, ..settings() }, [3; SCRAMBLE]);
+    // Nothing may follow the greeting before TLS.
+    let greeting_length = 4 + server.first().map_or(0, |length| usize::from(*length));
+    let clear = &server[..greeting_length.min(server.len())];
+    let inside = server.get(greeting_length..).unwrap_or_default();
+    let mut waiting = VecDeque::from([clear.to_vec()]);
+    let mut up = Vec::new();
+    loop {
+        match handshake.poll_action() {
+            Action::Dial => handshake.handle_dialed(),
+            Action::NeedCredential => {
+                handshake.handle_credential("sha2", b"correct horse battery staple", SecretKind::Password);
+            }
+            Action::Read(Peer::Client) => handshake.handle_data(Peer::Client, &response_packet(1, &sent)),
+            Action::Read(Peer::Upstream) => match waiting.pop_front() {
+                Some(bytes) if !bytes.is_empty() => handshake.handle_data(Peer::Upstream, &bytes),
+                _ => return Err(up),
+            },
+            Action::Send(Peer::Upstream, bytes) => up.extend_from_slice(&bytes),
+            Action::Send(Peer::Client, _) => {}
+            Action::SendSecret(secret) => up.extend_from_slice(secret.expose()),
+            Action::StartTls { .. } => {
+                waiting.push_back(inside.to_vec());
+                handshake.handle_tls(Peer::Upstream);
+            }
+            Action::Splice { .. } => return Ok(up),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_recorded_logins_of_mysql_come_out_byte_for_byte() {
+    for (server, relay) in [FULL, FAST] {
+        assert_eq!(replayed(server, relay).unwrap(), relay);
+    }
+}
+
+#[test]
+fn every_prefix_of_a_recorded_login_waits_for_more() {
+    for (server, relay) in [FULL, FAST] {
+        for end in 0..server.len() {
+            let sent = replayed(&server[..end], relay).unwrap_err();
+            assert!(relay.starts_with(&sent), "{end}");
+        }
+    }
+}
