@@ -11,9 +11,10 @@
 //! | [`cli`] | commands, exit codes, the only printer | both |
 //! | `config` | environment schema → resolved settings, every mistake at once | both |
 //! | `types` | the vocabulary that the parts share | both |
-//! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux | both |
+//! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux, lanes | both |
 //! | `relay` | accept, drive the handshake, splice, health and metrics | relay |
 //! | `credential` | what a target logs in with: RDS IAM tokens; redacted, cached until safely before expiry | relay |
+//! | `link` | streams over several byte pipes: the runtime's side of `wire::lane`, for both ends | both |
 //! | `tunnel` | the laptop's path into the task: websocket, driver loop, local listeners | launcher |
 //! | `aws` | the AWS calls of the launcher in our own types | launcher |
 //! | `tls` | rustls configurations and trust roots | both |
@@ -27,6 +28,7 @@ pub mod cli;
 mod config;
 #[cfg(feature = "relay")]
 mod credential;
+mod link;
 #[cfg(feature = "relay")]
 mod relay;
 mod shutdown;

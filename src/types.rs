@@ -17,6 +17,15 @@ pub(crate) const RELAY_HTTP_PORT: u16 = 7070;
 /// The `Upgrade` token with which one client connection is carried over the relay's HTTP port.
 pub(crate) const UPGRADE_CONN: &str = "bastion-conn/1";
 
+/// The `Upgrade` token of a lane: one of the byte pipes of a link, `docs/lane-protocol.md`.
+pub(crate) const UPGRADE_LANE: &str = "bastion-lane/1";
+
+/// The header with the secret number of a link, which only its owner knows: 32 hexadecimal digits.
+pub(crate) const HEADER_LINK: &str = "bastion-link";
+
+/// The header that says whether a lane begins a link (`new`) or joins one (`join`).
+pub(crate) const HEADER_LANE: &str = "bastion-lane";
+
 /// The header that names the target of an upgraded connection.
 pub(crate) const HEADER_TARGET: &str = "bastion-target";
 
@@ -176,6 +185,8 @@ pub(crate) struct Environment {
     pub(crate) document: String,
     pub(crate) idle_stop: Option<Duration>,
     pub(crate) max_age: Option<Duration>,
+    /// Session Manager sessions that carry the clients together.
+    pub(crate) lanes: usize,
     pub(crate) access: BTreeMap<String, Access>,
 }
 

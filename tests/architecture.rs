@@ -8,11 +8,12 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("aws", &["types"]),
     ("config", &["credential", "relay", "tunnel", "types"]),
     ("credential", &["tls", "types"]),
-    ("relay", &["credential", "shutdown", "telemetry", "tls", "types", "wire"]),
+    ("link", &["wire"]),
+    ("relay", &["credential", "link", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("shutdown", &["types"]),
     ("telemetry", &["types"]),
     ("tls", &["types"]),
-    ("tunnel", &["shutdown", "telemetry", "tls", "types", "wire"]),
+    ("tunnel", &["link", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("types", &[]),
     ("wire", &[]),
 ];
@@ -30,6 +31,7 @@ const WIRE_CRATES: &[&str] = &[
     "thiserror",
     "uuid",
     "zeroize",
+    "zstd_safe",
 ];
 
 /// What protocol code must not contain: it gets bytes and time as arguments.

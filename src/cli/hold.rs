@@ -9,18 +9,24 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::authorize::Badge;
 use crate::cli::error::CommandError;
 use crate::cli::target::{Relay, Served};
 use crate::cli::ui::Ui;
-use crate::tunnel::lane;
+use crate::tunnel::State;
+use crate::tunnel::client::{self, CarryError};
+use crate::tunnel::lanes::{Lanes, LanesState};
 use crate::tunnel::listener::Listener;
-use crate::tunnel::{State, Stats, Tunnel};
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The line with the state shows seconds.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Lanes come one after the other; what is shown has stayed so for a moment, or for longer while some are missing.
+const LANES_CALM: Duration = Duration::from_millis(300);
+const LANES_LATE: Duration = Duration::from_secs(3);
+/// Seconds between two lines of --stats.
+const SHOW_EVERY: u32 = 5;
 
 /// One served target on its local port.
 pub(super) struct Port {
@@ -73,37 +79,42 @@ pub(super) fn announce(ui: &Ui, environment: &str, access: &str, task_id: &str, 
 /// Serves the ports until `drain`, or until the tunnel has ended by itself, and says which: `Some` is why it ended.
 pub(super) async fn serve(
     ui: &Arc<Ui>,
-    tunnel: &Tunnel,
-    badge: &Arc<Badge>,
+    lanes: &Lanes,
     ports: Vec<Port>,
+    stats: bool,
     drain: &CancellationToken,
 ) -> Option<String> {
     let clients = TaskTracker::new();
     let accepting = CancellationToken::new();
     for port in ports {
-        let badge = Arc::clone(badge);
-        clients.spawn(accept(Arc::clone(ui), tunnel.clone(), badge, port, accepting.clone(), clients.clone()));
+        clients.spawn(accept(Arc::clone(ui), lanes.clone(), port, accepting.clone(), clients.clone()));
     }
+    let mut meter = Meter::new(lanes);
     let ended = tokio::select! {
         () = drain.cancelled() => None,
-        cause = watch(ui, tunnel) => Some(cause),
+        cause = watch(ui, lanes) => Some(cause),
+        () = show_lanes(ui, lanes) => None,
+        () = meter.run(ui, lanes, stats) => None,
     };
     ui.end_status();
     accepting.cancel();
     clients.close();
+    meter.farewell(ui, lanes);
     ended
 }
 
 /// Shows each change of state; returns the cause of the end.
-async fn watch(ui: &Ui, tunnel: &Tunnel) -> String {
-    let mut states = tunnel.state();
+async fn watch(ui: &Ui, lanes: &Lanes) -> String {
+    let mut states = lanes.state();
     let mut lost_at: Option<Instant> = None;
     let mut shown = String::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let state = states.borrow_and_update().clone();
-        ui.status(&status(&state, &tunnel.stats()));
+        let (tunnel, link) = lanes.stats();
+        let round_trip = link.round_trip.unwrap_or(tunnel.round_trip);
+        ui.status(&status(&state, &lanes.lanes().borrow().clone(), round_trip, lanes.clients()));
         let (name, cause) = match &state {
             State::Ended { cause } => return cause.clone(),
             State::Asleep { cause } => ("asleep", cause.as_str()),
@@ -134,23 +145,56 @@ async fn watch(ui: &Ui, tunnel: &Tunnel) -> String {
     }
 }
 
-/// The tunnel in one line: `connected · 12 ms · 3 connections`, `reconnecting since 4 s: …`.
-fn status(state: &State, stats: &Stats) -> String {
+/// The lanes in one line: `connected · 4 lanes · 12 ms · 3 connections`, `reconnecting since 4 s: …`.
+fn status(state: &State, lanes: &LanesState, round_trip: Duration, connections: usize) -> String {
     if *state != State::Connected {
         return state.to_string();
     }
-    let connections = if stats.streams == 1 { "connection" } else { "connections" };
-    format!("connected · {} ms · {} {connections}", stats.round_trip.as_millis(), stats.streams)
+    let of = match lanes.open {
+        open if open < lanes.wanted && !lanes.plain => format!("{open} of {} lanes", lanes.wanted),
+        1 => "1 lane".to_owned(),
+        open => format!("{open} lanes"),
+    };
+    let of = if lanes.plain { "1 session".to_owned() } else { of };
+    let noun = if connections == 1 { "connection" } else { "connections" };
+    format!("connected · {of} · {} ms · {connections} {noun}", round_trip.as_millis())
 }
 
-async fn accept(
-    ui: Arc<Ui>,
-    tunnel: Tunnel,
-    badge: Arc<Badge>,
-    port: Port,
-    accepting: CancellationToken,
-    clients: TaskTracker,
-) {
+/// Tells how many lanes there are, when that has changed and stayed so for a moment, and why there are not more; never
+/// returns.
+async fn show_lanes(ui: &Ui, lanes: &Lanes) {
+    let mut states = lanes.lanes();
+    let mut shown = LanesState::default();
+    loop {
+        let wait = if states.borrow_and_update().open < shown.wanted { LANES_LATE } else { LANES_CALM };
+        let calm = async {
+            while tokio::time::timeout(wait, states.changed()).await.is_ok() {
+                if states.borrow_and_update().open == shown.wanted {
+                    break;
+                }
+            }
+        };
+        calm.await;
+        let now = states.borrow_and_update().clone();
+        if now.plain && !shown.plain && now.wanted > 0 {
+            ui.say("  · the relay is older and knows no lanes: one session carries all connections");
+        }
+        if let Some(problem) = now.problem.as_ref().filter(|problem| shown.problem.as_ref() != Some(problem)) {
+            ui.say(&format!("  · {problem}; going on with what there is"));
+        }
+        if now != shown {
+            ui.event(&json!({
+                "event": "lanes", "open": now.open, "wanted": now.wanted, "plain": now.plain, "problem": now.problem
+            }));
+        }
+        shown = now;
+        if states.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn accept(ui: Arc<Ui>, lanes: Lanes, port: Port, accepting: CancellationToken, clients: TaskTracker) {
     loop {
         let accepted = tokio::select! {
             () = accepting.cancelled() => return,
@@ -160,13 +204,13 @@ async fn accept(
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (ui, tunnel, badge, accepting) = (Arc::clone(&ui), tunnel.clone(), Arc::clone(&badge), accepting.clone());
+        let (ui, lanes, accepting) = (Arc::clone(&ui), lanes.clone(), accepting.clone());
         let (name, engine) = (port.served.name.clone(), port.served.engine());
         clients.spawn(async move {
-            match lane::carry(&tunnel, badge.as_ref(), &name, engine, client).await {
+            match client::carry(&lanes, &name, engine, client).await {
                 Ok(()) => {}
                 // Clients come and go; only what the person can act on is worth a line.
-                Err(lane::LaneError::Client(error)) => tracing::debug!(target = name, %error, "a local client is gone"),
+                Err(CarryError::Client(error)) => tracing::debug!(target = name, %error, "a local client is gone"),
                 // At the end every open connection is cut, which is what was asked for.
                 Err(_) if accepting.is_cancelled() => {}
                 Err(error) => ui.warn(&format!("  ! a connection to {name} failed: {error}")),
@@ -175,14 +219,86 @@ async fn accept(
     }
 }
 
-/// The closing line: what went through.
-pub(super) fn farewell(ui: &Ui, tunnel: &Tunnel) {
-    let stats = tunnel.stats();
-    ui.say(&format!("  closed: {} up, {} down, {} reconnects", bytes(stats.up), bytes(stats.down), stats.reconnects));
-    ui.event(&json!({
-        "event": "closed", "bytes_up": stats.up, "bytes_down": stats.down, "reconnects": stats.reconnects,
-        "resent": stats.resent, "round_trip_ms": u64::try_from(stats.round_trip.as_millis()).unwrap_or(u64::MAX)
-    }));
+/// What went through, and how fast while it did.
+struct Meter {
+    last: (u64, u64),
+    /// Seconds in which something went through.
+    busy: u32,
+}
+
+impl Meter {
+    fn new(lanes: &Lanes) -> Self {
+        Self { last: moved(lanes), busy: 0 }
+    }
+
+    /// Counts, and with `shows` says it every few seconds; never returns.
+    async fn run(&mut self, ui: &Ui, lanes: &Lanes, shows: bool) {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        let (mut before, mut since) = (self.last, 0_u32);
+        loop {
+            second.tick().await;
+            let now = moved(lanes);
+            self.busy += u32::from(now != self.last);
+            self.last = now;
+            since += 1;
+            if shows && since >= SHOW_EVERY {
+                let (up, down) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
+                if up + down > 0 {
+                    let seconds = u64::from(since);
+                    ui.say(&format!(
+                        "  · {}/s down, {}/s up{} · {} lanes · {} connections",
+                        bytes(down / seconds),
+                        bytes(up / seconds),
+                        packed(lanes),
+                        lanes.lanes().borrow().open,
+                        lanes.clients()
+                    ));
+                    ui.event(&json!({
+                        "event": "stats", "seconds": seconds, "bytes_up": up, "bytes_down": down,
+                        "lanes": lanes.lanes().borrow().open, "connections": lanes.clients()
+                    }));
+                }
+                (before, since) = (now, 0);
+            }
+        }
+    }
+
+    /// The closing line.
+    fn farewell(&self, ui: &Ui, lanes: &Lanes) {
+        let (tunnel, link) = lanes.stats();
+        let (up, down) = moved(lanes);
+        let speed = (up + down) / u64::from(self.busy.max(1));
+        ui.say(&format!(
+            "  closed: {} up, {} down, {}/s on average{}, {} reconnects",
+            bytes(up),
+            bytes(down),
+            bytes(speed),
+            packed(lanes),
+            tunnel.reconnects
+        ));
+        ui.event(&json!({
+            "event": "closed", "bytes_up": up, "bytes_down": down, "bytes_per_second": speed,
+            "packed_up": link.sent_packed, "packed_down": link.received_packed, "reconnects": tunnel.reconnects,
+            "resent": tunnel.resent.saturating_add(link.resent),
+            "round_trip_ms": u64::try_from(tunnel.round_trip.as_millis()).unwrap_or(u64::MAX)
+        }));
+    }
+}
+
+/// Bytes of clients, up and down.
+fn moved(lanes: &Lanes) -> (u64, u64) {
+    let (tunnel, link) = lanes.stats();
+    if lanes.lanes().borrow().plain { (tunnel.up, tunnel.down) } else { (link.sent, link.received) }
+}
+
+/// What compression saved, in words.
+fn packed(lanes: &Lanes) -> String {
+    let link = lanes.stats().1;
+    let (plain, packed) = (link.sent + link.received, link.sent_packed + link.received_packed);
+    if packed == 0 || plain <= packed {
+        return String::new();
+    }
+    format!(", {} % saved by compression", 100 - 100 * packed / plain)
 }
 
 fn bytes(count: u64) -> String {
@@ -195,9 +311,13 @@ mod tests {
 
     #[test]
     fn the_state_is_one_line() {
-        let stats = Stats { streams: 3, round_trip: Duration::from_millis(12), ..Stats::default() };
-        assert_eq!(status(&State::Connected, &stats), "connected · 12 ms · 3 connections");
+        let line = |state: &State, open, wanted, connections| {
+            let lanes = LanesState { open, wanted, ..LanesState::default() };
+            status(state, &lanes, Duration::from_millis(12), connections)
+        };
+        assert_eq!(line(&State::Connected, 4, 4, 3), "connected · 4 lanes · 12 ms · 3 connections");
+        assert_eq!(line(&State::Connected, 1, 4, 1), "connected · 1 of 4 lanes · 12 ms · 1 connection");
         let lost = State::Reconnecting { cause: "no network".to_owned(), since: Instant::now() };
-        assert_eq!(status(&lost, &stats), "reconnecting since 0 s: no network");
+        assert_eq!(line(&lost, 0, 4, 3), "reconnecting since 0 s: no network");
     }
 }

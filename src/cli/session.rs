@@ -13,6 +13,7 @@ use crate::cli::error::{CommandError, Kind};
 use crate::cli::explain;
 use crate::cli::launch::{POLL, Patience, Place};
 use crate::cli::ui::Ui;
+use crate::tunnel::lanes::Opener;
 use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, StartError, Tunnel};
 use crate::types::{RELAY_HTTP_PORT, SessionGrant};
 
@@ -138,12 +139,16 @@ impl Sessions {
     }
 
     async fn grant(&self, task: &TaskState) -> Result<SessionGrant, AwsError> {
+        let grant = self.another(task).await?;
+        self.current().session_id = Some(grant.session_id.clone());
+        Ok(grant)
+    }
+
+    async fn another(&self, task: &TaskState) -> Result<SessionGrant, AwsError> {
         let target = self.target(task).ok_or(AwsError::TargetNotConnected)?;
         let Purpose { reason, .. } = self.purpose.as_ref();
         let document = &self.place.environment.document;
-        let grant = self.place.aws.start_session(&target, document, RELAY_HTTP_PORT, reason.as_deref()).await?;
-        self.current().session_id = Some(grant.session_id.clone());
-        Ok(grant)
+        self.place.aws.start_session(&target, document, RELAY_HTTP_PORT, reason.as_deref()).await
     }
 
     async fn again(&self, wanted: bool) -> Result<SessionGrant, StartError> {
@@ -204,6 +209,67 @@ impl Control for Sessions {
 
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
         Box::pin(async move { self.place.aws.resume_session(session_id).await.map_err(control_error) })
+    }
+}
+
+/// Sessions for further lanes; they come and go with the first one, which alone looks after the task.
+pub(super) struct FurtherSessions(pub(super) Arc<Sessions>);
+
+impl FurtherSessions {
+    async fn tunnel(&self) -> Result<(Tunnel, String), ControlError> {
+        let grant = self.0.another(&self.0.task()).await.map_err(control_error)?;
+        let session_id = grant.session_id.clone();
+        let control = Arc::new(OneSession(Arc::clone(&self.0)));
+        let cancel = CancellationToken::new();
+        // Whoever gives up waiting for it does not want it any more.
+        let unless_open = cancel.clone().drop_guard();
+        match Tunnel::open(tunnel::Config::default(), grant, control, cancel).await {
+            Ok(tunnel) => {
+                let _open = unless_open.disarm();
+                Ok((tunnel, session_id))
+            }
+            Err(error) => {
+                self.terminate(&session_id).await;
+                Err(ControlError(error.to_string()))
+            }
+        }
+    }
+
+    async fn terminate(&self, session_id: &str) {
+        if let Err(error) = self.0.place.aws.terminate_session(session_id).await {
+            tracing::debug!(%error, "cannot terminate the session");
+        }
+    }
+}
+
+impl Opener for FurtherSessions {
+    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), ControlError>> {
+        Box::pin(self.tunnel())
+    }
+
+    fn end<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(self.terminate(session_id))
+    }
+}
+
+/// As [`Sessions`], for a session without a successor.
+struct OneSession(Arc<Sessions>);
+
+impl Control for OneSession {
+    fn sign_upgrade<'a>(
+        &'a self,
+        url: &'a str,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
+        self.0.sign_upgrade(url, now)
+    }
+
+    fn start(&self, _wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>> {
+        Box::pin(std::future::ready(Err(StartError::Gone("the lane is opened anew".to_owned()))))
+    }
+
+    fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
+        self.0.resume(session_id)
     }
 }
 

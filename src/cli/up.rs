@@ -15,13 +15,16 @@ use crate::aws::TaskState;
 use crate::cli::authorize::Badge;
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::launch::{self, AwsArgs, Patience, Place};
-use crate::cli::session::{Purpose, Sessions};
+use crate::cli::session::{FurtherSessions, Purpose, Sessions};
 use crate::cli::ui::Ui;
 use crate::cli::{explain, hold, target};
 use crate::tunnel::Tunnel;
+use crate::tunnel::lanes::Lanes;
 
 /// The relay answers at once when it runs; its container may still be starting.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The relay answers at once to a request for a lane. It is no condition: clients wait for it too.
+const LANE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A background tunnel to a task that runs already.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(120);
 /// SSM API: `Reason` of StartSession.
@@ -77,6 +80,12 @@ pub(super) struct ConnectArgs {
     /// Keep the ports open when the task has ended (idle, too old); the next connection starts a new one
     #[arg(long)]
     wake: bool,
+    /// Session Manager sessions that carry the connections together, up to 32; 0: one, uncompressed (default: the environment's, or 4)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=32))]
+    lanes: Option<u8>,
+    /// Say now and then how much goes through and how fast
+    #[arg(long)]
+    stats: bool,
     /// Print events as JSON lines on stdout
     #[arg(long)]
     json: bool,
@@ -189,10 +198,9 @@ async fn attach(
             return Err(error);
         }
     };
-    let held = hold_tunnel(ui, place, &sessions, &tunnel, args, patience, drain).await;
+    let held = Box::pin(hold_tunnel(ui, place, &sessions, &tunnel, args, patience, drain)).await;
     tunnel.close().await;
     sessions.end(keep && held.is_ok()).await;
-    hold::farewell(ui, &tunnel);
     held
 }
 
@@ -213,11 +221,17 @@ async fn hold_tunnel(
     let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, sessions, identity)).await?;
     let wishes: BTreeMap<String, u16> = args.local_port.iter().cloned().collect();
     let ports = hold::open_ports(ui, &relay, &wishes)?;
+    let wanted = args.lanes.map_or(place.environment.lanes, usize::from);
+    let opener = Arc::new(FurtherSessions(Arc::clone(sessions)));
+    let lanes = Lanes::open(tunnel.clone(), wanted, badge, opener, LANE_TIMEOUT);
+    let lanes = interruptible(drain, async { Ok(lanes.await) }).await?;
     hold::announce(ui, &place.environment.name, &args.access, &sessions.task().id, &ports);
     if let Some(seconds) = relay.idle_stop_seconds {
         ui.say(&format!("  · the task stops itself after {} min without a database connection", seconds / 60));
     }
-    let Some(cause) = hold::serve(ui, tunnel, &badge, ports, drain).await else { return Ok(()) };
+    let ended = hold::serve(ui, &lanes, ports, args.stats, drain).await;
+    lanes.close().await;
+    let Some(cause) = ended else { return Ok(()) };
     // The task may be why: then its story is the better one.
     match place.aws.task(&place.environment.cluster, &sessions.task().arn).await {
         Ok(Some(now)) if now.desired_status == "STOPPED" => {
@@ -248,6 +262,9 @@ async fn detach(
     connect.args(["connect", &args.common.env, "--access", &args.common.access, "--json"]);
     if args.common.wake {
         connect.arg("--wake");
+    }
+    if let Some(lanes) = args.common.lanes {
+        connect.args(["--lanes", &lanes.to_string()]);
     }
     for (name, port) in &args.common.local_port {
         connect.arg("--local-port").arg(format!("{name}={port}"));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 use axum::routing::get;
 use axum::{Json, Router};
 use hyper::server::conn::http1;
@@ -21,12 +21,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::relay::{ACCEPT_PAUSE, Served, Shared, authorize, conn, upstream, wall_clock};
-use crate::types::{CredentialConfig, HEADER_TARGET, Target, UPGRADE_CONN};
+use crate::relay::identity::Person;
+use crate::relay::{ACCEPT_PAUSE, Served, Shared, authorize, conn, lane, upstream, wall_clock};
+use crate::types::{CredentialConfig, HEADER_TARGET, Target, UPGRADE_CONN, UPGRADE_LANE};
 use crate::wire::authorize::PATH;
 
 /// A client that opens the port and sends no request is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// To whoever comes during the drain.
+pub(super) const STOPPING: &str = "the relay is stopping; run bastion up again";
 /// Requests of ours are a few hundred bytes.
 const BUFFER: usize = 16 * 1024;
 
@@ -76,7 +79,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/targets", get(targets))
         .route(PATH, get(authorize::challenge).post(authorize::authorize))
-        .route("/v1/lane", get(lane))
+        .route("/v1/lane", get(upgrade))
         .with_state(shared)
 }
 
@@ -153,25 +156,37 @@ async fn known(served: &Served, deadline: Instant) -> (Target, Option<String>, O
     }
 }
 
-/// Turns this HTTP connection into one client connection to the target that the request names.
-async fn lane(State(shared): State<Arc<Shared>>, mut request: Request) -> Response<Body> {
-    let name = match wanted_target(request.headers()) {
-        Ok(name) => name,
-        Err(message) => return refusal(StatusCode::UPGRADE_REQUIRED, &message),
+/// Turns this HTTP connection into a lane of a link, or into one client connection to the target that it names.
+async fn upgrade(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+    let wanted = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let upgrade = if wanted.eq_ignore_ascii_case(UPGRADE_LANE) {
+        lane::join
+    } else if wanted.eq_ignore_ascii_case(UPGRADE_CONN) {
+        connect
+    } else {
+        let message = format!(
+            "this address only upgrades to {UPGRADE_LANE} and {UPGRADE_CONN}; update bastion on the laptop or in the task"
+        );
+        return refusal(StatusCode::UPGRADE_REQUIRED, &message);
     };
-    let person = match authorize::caller(&shared, request.headers()) {
-        Ok(person) => person,
-        Err(no_token) => return no_token.response(),
+    let response = match authorize::caller(&shared, request.headers()) {
+        Ok(_) if shared.drain.is_cancelled() => refusal(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
+        Ok(person) => upgrade(&shared, person, request),
+        Err(no_token) => no_token.response(),
     };
-    let Some(served) = shared.target(&name) else {
-        let known: Vec<&str> = shared.served.iter().map(|served| served.target.name.as_str()).collect();
-        let message = format!("there is no target {name:?} here; the targets are {}", known.join(", "));
-        return refusal(StatusCode::NOT_FOUND, &message);
+    std::future::ready(response).await
+}
+
+/// One client connection.
+fn connect(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request: Request) -> Response<Body> {
+    let Some(name) = request.headers().get(HEADER_TARGET).and_then(|value| value.to_str().ok()) else {
+        return refusal(StatusCode::BAD_REQUEST, &format!("the header {HEADER_TARGET} names no target"));
     };
-    if shared.drain.is_cancelled() {
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping; run bastion up again");
-    }
-    let conn = conn::Conn::new(Arc::clone(&shared), Arc::clone(served), "tunnel".to_owned(), person);
+    let served = match shared.wanted(name) {
+        Ok(served) => Arc::clone(served),
+        Err(message) => return refusal(StatusCode::NOT_FOUND, &message),
+    };
+    let conn = conn::Conn::new(Arc::clone(shared), served, "tunnel".to_owned(), person);
     let upgrade = hyper::upgrade::on(&mut request);
     shared.conns.spawn(async move {
         match upgrade.await {
@@ -179,22 +194,16 @@ async fn lane(State(shared): State<Arc<Shared>>, mut request: Request) -> Respon
             Err(error) => debug!(%error, "an upgrade did not come about"),
         }
     });
+    switching(UPGRADE_CONN)
+}
+
+/// The answer that ends HTTP on this connection.
+pub(super) fn switching(protocol: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(UPGRADE_CONN));
-    std::future::ready(response).await
-}
-
-fn wanted_target(headers: &HeaderMap) -> Result<String, String> {
-    let upgrade = headers.get(UPGRADE).and_then(|value| value.to_str().ok());
-    if !upgrade.is_some_and(|value| value.eq_ignore_ascii_case(UPGRADE_CONN)) {
-        return Err(format!(
-            "this address only upgrades to {UPGRADE_CONN}; update bastion on the laptop or in the task"
-        ));
-    }
-    let name = headers.get(HEADER_TARGET).and_then(|value| value.to_str().ok());
-    name.map(str::to_owned).ok_or_else(|| format!("the header {HEADER_TARGET} names no target"))
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
+    response
 }
 
 pub(super) fn refusal(status: StatusCode, message: &str) -> Response<Body> {
@@ -203,7 +212,8 @@ pub(super) fn refusal(status: StatusCode, message: &str) -> Response<Body> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if status == StatusCode::UPGRADE_REQUIRED {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        response.headers_mut().insert(UPGRADE, HeaderValue::from_static(UPGRADE_CONN));
+        let offered = HeaderValue::from_static("bastion-lane/1, bastion-conn/1");
+        response.headers_mut().insert(UPGRADE, offered);
     }
     response
 }

@@ -11,6 +11,7 @@ mod fetch;
 mod health;
 mod http;
 mod identity;
+mod lane;
 mod lifetime;
 mod metrics;
 mod reply;
@@ -37,6 +38,7 @@ use tracing::{info, warn};
 
 use crate::credential::{Cache, Sources};
 use crate::relay::identity::Identity;
+use crate::relay::lane::Links;
 use crate::relay::lifetime::Lifetime;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
@@ -119,11 +121,16 @@ struct Shared {
     /// Cancelled when open connections must end.
     cut: CancellationToken,
     conns: TaskTracker,
+    links: Links,
 }
 
 impl Shared {
-    fn target(&self, name: &str) -> Option<&Arc<Served>> {
-        self.served.iter().find(|served| served.target.name == name)
+    /// The target of this name, or a sentence for whoever asked.
+    fn wanted(&self, name: &str) -> Result<&Arc<Served>, String> {
+        self.served.iter().find(|served| served.target.name == name).ok_or_else(|| {
+            let known: Vec<&str> = self.served.iter().map(|served| served.target.name.as_str()).collect();
+            format!("there is no target {name:?} here; the targets are {}", known.join(", "))
+        })
     }
 
     fn conn_id(&self) -> u64 {
@@ -201,6 +208,7 @@ impl Relay {
             drain,
             cut: now,
             conns: TaskTracker::new(),
+            links: Links::default(),
         });
         Ok(Self { shared, http, plain })
     }
@@ -237,6 +245,7 @@ impl Relay {
         };
         shared.drain.cancel();
         drain(&shared, ended).await;
+        shared.links.close().await;
         health.cancel();
         listeners.close();
         listeners.wait().await;

@@ -487,7 +487,7 @@ impl Turn<'_> {
 }
 
 /// Between half of `wait` and all of it.
-fn jittered(wait: Duration) -> Duration {
+pub(super) fn jittered(wait: Duration) -> Duration {
     let [random, ..] = *uuid::Uuid::new_v4().as_bytes();
     wait.mul_f64(0.5 + f64::from(random) / 512.0)
 }

@@ -1,14 +1,17 @@
-//! The laptop's path into the task: one Session Manager port session, many client connections in it.
+//! The laptop's path into the task: Session Manager port sessions, and client connections over them.
 //!
-//! `driver` owns the websocket and drives [`crate::wire::port::PortSession`]; `socket` connects and signs; `stream` is
-//! one client connection in the tunnel; `listener` is a port on the laptop.
+//! A [`Tunnel`] is one session at a time with streams in it; `lanes` joins several to one link; `client` carries one local
+//! client over that. `driver` owns the websocket and drives [`crate::wire::port::PortSession`]; `socket` connects and
+//! signs; `stream` is one byte stream in a session; `listener` is a port on the laptop.
 
+pub(crate) mod client;
 mod driver;
-pub(crate) mod lane;
+pub(crate) mod lanes;
 pub(crate) mod listener;
 mod shared;
 mod socket;
 mod stream;
+mod upgrade;
 
 use std::fmt;
 use std::future::Future;
@@ -277,6 +280,16 @@ impl Tunnel {
         self.shared.stats()
     }
 
+    /// Whether something small goes out now and then while a stream is open, so that the session is not taken for idle.
+    pub(crate) fn keep_alive(&self, on: bool) {
+        self.shared.lock().session.keep_alive(on);
+    }
+
+    /// Whether it is the same tunnel.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Ends the session: tells the agent and waits a moment for its answer. Open streams are cut.
     pub(crate) async fn close(&self) {
         self.shared.close();
@@ -286,5 +299,7 @@ impl Tunnel {
 
 #[cfg(test)]
 mod fault_tests;
+#[cfg(test)]
+mod lanes_tests;
 #[cfg(test)]
 mod tests;

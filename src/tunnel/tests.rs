@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use super::lanes::{Lanes, Opener};
 use super::*;
 use crate::types::Engine;
 
@@ -402,7 +403,20 @@ impl Pass for TestPass {
     }
 }
 
-/// A relay that knows one token, gives the client its first bytes back and closes.
+/// There are no further sessions.
+struct NoOpener;
+
+impl Opener for NoOpener {
+    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), ControlError>> {
+        Box::pin(std::future::ready(Err(ControlError("one session is enough".to_owned()))))
+    }
+
+    fn end<'a>(&'a self, _session_id: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// A relay without lanes that knows one token, gives the client its first bytes back and closes.
 async fn guarded(token: &'static str) -> (u16, JoinSet<()>) {
     server(move |mut stream| async move {
         let mut head = Vec::new();
@@ -413,6 +427,10 @@ async fn guarded(token: &'static str) -> (u16, JoinSet<()>) {
         }
         let head = String::from_utf8(head).unwrap();
         let (head, opening) = head.split_once("\r\n\r\n").unwrap();
+        if head.contains("Upgrade: bastion-lane/1") {
+            stream.write_all(b"HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            return;
+        }
         if !head.contains(&format!("Authorization: Bearer {token}")) {
             let body = "{\"error\":\"prove who you are first\"}";
             let answer = format!("HTTP/1.1 401 Unauthorized\r\ncontent-length: {}\r\n\r\n{body}", body.len());
@@ -426,32 +444,36 @@ async fn guarded(token: &'static str) -> (u16, JoinSet<()>) {
 }
 
 /// What a PostgreSQL client gets back for its startup packet.
-async fn carried(tunnel: &Tunnel, pass: &TestPass) -> (Result<(), lane::LaneError>, Vec<u8>) {
+async fn carried(tunnel: &Tunnel, pass: TestPass) -> (Result<(), client::CarryError>, Vec<u8>) {
+    let lanes = Lanes::open(tunnel.clone(), 1, Arc::new(pass), Arc::new(NoOpener), PATIENCE).await;
+    assert!(lanes.lanes().borrow().plain);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (served, _) = listener.accept().await.unwrap();
     client.write_all(b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0").await.unwrap();
-    let client = async move {
+    let reading = async move {
         let mut seen = Vec::new();
         client.read_to_end(&mut seen).await.unwrap();
         seen
     };
-    let both = async { tokio::join!(lane::carry(tunnel, pass, "orders", Engine::Postgres, served), client) };
-    tokio::time::timeout(PATIENCE, both).await.expect("stuck")
+    let both = async { tokio::join!(client::carry(&lanes, "orders", Engine::Postgres, served), reading) };
+    let done = tokio::time::timeout(PATIENCE, both).await.expect("stuck");
+    lanes.close().await;
+    done
 }
 
 #[tokio::test]
 async fn a_client_whose_token_is_too_old_is_served_with_a_new_one() {
     let (port, _server) = guarded("2").await;
     let world = World::new(port, Config::default()).await;
-    let (ended, seen) = carried(&world.tunnel, &TestPass { token: Mutex::new(1), good: 2 }).await;
+    let (ended, seen) = carried(&world.tunnel, TestPass { token: Mutex::new(1), good: 2 }).await;
     assert!(ended.is_ok() && seen == b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0", "{ended:?} {seen:?}");
     // Refused for good: the client is told why, in its protocol.
     for (good, part) in
         [(1, "you could not prove again who you are: run aws sso login"), (9, "prove who you are first")]
     {
         let (ended, seen) =
-            carried(&world.tunnel, &TestPass { token: Mutex::new(if good == 9 { 7 } else { 1 }), good }).await;
+            carried(&world.tunnel, TestPass { token: Mutex::new(if good == 9 { 7 } else { 1 }), good }).await;
         let told = String::from_utf8_lossy(&seen).into_owned();
         assert!(ended.is_err() && told.starts_with('E') && told.contains(part), "{told}");
     }

@@ -23,6 +23,7 @@
 )]
 
 pub mod authorize;
+pub mod lane;
 pub mod mysql;
 pub mod pg;
 pub mod port;

@@ -85,6 +85,7 @@ pub struct PortSession {
     events: VecDeque<Event>,
     half_closed: BTreeMap<u32, HalfClosed>,
     keepalive_at: Option<Instant>,
+    keeps_alive: bool,
 }
 
 impl PortSession {
@@ -97,13 +98,14 @@ impl PortSession {
             events: VecDeque::new(),
             half_closed: BTreeMap::new(),
             keepalive_at: None,
+            keeps_alive: true,
         }
     }
 
     /// A new session after this one is over; ids of streams go on where this one's ended.
     #[must_use]
     pub fn successor(&self, pace: PaceConfig) -> Self {
-        Self { mux: self.mux.successor(), ..Self::new(pace) }
+        Self { mux: self.mux.successor(), keeps_alive: self.keeps_alive, ..Self::new(pace) }
     }
 
     pub fn counts(&self) -> Counts {
@@ -144,6 +146,11 @@ impl PortSession {
         }
         self.keepalive_at.get_or_insert_with(|| after(now, KEEPALIVE));
         self.mux.open()
+    }
+
+    /// Whether open streams keep the session from being idle; they do unless told otherwise.
+    pub fn keep_alive(&mut self, on: bool) {
+        self.keeps_alive = on;
     }
 
     /// Queues bytes; false if the stream is closed.
@@ -279,7 +286,9 @@ impl PortSession {
         if self.keepalive_at.is_some_and(|at| at <= now) {
             self.keepalive_at = None;
             if self.mux.open_streams() > 0 && self.phase == Phase::Open {
-                self.mux.send_nop();
+                if self.keeps_alive {
+                    self.mux.send_nop();
+                }
                 self.keepalive_at = Some(after(now, KEEPALIVE));
             }
         }

@@ -10,7 +10,8 @@ use crate::types::{Access, Environment};
 const CLUSTER: &str = "bastion";
 const DOCUMENT: &str = "AWS-StartPortForwardingSession";
 const CONTAINER: &str = "bastion";
-/// More sessions to one task only share its CPU.
+/// Sessions for one link. More to one task only share its CPU.
+const LANES: usize = 4;
 const LANES_MAX: usize = 32;
 
 pub(super) fn environment(name: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<Environment> {
@@ -19,7 +20,8 @@ pub(super) fn environment(name: &str, mut table: Table<'_>, problems: &mut Probl
     let document = table.string("document", problems).unwrap_or(DOCUMENT).to_owned();
     let idle_stop = table.duration("idle_stop", problems);
     let max_age = table.duration("max_age", problems);
-    if let Some(lanes) = table.count("lanes", problems).filter(|lanes| *lanes > LANES_MAX) {
+    let lanes = table.count("lanes", problems).unwrap_or(LANES);
+    if lanes > LANES_MAX {
         table.problem(
             problems,
             "lanes",
@@ -35,7 +37,8 @@ pub(super) fn environment(name: &str, mut table: Table<'_>, problems: &mut Probl
         }
     };
     table.finish(problems);
-    Some(Environment { name: name.to_owned(), region: region?, cluster, document, idle_stop, max_age, access: access? })
+    let (name, region, access) = (name.to_owned(), region?, access?);
+    Some(Environment { name, region, cluster, document, idle_stop, max_age, lanes, access })
 }
 
 const LEVEL_EXAMPLE: &str = "for example access.read with task_definition and subnets";

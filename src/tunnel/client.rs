@@ -1,0 +1,269 @@
+//! One local client, carried to a target: a stream of the link, or, where the relay knows no lanes, an upgrade on its
+//! HTTP port; then bytes both ways.
+//!
+//! The target's name or the upgrade request and the client's first bytes travel together, so that it costs no round trip.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use secrecy::SecretString;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::link::Link;
+use crate::tunnel::lanes::Lanes;
+use crate::tunnel::upgrade::{self, UpgradeError};
+use crate::tunnel::{ConnectError, ControlError, Tunnel};
+use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN};
+use crate::wire::pg::message::ErrorFields;
+use crate::wire::pg::startup::{self, Opening};
+
+const CHUNK: usize = 16 * 1024;
+/// One read from a client for the link, which packs what it gets at once.
+const LINK_CHUNK: usize = 48 * 1024;
+/// A database client that has closed its side is gone; its answer may still be on the way.
+const LINGER_DATABASE: Duration = Duration::from_secs(30);
+/// Other protocols may half-close and wait.
+const LINGER_TCP: Duration = Duration::from_secs(600);
+/// For a client that is told about a failure and does not read.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a client was not carried to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CarryError {
+    #[error("the local client is gone: {0}")]
+    Client(io::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("you could not prove again who you are: {0}")]
+    Pass(ControlError),
+    /// What the relay said.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Tunnel(io::Error),
+    /// The relay does not know the token (any more).
+    #[error("{0}")]
+    Unauthorized(String),
+}
+
+impl From<UpgradeError> for CarryError {
+    fn from(error: UpgradeError) -> Self {
+        match error {
+            UpgradeError::Io(error) => Self::Tunnel(error),
+            UpgradeError::Refused { status: Some(401), sentence } => Self::Unauthorized(sentence),
+            UpgradeError::Refused { sentence, .. } => Self::Refused(sentence),
+        }
+    }
+}
+
+/// Carries `client` to `target` until both sides are done. A cut tunnel is told to the client: as an ErrorResponse
+/// before its login where it speaks PostgreSQL, otherwise by a reset, never by a clean end.
+///
+/// # Errors
+/// [`CarryError`], for the person at the terminal; the client knows already.
+pub(crate) async fn carry(
+    lanes: &Lanes,
+    target: &str,
+    engine: Engine,
+    mut client: TcpStream,
+) -> Result<(), CarryError> {
+    let _present = lanes.present();
+    // PostgreSQL clients speak first; their opening is kept so that a refusal can be answered in their protocol.
+    let mut opening = BytesMut::new();
+    if engine == Engine::Postgres && client.read_buf(&mut opening).await.map_err(CarryError::Client)? == 0 {
+        return Ok(());
+    }
+    let mut began = Began::default();
+    let carried = match lanes.ready().await {
+        Ok(Some(link)) => over_link(&link, target, &mut client, &opening, &mut began).await,
+        Ok(None) => over_tunnel(lanes, target, engine, &mut client, &opening, &mut began).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = &carried {
+        if engine == Engine::Postgres && !began.down && !matches!(error, CarryError::Client(_)) {
+            let told = tell(&mut client, opening, error);
+            // Whoever does not read it cannot be helped.
+            let _in_time = tokio::time::timeout(GOODBYE_TIMEOUT, told).await;
+        } else {
+            // A reset: the client must not take this for the end of its data.
+            let _best_effort = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        }
+    }
+    carried
+}
+
+/// What has gone through already, and cannot be taken back.
+#[derive(Default)]
+struct Began {
+    /// Bytes of the client, besides its opening.
+    up: bool,
+    /// Bytes for the client.
+    down: bool,
+}
+
+/// A stream of the link. Each direction ends on its own.
+async fn over_link(
+    link: &Link,
+    target: &str,
+    client: &mut TcpStream,
+    opening: &[u8],
+    began: &mut Began,
+) -> Result<(), CarryError> {
+    let full = || ConnectError::Ended(link.over().unwrap_or_else(|| "it has too many connections".to_owned()));
+    let stream = link.open(target).ok_or_else(full)?;
+    let (mut from_link, mut to_link) = tokio::io::split(stream);
+    let (from_client, mut to_client) = client.split();
+    let up = async {
+        // Why a write fails, the reading side knows.
+        let sent = async {
+            to_link.write_all(opening).await?;
+            to_link.flush().await
+        };
+        if sent.await.is_err() {
+            return Ok(());
+        }
+        loop {
+            from_client.readable().await.map_err(CarryError::Client)?;
+            // Only while there is something to read: most clients are idle most of the time.
+            let mut buffer = Vec::with_capacity(LINK_CHUNK);
+            match from_client.try_read_buf(&mut buffer) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(CarryError::Client(error)),
+            }
+            let sent = async {
+                to_link.write_all(&buffer).await?;
+                to_link.flush().await
+            };
+            if sent.await.is_err() {
+                return Ok(());
+            }
+        }
+        let _ended_already = to_link.shutdown().await;
+        Ok(())
+    };
+    let down = async {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let length = from_link.read(&mut buffer).await.map_err(CarryError::Tunnel)?;
+            if length == 0 {
+                return to_client.shutdown().await.map_err(CarryError::Client);
+            }
+            began.down = true;
+            to_client.write_all(buffer.get(..length).unwrap_or_default()).await.map_err(CarryError::Client)?;
+        }
+    };
+    tokio::try_join!(up, down).map(|_| ())
+}
+
+/// A stream of the first tunnel, once more with a new token if the relay does not know the old one.
+async fn over_tunnel(
+    lanes: &Lanes,
+    target: &str,
+    engine: Engine,
+    client: &mut TcpStream,
+    opening: &[u8],
+    began: &mut Began,
+) -> Result<(), CarryError> {
+    let (tunnel, pass) = (lanes.first(), lanes.pass());
+    let token = pass.token();
+    let carried = run(tunnel, token.as_ref(), target, engine, client, opening, began).await;
+    if !matches!(carried, Err(CarryError::Unauthorized(_))) || began.up {
+        return carried;
+    }
+    pass.renew(token.as_ref()).await.map_err(CarryError::Pass)?;
+    run(tunnel, pass.token().as_ref(), target, engine, client, opening, began).await
+}
+
+async fn run(
+    tunnel: &Tunnel,
+    token: Option<&SecretString>,
+    target: &str,
+    engine: Engine,
+    client: &mut TcpStream,
+    opening: &[u8],
+    began: &mut Began,
+) -> Result<(), CarryError> {
+    let linger = if engine == Engine::Tcp { LINGER_TCP } else { LINGER_DATABASE };
+    let stream = tunnel.connect(linger)?;
+    let (mut from_tunnel, mut to_tunnel) = tokio::io::split(stream);
+    let (mut from_client, mut to_client) = client.split();
+    let Began { up: began_up, down: began_down } = began;
+    let mut first = upgrade::request(UPGRADE_CONN, token, &[(HEADER_TARGET, target)]);
+    first.extend_from_slice(opening);
+    to_tunnel.write_all(&first).await.map_err(CarryError::Tunnel)?;
+    let up = async {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match from_client.read(&mut buffer).await.map_err(CarryError::Client)? {
+                0 => break,
+                length => {
+                    *began_up = true;
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    if to_tunnel.write_all(bytes).await.is_err() {
+                        // The reading side knows why.
+                        break;
+                    }
+                }
+            }
+        }
+        let _ended_already = to_tunnel.shutdown().await;
+        std::future::pending::<Result<(), CarryError>>().await
+    };
+    let down = async {
+        let mut buffer = BytesMut::with_capacity(CHUNK);
+        upgrade::read_head(&mut from_tunnel, &mut buffer).await?;
+        loop {
+            if !buffer.is_empty() {
+                *began_down = true;
+                to_client.write_all_buf(&mut buffer).await.map_err(CarryError::Client)?;
+            }
+            buffer.clear();
+            buffer.reserve(CHUNK);
+            if from_tunnel.read_buf(&mut buffer).await.map_err(CarryError::Tunnel)? == 0 {
+                to_client.shutdown().await.map_err(CarryError::Client)?;
+                return Ok(());
+            }
+        }
+    };
+    // smux closes both directions at once: when the answer has ended, so has the question.
+    tokio::select! {
+        ended = down => ended,
+        failed = up => failed,
+    }
+}
+
+/// Answers a PostgreSQL client that has had no answer yet: its TLS and GSSAPI requests with no, its startup with the
+/// error. libpq shows no text of an error that comes before.
+async fn tell(client: &mut TcpStream, mut buffer: BytesMut, error: &CarryError) -> io::Result<()> {
+    loop {
+        match startup::decode(&mut buffer) {
+            Ok(None) => {
+                if client.read_buf(&mut buffer).await? == 0 {
+                    return Ok(());
+                }
+            }
+            Ok(Some(Opening::GssEncRequest | Opening::SslRequest)) => client.write_all(b"N").await?,
+            Ok(Some(Opening::Cancel(_))) => return Ok(()),
+            Ok(Some(Opening::DirectTls | Opening::Startup(_))) | Err(_) => break,
+        }
+    }
+    let fields = ErrorFields {
+        severity: "FATAL".to_owned(),
+        code: "08006".to_owned(),
+        message: format!("bastion: {error}"),
+        detail: String::new(),
+        hint: "Look at the terminal where bastion runs; bastion status shows the task.".to_owned(),
+    };
+    let mut packet = BytesMut::new();
+    fields.encode(&mut packet);
+    client.write_all(&packet).await?;
+    client.shutdown().await?;
+    let mut rest = [0; 512];
+    while client.read(&mut rest).await? > 0 {}
+    Ok(())
+}

@@ -1,0 +1,460 @@
+//! Several sessions, one link: what clients are carried over.
+//!
+//! The first lane runs in the tunnel that is there anyway; it begins the link, and while it cannot be had, nothing can.
+//! Each further lane has a session of its own. One that is lost is opened again in the background. A relay that knows no
+//! lanes is served the plain way: every client has a stream of the first tunnel.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use secrecy::SecretString;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::link::{self, Link};
+use crate::tunnel::driver::jittered;
+use crate::tunnel::upgrade::{self, UpgradeError};
+use crate::tunnel::{BoxFuture, ConnectError, ControlError, Pass, State, Stats, Tunnel};
+use crate::types::{HEADER_LANE, HEADER_LINK, UPGRADE_LANE};
+
+/// First wait before a lane is opened again, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// A lane that lasted so long was a good one.
+const GOOD: Duration = Duration::from_secs(30);
+/// For the relay's answer to an upgrade.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// After the end of a link, what still comes for its stream.
+const LINGER: Duration = Duration::from_secs(1);
+/// A new client waits so long for a lost link to come back: longer than a reconnect takes, shorter than a person waits.
+const OUTAGE_PATIENCE: Duration = Duration::from_secs(15);
+/// And so long for a task to start; its own time limit is most likely shorter, and its next try finds the task running.
+const WAKE_PATIENCE: Duration = Duration::from_secs(300);
+/// Bytes that clients have sent have so long to arrive at the end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Opens sessions for further lanes; the command line implements it.
+pub(crate) trait Opener: Send + Sync + 'static {
+    /// A session of its own, with its id. It is not opened again when it ends.
+    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), ControlError>>;
+
+    /// Makes sure that nothing of the session lives on.
+    fn end<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, ()>;
+}
+
+/// What clients are carried over at the moment.
+#[derive(Clone)]
+enum Way {
+    /// Not known yet, or lost.
+    None,
+    Link(Arc<Current>),
+    /// The relay knows no lanes.
+    Plain,
+}
+
+struct Current {
+    link: Link,
+    secret: String,
+}
+
+/// How many lanes there are of how many, and what stands in the way of more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LanesState {
+    pub(crate) wanted: usize,
+    pub(crate) open: usize,
+    pub(crate) problem: Option<String>,
+    /// The relay knows no lanes.
+    pub(crate) plain: bool,
+}
+
+struct Inner {
+    first: Tunnel,
+    wanted: usize,
+    pass: Arc<dyn Pass>,
+    opener: Arc<dyn Opener>,
+    way: watch::Sender<Way>,
+    lanes: watch::Sender<LanesState>,
+    state: watch::Sender<State>,
+    /// Tunnels that keep their sessions alive only while clients are there.
+    tunnels: Mutex<Vec<Tunnel>>,
+    clients: AtomicUsize,
+    /// Of links that are over.
+    past: Mutex<link::Stats>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+/// See the module. Cheap to clone; ends with [`Lanes::close`].
+#[derive(Clone)]
+pub(crate) struct Lanes {
+    inner: Arc<Inner>,
+}
+
+/// One client; while there is one, the sessions are kept alive.
+pub(super) struct Present<'a>(&'a Inner);
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        if self.0.clients.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.keep_alive(false);
+        }
+    }
+}
+
+impl Lanes {
+    /// Begins a link of `wanted` lanes over the first tunnel and sessions of `opener`, with 0 the plain way; returns once it is known whether
+    /// the relay has lanes, or after `patience`. Further lanes come in the background.
+    pub(crate) async fn open(
+        first: Tunnel,
+        wanted: usize,
+        pass: Arc<dyn Pass>,
+        opener: Arc<dyn Opener>,
+        patience: Duration,
+    ) -> Self {
+        let state = first.state().borrow().clone();
+        let inner = Arc::new(Inner {
+            tunnels: Mutex::new(vec![first.clone()]),
+            first,
+            wanted,
+            pass,
+            opener,
+            way: watch::Sender::new(Way::None),
+            lanes: watch::Sender::new(LanesState { wanted, ..LanesState::default() }),
+            state: watch::Sender::new(state),
+            clients: AtomicUsize::new(0),
+            past: Mutex::default(),
+            stop: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+        });
+        inner.keep_alive(false);
+        let stop = inner.stop.clone();
+        if wanted == 0 {
+            inner.lanes.send_modify(|lanes| lanes.plain = true);
+            inner.way.send_replace(Way::Plain);
+        } else {
+            inner.tracker.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&inner).run_links()));
+        }
+        inner.tracker.spawn(stop.run_until_cancelled_owned(Arc::clone(&inner).follow()));
+        for number in 1..wanted {
+            inner.tracker.spawn(Arc::clone(&inner).run_lane(number));
+        }
+        let mut way = inner.way.subscribe();
+        // Not there in time: clients wait for it, as they do after an outage.
+        let _known = tokio::time::timeout(patience, way.wait_for(|way| !matches!(way, Way::None))).await;
+        Self { inner }
+    }
+
+    /// The link for a new client; `None`: the plain way. A lost one is waited for, so that a client hears of an outage
+    /// instead of hanging in it.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when it is not back in time, or never comes back.
+    pub(super) async fn ready(&self) -> Result<Option<Link>, ConnectError> {
+        let inner = &self.inner;
+        if let Some(way) = inner.moving() {
+            return Ok(way);
+        }
+        let asleep = matches!(*inner.first.state().borrow(), State::Asleep { .. } | State::Waking { .. });
+        let began = Instant::now();
+        inner.first.up(if asleep { WAKE_PATIENCE } else { OUTAGE_PATIENCE }).await?;
+        let patience = if asleep { OUTAGE_PATIENCE } else { OUTAGE_PATIENCE.saturating_sub(began.elapsed()) };
+        let mut state = inner.state.subscribe();
+        let mut way = inner.way.subscribe();
+        let back = async {
+            loop {
+                if let Some(way) = inner.moving() {
+                    return way;
+                }
+                tokio::select! {
+                    _ = state.changed() => {}
+                    _ = way.changed() => {}
+                }
+            }
+        };
+        match tokio::time::timeout(patience, back).await {
+            Ok(way) => Ok(way),
+            Err(_) => Err(ConnectError::of(&inner.state.borrow())),
+        }
+    }
+
+    pub(super) fn first(&self) -> &Tunnel {
+        &self.inner.first
+    }
+
+    pub(super) fn pass(&self) -> &dyn Pass {
+        self.inner.pass.as_ref()
+    }
+
+    /// Counts a client for as long as the result lives.
+    pub(super) fn present(&self) -> Present<'_> {
+        if self.inner.clients.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.inner.keep_alive(true);
+        }
+        Present(&self.inner)
+    }
+
+    pub(crate) fn clients(&self) -> usize {
+        self.inner.clients.load(Ordering::Acquire)
+    }
+
+    /// What the lanes together are doing.
+    pub(crate) fn state(&self) -> watch::Receiver<State> {
+        self.inner.state.subscribe()
+    }
+
+    pub(crate) fn lanes(&self) -> watch::Receiver<LanesState> {
+        self.inner.lanes.subscribe()
+    }
+
+    /// Of the first tunnel, with what the link carried in it and in the other lanes.
+    pub(crate) fn stats(&self) -> (Stats, link::Stats) {
+        let tunnels = self.inner.tunnels().iter().map(Tunnel::stats).collect::<Vec<_>>();
+        let mut stats = self.inner.first.stats();
+        stats.reconnects = tunnels.iter().map(|stats| stats.reconnects).sum();
+        let past = *self.inner.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = match &*self.inner.way.borrow() {
+            Way::Link(current) => current.link.stats(),
+            Way::None | Way::Plain => link::Stats::default(),
+        };
+        (stats, past.plus(now))
+    }
+
+    /// Ends the link and the sessions of further lanes. The first tunnel is its owner's.
+    pub(crate) async fn close(&self) {
+        let way = self.inner.way.borrow().clone();
+        if let Way::Link(current) = way {
+            let _in_time = tokio::time::timeout(LAST_WORDS, current.link.drained()).await;
+            current.link.close();
+        }
+        self.inner.stop.cancel();
+        self.inner.tracker.close();
+        self.inner.tracker.wait().await;
+    }
+}
+
+impl Inner {
+    fn tunnels(&self) -> MutexGuard<'_, Vec<Tunnel>> {
+        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_alive(&self, on: bool) {
+        self.tunnels().iter().for_each(|tunnel| tunnel.keep_alive(on));
+    }
+
+    /// What a client may use now; the outer `None`: nothing.
+    fn moving(&self) -> Option<Option<Link>> {
+        match &*self.way.borrow() {
+            Way::Link(current) if current.link.lanes().borrow().moving > 0 => Some(Some(current.link.clone())),
+            Way::Plain if *self.first.state().borrow() == State::Connected => Some(None),
+            _ => None,
+        }
+    }
+
+    /// One link after the other; never returns.
+    async fn run_links(self: Arc<Self>) {
+        let mut wait = BACKOFF.0;
+        loop {
+            let mut state = self.first.state();
+            if state.wait_for(|state| *state == State::Connected).await.is_err() {
+                return std::future::pending().await;
+            }
+            let secret = uuid::Uuid::new_v4().simple().to_string();
+            let pipe = match self.upgrade(&self.first, &secret, "new").await {
+                Ok(pipe) => pipe,
+                Err(UpgradeError::Refused { status: Some(426 | 404 | 400), .. }) => {
+                    self.way.send_replace(Way::Plain);
+                    self.lanes.send_modify(|lanes| lanes.plain = true);
+                    // A new session may lead to a newer relay.
+                    let _gone = state.wait_for(|state| *state != State::Connected).await;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot begin a link");
+                    self.lanes.send_modify(|lanes| lanes.problem = Some(error.to_string()));
+                    wait = pause(wait).await;
+                    continue;
+                }
+            };
+            wait = BACKOFF.0;
+            let current = Arc::new(Current { link: Link::opener(), secret });
+            self.lanes.send_modify(|lanes| (lanes.plain, lanes.problem) = (false, None));
+            self.way.send_replace(Way::Link(Arc::clone(&current)));
+            tokio::select! {
+                () = current.link.keep_time() => {}
+                () = self.first_lane(&current, pipe) => {}
+            }
+            // Whoever ended it: no stream of it may go on.
+            current.link.close();
+            self.way.send_replace(Way::None);
+            let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            *past = past.plus(link::Stats { streams: 0, ..current.link.stats() });
+        }
+    }
+
+    /// The lane in the first tunnel, joined again whenever it is lost; returns when the relay has lost the link.
+    async fn first_lane(&self, current: &Current, pipe: impl AsyncRead + AsyncWrite + Unpin) {
+        let mut ended = current.link.carry(pipe).await;
+        let mut wait = BACKOFF.0;
+        loop {
+            tracing::debug!(?ended, "the first lane is gone");
+            let mut state = self.first.state();
+            if state.wait_for(|state| *state == State::Connected).await.is_err() {
+                // The link may live on in other lanes.
+                return std::future::pending().await;
+            }
+            match self.upgrade(&self.first, &current.secret, "join").await {
+                Ok(pipe) => {
+                    wait = BACKOFF.0;
+                    ended = current.link.carry(pipe).await;
+                }
+                Err(UpgradeError::Refused { status: Some(410), .. }) => return,
+                Err(error) => {
+                    ended = Err(io::Error::other(error.to_string()));
+                    wait = pause(wait).await;
+                }
+            }
+        }
+    }
+
+    /// A further lane, until the end.
+    async fn run_lane(self: Arc<Self>, number: usize) {
+        let mut wait = BACKOFF.0;
+        while !self.stop.is_cancelled() {
+            let mut way = self.way.subscribe();
+            let current = self.stop.run_until_cancelled(way.wait_for(|way| matches!(way, Way::Link(_)))).await;
+            let Some(Ok(Way::Link(current))) = current.map(|way| way.map(|way| way.clone())) else { return };
+            // A session that is about to begin must be ended too.
+            let too_late = async {
+                self.stop.cancelled().await;
+                tokio::time::sleep(LAST_WORDS).await;
+            };
+            let opened = tokio::select! {
+                opened = self.opener.open() => opened,
+                () = too_late => return,
+            };
+            let (tunnel, session_id) = match opened {
+                Ok(opened) => opened,
+                Err(error) => {
+                    let wanted = self.wanted;
+                    let problem = format!("lane {} of {wanted} cannot be opened: {error}", number.saturating_add(1));
+                    self.lanes.send_modify(|lanes| lanes.problem = Some(problem));
+                    if self.stop.run_until_cancelled(pause(wait)).await.is_none() {
+                        return;
+                    }
+                    wait = wait.saturating_mul(2).min(BACKOFF.1);
+                    continue;
+                }
+            };
+            let began = Instant::now();
+            tunnel.keep_alive(self.clients.load(Ordering::Acquire) > 0);
+            self.tunnels().push(tunnel.clone());
+            let carried = self.stop.run_until_cancelled(self.join(&tunnel, &current)).await;
+            tracing::debug!(number, ?carried, "a lane is gone");
+            self.tunnels().retain(|known| !known.is(&tunnel));
+            tunnel.close().await;
+            self.opener.end(&session_id).await;
+            wait = if began.elapsed() > GOOD { BACKOFF.0 } else { wait.saturating_mul(2).min(BACKOFF.1) };
+            if self.stop.run_until_cancelled(tokio::time::sleep(jittered(wait))).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn join(&self, tunnel: &Tunnel, current: &Current) -> Result<(), UpgradeError> {
+        let pipe = self.upgrade(tunnel, &current.secret, "join").await?;
+        Ok(current.link.carry(pipe).await?)
+    }
+
+    /// A lane over a tunnel, with a new token if the old one is not good any more.
+    async fn upgrade(
+        &self,
+        tunnel: &Tunnel,
+        secret: &str,
+        wish: &str,
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, UpgradeError> {
+        let token = self.pass.token();
+        match upgrade(tunnel, token.as_ref(), secret, wish).await {
+            Err(UpgradeError::Refused { status: Some(401), sentence }) => {
+                let renewed = self.pass.renew(token.as_ref()).await;
+                renewed.map_err(|error| UpgradeError::Refused {
+                    status: None,
+                    sentence: format!("{sentence}; you could not prove again who you are: {error}"),
+                })?;
+                upgrade(tunnel, self.pass.token().as_ref(), secret, wish).await
+            }
+            done => done,
+        }
+    }
+
+    /// Keeps the common state and the number of lanes; never returns.
+    async fn follow(self: Arc<Self>) {
+        let (mut first, mut way) = (self.first.state(), self.way.subscribe());
+        let mut first_is_over = false;
+        let mut stuck_since = None;
+        loop {
+            let mut lanes = match &*way.borrow_and_update() {
+                Way::Link(current) => Some(current.link.lanes()),
+                Way::None | Way::Plain => None,
+            };
+            let now = lanes.as_mut().map(|lanes| *lanes.borrow_and_update()).unwrap_or_default();
+            self.lanes.send_if_modified(|known| {
+                if now.open == known.wanted {
+                    known.problem = None;
+                }
+                std::mem::replace(&mut known.open, now.open) != now.open
+            });
+            let mut state = first.borrow_and_update().clone();
+            if now.moving > 0 {
+                stuck_since = None;
+                state = State::Connected;
+            } else if state == State::Connected && now.open > 0 {
+                let since = *stuck_since.get_or_insert_with(Instant::now);
+                state = State::Reconnecting { cause: "no lane moves".to_owned(), since };
+            }
+            self.state.send_if_modified(|known| {
+                let news = *known != state;
+                *known = state;
+                news
+            });
+            let moved = async {
+                match &mut lanes {
+                    Some(lanes) => lanes.changed().await.is_ok(),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = first.changed(), if !first_is_over => first_is_over = changed.is_err(),
+                _ = way.changed() => {}
+                _ = moved => {}
+            }
+        }
+    }
+}
+
+async fn upgrade(
+    tunnel: &Tunnel,
+    token: Option<&SecretString>,
+    secret: &str,
+    wish: &str,
+) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, UpgradeError> {
+    let refused = |sentence: String| UpgradeError::Refused { status: None, sentence };
+    let stream = tunnel.connect(LINGER).map_err(|error| refused(error.to_string()))?;
+    let (mut read, mut write) = tokio::io::split(stream);
+    let request = upgrade::request(UPGRADE_LANE, token, &[(HEADER_LINK, secret), (HEADER_LANE, wish)]);
+    write.write_all(&request).await?;
+    let mut rest = BytesMut::new();
+    let head = tokio::time::timeout(ANSWER_TIMEOUT, upgrade::read_head(&mut read, &mut rest));
+    head.await.map_err(|_| refused(format!("the relay did not answer within {} s", ANSWER_TIMEOUT.as_secs())))??;
+    Ok(tokio::io::join(io::Cursor::new(rest).chain(read), write))
+}
+
+/// Waits about so long, and says how long the next wait is.
+async fn pause(wait: Duration) -> Duration {
+    tokio::time::sleep(jittered(wait)).await;
+    wait.saturating_mul(2).min(BACKOFF.1)
+}

@@ -1,0 +1,73 @@
+//! From HTTP on the relay's port to something else: the request, and the head of its answer.
+
+use std::io;
+
+use bytes::{Buf as _, BytesMut};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// The head of an answer is a few hundred bytes.
+const HEAD_MAX: usize = 8 * 1024;
+/// An error body of the relay is a sentence.
+const BODY_MAX: usize = 4 * 1024;
+
+/// Why there is no upgrade.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UpgradeError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// With the relay's sentence, and the HTTP status if there was one.
+    #[error("{sentence}")]
+    Refused { status: Option<u16>, sentence: String },
+}
+
+/// The request for an upgrade to `protocol`, with the token that the relay asks for.
+pub(super) fn request(protocol: &str, token: Option<&SecretString>, headers: &[(&str, &str)]) -> Vec<u8> {
+    let mut text = format!("GET /v1/lane HTTP/1.1\r\nHost: bastion\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n");
+    for (name, value) in headers {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if let Some(token) = token {
+        text.push_str(&format!("Authorization: Bearer {}\r\n", token.expose_secret()));
+    }
+    text.push_str("\r\n");
+    text.into_bytes()
+}
+
+/// Reads the answer to an upgrade; what follows it stays in `buffer`.
+pub(super) async fn read_head(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+) -> Result<(), UpgradeError> {
+    let refused = |sentence: &str| UpgradeError::Refused { status: None, sentence: sentence.to_owned() };
+    let malformed = || refused("the relay answered with something that is not HTTP; is it a relay?");
+    let end = loop {
+        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at.saturating_add(4);
+        }
+        if buffer.len() > HEAD_MAX {
+            return Err(malformed());
+        }
+        if stream.read_buf(buffer).await? == 0 {
+            return Err(refused("the relay closed the connection without an answer; it may be stopping"));
+        }
+    };
+    let head = String::from_utf8_lossy(buffer.get(..end).unwrap_or_default()).into_owned();
+    buffer.advance(end);
+    let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
+    let status = status.ok_or_else(malformed)?;
+    if status == 101 {
+        return Ok(());
+    }
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        if name.eq_ignore_ascii_case("content-length") { value.trim().parse::<usize>().ok() } else { None }
+    });
+    let length = length.unwrap_or(0).min(BODY_MAX);
+    while buffer.len() < length && stream.read_buf(buffer).await? > 0 {}
+    let sentence = serde_json::from_slice::<serde_json::Value>(buffer.get(..length).unwrap_or_default())
+        .ok()
+        .and_then(|body| body.get("error")?.as_str().map(str::to_owned));
+    let sentence = sentence.unwrap_or_else(|| format!("the relay refused the connection with HTTP status {status}"));
+    Err(UpgradeError::Refused { status: Some(status), sentence })
+}
