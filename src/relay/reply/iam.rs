@@ -48,8 +48,8 @@ pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorTex
         Engine::Mysql => (
             String::new(),
             format!(
-                "Check that 1. the task role may rds-db:connect as {user} on this database's resource id, 2. {user} uses \
-                 AWSAuthenticationPlugin ({grant}), 3. IAM authentication is on for {host}"
+                "Check that 1. the task role may rds-db:connect as {user} on this database's resource id, 2. {user} is made \
+                 for it ({grant}), 3. IAM authentication is on for {host}"
             ),
         ),
         Engine::Postgres | Engine::Tcp => (
@@ -66,4 +66,40 @@ pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorTex
         ),
     };
     ErrorText { message, detail, hint, ..said.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::CredentialConfig;
+    use crate::wire::mysql::packet::ERROR_TEXT_MAX;
+
+    #[test]
+    fn a_mysql_client_shows_the_whole_text() {
+        let user = "orders_read";
+        let target = Target {
+            name: "orders-reports".to_owned(),
+            engine: Engine::Mysql,
+            host: Some("orders-reports.cluster-ro-abcdefghijkl.ap-northeast-1.rds.amazonaws.com".to_owned()),
+            hostaddr: None,
+            port: Some(3306),
+            database: None,
+            read_only: true,
+            max_connections: None,
+            local_port: None,
+            relay_port: 3306,
+            credential: CredentialConfig::RdsIam { user: user.to_owned() },
+        };
+        let said = ErrorText {
+            number: 1045,
+            sqlstate: "28000".to_owned(),
+            message: format!("Access denied for user '{user}'@'10.10.110.210' (using password: YES)"),
+            ..ErrorText::default()
+        };
+        for text in [refused(&said, &target, user), wants_password("mysql_native_password", &target, user)] {
+            // Joined with a full stop and a blank, and the number of the connection at the end of the hint.
+            let whole = format!("{}. {} (bastion connection 1000). {}", text.message, text.hint, text.detail);
+            assert!(whole.len() <= ERROR_TEXT_MAX, "{} bytes: {whole}", whole.len());
+        }
+    }
 }
