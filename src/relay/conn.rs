@@ -5,6 +5,7 @@ mod driver;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -38,6 +39,9 @@ pub(super) struct Conn {
 struct Login {
     client: Box<dyn Io>,
     upstream: Upstream,
+    /// What the client has said since.
+    early: Bytes,
+    handshake: Option<Handshake>,
     program: Option<String>,
     db_user: Option<String>,
 }
@@ -82,7 +86,7 @@ impl Conn {
             (_, None) => self.connect(client, None).await,
             (_, Some(handshake)) => self.log_in(client, handshake).await,
         };
-        let Some(mut login) = login else { return };
+        let Some(login) = login else { return };
         let _open = self.shared.lifetime.opened();
         let _open_metric = self.served.metrics.opened(started.elapsed());
         info!(
@@ -96,12 +100,59 @@ impl Conn {
             login_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "connection ready"
         );
-        let metrics = &self.served.metrics;
-        let spliced = match &mut login.upstream {
-            Upstream::Plain(stream) => splice(login.client.as_mut(), stream, &metrics.up, &metrics.down).await,
-            Upstream::Tls(stream) => splice(login.client.as_mut(), stream.as_mut(), &metrics.up, &metrics.down).await,
-        };
+        let spliced = self.relay(login).await;
         self.log_end(&spliced, started);
+    }
+
+    /// Copies until the end, but for commands of the client that go through the door again.
+    async fn relay(&self, mut login: Login) -> Spliced {
+        let metrics = &self.served.metrics;
+        let (mut up, mut down) = (0, 0);
+        loop {
+            let Login { client, upstream, early, handshake, .. } = &mut login;
+            let (client, commands) = (client.as_mut(), handshake.as_ref().and_then(Handshake::commands));
+            let mut part = match upstream {
+                Upstream::Plain(stream) => splice(client, stream, early, commands, &metrics.up, &metrics.down).await,
+                Upstream::Tls(stream) => {
+                    splice(client, stream.as_mut(), early, commands, &metrics.up, &metrics.down).await
+                }
+            };
+            (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
+            (part.up, part.down) = (up, down);
+            let Some(command) = part.stopped.take() else { return part };
+            login = match self.again(login, &command).await {
+                Ok(login) => login,
+                Err(failure) => {
+                    part.ended_by = Some(Side::Client);
+                    part.error = Some(std::io::Error::other(failure));
+                    return part;
+                }
+            };
+        }
+    }
+
+    /// Answers the command that has stopped the copy. On failure the client has been told.
+    async fn again(&self, login: Login, command: &[u8]) -> Result<Login, ConnError> {
+        let random = tls::random().map_err(|_| ConnError::NoRandom)?;
+        let again = login.handshake.as_ref().and_then(|handshake| handshake.again(random, command));
+        let Some(handshake) = again else { return Ok(login) };
+        let Login { client, upstream, program, db_user, .. } = login;
+        let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
+        driver.upstream = Some(upstream);
+        let result = driver.run().await;
+        let Driver { client, upstream, handshake, .. } = driver;
+        match (result, client, upstream) {
+            (Ok(Outcome::Splice { early }), Some(client), Some(upstream)) => {
+                Ok(Login { client, upstream, early, handshake: Some(handshake), program, db_user })
+            }
+            (Err(failure), Some(mut client), _) => {
+                let user = db_user.as_deref();
+                self.refuse(&mut client, Some(&handshake), &failure, &self.served.target, user).await;
+                Err(failure)
+            }
+            (Err(failure), ..) => Err(failure),
+            (Ok(_), ..) => Err(ConnError::Refused(Refusal::ClientGone)),
+        }
     }
 
     fn log_end(&self, spliced: &Spliced, started: Instant) {
@@ -155,7 +206,14 @@ impl Conn {
     async fn connect(&self, mut client: Box<dyn Io>, handshake: Option<&Handshake>) -> Option<Login> {
         let target = &self.served.target;
         match upstream::dial(target).await {
-            Ok(stream) => Some(Login { client, upstream: Upstream::Plain(stream), program: None, db_user: None }),
+            Ok(stream) => Some(Login {
+                client,
+                upstream: Upstream::Plain(stream),
+                early: Bytes::new(),
+                handshake: None,
+                program: None,
+                db_user: None,
+            }),
             Err(error) => {
                 self.refuse(&mut client, handshake, &error.into(), target, None).await;
                 None
@@ -167,10 +225,12 @@ impl Conn {
     async fn log_in(&self, client: Box<dyn Io>, handshake: Handshake) -> Option<Login> {
         let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
         let failure = match driver.run().await {
-            Ok(Outcome::Splice) => {
-                let program = driver.handshake.client_program();
+            Ok(Outcome::Splice { early }) => {
                 let db_user = driver.user().map(str::to_owned);
-                return Some(Login { client: driver.client?, upstream: driver.upstream?, program, db_user });
+                let Driver { client, upstream, handshake, .. } = driver;
+                let program = handshake.client_program();
+                let handshake = Some(handshake);
+                return Some(Login { client: client?, upstream: upstream?, early, handshake, program, db_user });
             }
             Ok(Outcome::Cancel(packet)) => {
                 match self.cancel(&packet).await {

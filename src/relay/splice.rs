@@ -3,6 +3,9 @@
 //! Each direction ends on its own (half-close is kept), flushes before it sleeps, and holds memory only while the
 //! receiver is slower than the sender: reads go into one buffer of the thread, and only what could not be written at
 //! once is kept. So an idle connection costs no buffer here.
+//!
+//! A MySQL client's bytes go past [`Commands`], which stops the copy at the few commands that are not the database's to
+//! answer.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -12,6 +15,8 @@ use std::task::{Context, Poll, ready};
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::wire::mysql::commands::Commands;
 
 /// One read; also the most that one direction keeps for a slow receiver.
 const BUFFER: usize = 32 * 1024;
@@ -30,7 +35,7 @@ pub(super) enum Side {
 }
 
 /// What went through and how it ended.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Spliced {
     /// Bytes from the client to the upstream.
     pub(super) up: u64,
@@ -39,16 +44,27 @@ pub(super) struct Spliced {
     /// Who ended first.
     pub(super) ended_by: Option<Side>,
     pub(super) error: Option<io::Error>,
+    /// It has not ended: the client has sent a command that is not for the database, and these bytes begin with it.
+    pub(super) stopped: Option<Vec<u8>>,
 }
 
-/// Copies until both directions are done or one side fails. Not cancel safe: bytes read may be lost.
-pub(super) async fn splice<C, U>(client: &mut C, upstream: &mut U, up: &Counter, down: &Counter) -> Spliced
+/// Copies until both directions are done or one side fails, or `commands` stops it. `early` is what the client has sent
+/// already. Not cancel safe: bytes read may be lost.
+pub(super) async fn splice<C, U>(
+    client: &mut C,
+    upstream: &mut U,
+    early: &[u8],
+    commands: Option<Commands>,
+    up: &Counter,
+    down: &Counter,
+) -> Spliced
 where
     C: AsyncRead + AsyncWrite + Unpin + ?Sized,
     U: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
-    let mut upward = Direction::default();
+    let mut upward = Direction { commands, ..Direction::default() };
     let mut downward = Direction::default();
+    upward.begin(early, up);
     let mut ended_by = None;
     let result = poll_fn(|context| {
         let up_done =
@@ -56,6 +72,9 @@ where
         let down_done = downward
             .poll(context, upstream, client, down)
             .map_err(|failure| failure.on(Side::Upstream, Side::Client))?;
+        if upward.stopped && up_done.is_ready() && downward.kept.is_empty() && !downward.needs_flush {
+            return Poll::Ready(Ok(()));
+        }
         if ended_by.is_none() {
             ended_by = match (upward.read_ended, downward.read_ended) {
                 (true, _) => Some(Side::Client),
@@ -75,7 +94,8 @@ where
             Some(error)
         }
     };
-    Spliced { up: upward.total, down: downward.total, ended_by, error }
+    let stopped = upward.stopped.then_some(upward.held);
+    Spliced { up: upward.total, down: downward.total, ended_by, error, stopped }
 }
 
 enum Failure {
@@ -101,6 +121,10 @@ struct Direction {
     read_ended: bool,
     done: bool,
     total: u64,
+    commands: Option<Commands>,
+    /// Read, and not to be written yet: the start of a header, or the command that stopped the copy.
+    held: Vec<u8>,
+    stopped: bool,
 }
 
 impl Direction {
@@ -121,6 +145,10 @@ impl Direction {
             }
             if self.poll_kept(context, to)?.is_pending() {
                 return Ok(Poll::Pending);
+            }
+            if self.stopped {
+                let _what_is_left = self.poll_flush(context, to)?;
+                return Ok(if self.needs_flush { Poll::Pending } else { Poll::Ready(()) });
             }
             if self.read_ended {
                 return match Pin::new(&mut *to).poll_shutdown(context) {
@@ -153,21 +181,27 @@ impl Direction {
         W: AsyncWrite + Unpin + ?Sized,
     {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            // A header that was cut is looked at again together with what follows it.
+            let held = self.held.len();
+            let (front, room) = scratch.split_at_mut(held);
+            front.copy_from_slice(&self.held);
+            let mut buffer = ReadBuf::new(room);
             match Pin::new(from).poll_read(context, &mut buffer) {
                 Poll::Pending => return Ok(Poll::Pending),
                 // A database that exits may skip the end of TLS; its protocol has its own framing.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
                 Poll::Ready(result) => result.map_err(Failure::Read)?,
             }
-            let mut rest = buffer.filled();
-            if rest.is_empty() {
+            let read = buffer.filled().len();
+            counter.inc_by(self.count(read));
+            if read == 0 {
                 self.read_ended = true;
+                // Whatever it is, it is not a command.
+                self.kept.append(&mut self.held);
                 return Ok(Poll::Ready(()));
             }
-            let length = u64::try_from(rest.len()).unwrap_or(u64::MAX);
-            self.total = self.total.saturating_add(length);
-            counter.inc_by(length);
+            let filled = scratch.get(..held.saturating_add(read)).unwrap_or_default();
+            let mut rest = self.pass(filled);
             while !rest.is_empty() {
                 match Pin::new(&mut *to).poll_write(context, rest) {
                     Poll::Pending => break,
@@ -182,6 +216,30 @@ impl Direction {
             self.kept.extend_from_slice(rest);
             Ok(Poll::Ready(()))
         })
+    }
+
+    /// Takes what was read before the copy.
+    fn begin(&mut self, early: &[u8], counter: &Counter) {
+        counter.inc_by(self.count(early.len()));
+        let rest = self.pass(early);
+        self.kept.extend_from_slice(rest);
+    }
+
+    fn count(&mut self, read: usize) -> u64 {
+        let read = u64::try_from(read).unwrap_or(u64::MAX);
+        self.total = self.total.saturating_add(read);
+        read
+    }
+
+    /// What of `bytes` may be written; the rest is held.
+    fn pass<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+        let Some(commands) = &mut self.commands else { return bytes };
+        let scan = commands.scan(bytes);
+        let (rest, held) = bytes.split_at_checked(scan.pass).unwrap_or((bytes, &[]));
+        self.held.clear();
+        self.held.extend_from_slice(held);
+        self.stopped = scan.stop;
+        rest
     }
 
     /// Writes what is kept, then gives its memory back.
@@ -236,7 +294,8 @@ mod tests {
         let (client, mut near_client) = duplex(pipe);
         let (upstream, mut near_upstream) = duplex(pipe);
         let (up, down) = (Counter::default(), Counter::default());
-        let both = tokio::join!(splice(&mut near_client, &mut near_upstream, &up, &down), far(client, upstream));
+        let both =
+            tokio::join!(splice(&mut near_client, &mut near_upstream, b"", None, &up, &down), far(client, upstream));
         assert_eq!((up.get(), down.get()), (both.0.up, both.0.down));
         both
     }
@@ -298,5 +357,29 @@ mod tests {
         })
         .await;
         assert_eq!(spliced.ended_by, Some(Side::Client));
+    }
+
+    #[tokio::test]
+    async fn a_command_for_the_relay_stops_the_copy_at_its_first_byte() {
+        let (mut client, mut near_client) = duplex(16);
+        let (mut upstream, mut near_upstream) = duplex(16);
+        let (up, down) = (Counter::default(), Counter::default());
+        let statement = b"\x09\0\0\0\x03select 1";
+        let change = b"\x06\0\0\0\x11root\0";
+        let both = async {
+            client.write_all(&statement[5..]).await.unwrap();
+            client.write_all(change).await.unwrap();
+            let mut seen = vec![0; statement.len()];
+            upstream.read_exact(&mut seen).await.unwrap();
+            seen
+        };
+        let commands = Some(Commands::default());
+        let copying = splice(&mut near_client, &mut near_upstream, &statement[..5], commands, &up, &down);
+        let (spliced, seen) = tokio::join!(copying, both);
+        assert_eq!(seen, statement);
+        assert_eq!(spliced.ended_by, None);
+        // The rest of the command may still be on its way.
+        let stopped = spliced.stopped.unwrap();
+        assert!(stopped.len() > 4 && change.starts_with(&stopped), "{stopped:?}");
     }
 }

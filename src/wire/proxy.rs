@@ -45,7 +45,8 @@ pub enum Action {
     Send(Peer, Bytes),
     /// Write to the upstream, then forget it.
     SendSecret(Secret),
-    /// The login is done: write these bytes, then copy both ways.
+    /// The login is done: write these bytes, then copy both ways. `to_upstream` is the start of what the client says
+    /// after its login.
     Splice { to_upstream: Bytes, to_client: Bytes },
     /// Do the TLS handshake with this peer (as server to the client, as client to the upstream), then
     /// [`Handshake::handle_tls`]. `already_read` came from the peer and belongs to the handshake.
@@ -110,6 +111,8 @@ pub enum Refusal {
 /// The login of one connection; see the module.
 pub enum Handshake {
     Mysql(Box<mysql::handshake::Handshake>),
+    /// A command in mid-session that goes through the door again.
+    MysqlChange(Box<mysql::change_user::ChangeUser>),
     Postgres(Box<pg::handshake::Handshake>),
 }
 
@@ -133,6 +136,7 @@ impl Handshake {
     pub fn poll_action(&mut self) -> Action {
         match self {
             Self::Mysql(handshake) => handshake.poll_action(),
+            Self::MysqlChange(change) => change.poll_action(),
             Self::Postgres(handshake) => handshake.poll_action(),
         }
     }
@@ -140,6 +144,7 @@ impl Handshake {
     pub fn handle_data(&mut self, peer: Peer, data: &[u8]) {
         match self {
             Self::Mysql(handshake) => handshake.handle_data(peer, data),
+            Self::MysqlChange(change) => change.handle_data(peer, data),
             Self::Postgres(handshake) => handshake.handle_data(peer, data),
         }
     }
@@ -147,6 +152,7 @@ impl Handshake {
     pub fn handle_eof(&mut self, peer: Peer) {
         match self {
             Self::Mysql(handshake) => handshake.handle_eof(peer),
+            Self::MysqlChange(change) => change.handle_eof(peer),
             Self::Postgres(handshake) => handshake.handle_eof(peer),
         }
     }
@@ -154,6 +160,7 @@ impl Handshake {
     pub fn handle_dialed(&mut self) {
         match self {
             Self::Mysql(handshake) => handshake.handle_dialed(),
+            Self::MysqlChange(_) => {}
             Self::Postgres(handshake) => handshake.handle_dialed(),
         }
     }
@@ -162,6 +169,7 @@ impl Handshake {
     pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>) {
         match self {
             Self::Mysql(handshake) => handshake.handle_tls(peer),
+            Self::MysqlChange(_) => {}
             Self::Postgres(handshake) => handshake.handle_tls(peer, binding),
         }
     }
@@ -169,6 +177,7 @@ impl Handshake {
     pub fn handle_credential(&mut self, user: &str, secret: &[u8], kind: SecretKind) {
         match self {
             Self::Mysql(handshake) => handshake.handle_credential(user, secret, kind),
+            Self::MysqlChange(_) => {}
             Self::Postgres(handshake) => handshake.handle_credential(user, secret, kind),
         }
     }
@@ -177,6 +186,7 @@ impl Handshake {
     pub fn set_database(&mut self, database: Option<&str>) {
         match self {
             Self::Mysql(handshake) => handshake.set_database(database),
+            Self::MysqlChange(_) => {}
             Self::Postgres(handshake) => handshake.set_database(database),
         }
     }
@@ -186,6 +196,7 @@ impl Handshake {
     pub fn retry(&mut self) -> bool {
         match self {
             Self::Mysql(handshake) => handshake.retry(),
+            Self::MysqlChange(_) => false,
             Self::Postgres(handshake) => handshake.retry(),
         }
     }
@@ -194,6 +205,7 @@ impl Handshake {
     pub fn has_opened(&self) -> bool {
         match self {
             Self::Mysql(handshake) => handshake.has_opened(),
+            Self::MysqlChange(change) => change.has_opened(),
             Self::Postgres(handshake) => handshake.has_opened(),
         }
     }
@@ -202,14 +214,36 @@ impl Handshake {
     pub fn client_program(&self) -> Option<String> {
         match self {
             Self::Mysql(handshake) => handshake.client_program(),
+            Self::MysqlChange(_) => None,
             Self::Postgres(handshake) => handshake.client_program(),
         }
+    }
+
+    /// Where in the client's bytes the copy must stop, for an engine whose clients may want to come through the door
+    /// again.
+    pub fn commands(&self) -> Option<mysql::commands::Commands> {
+        match self {
+            Self::Mysql(handshake) => Some(handshake.commands()),
+            Self::MysqlChange(change) => Some(change.commands()),
+            Self::Postgres(_) => None,
+        }
+    }
+
+    /// The exchange for the command that stopped the copy, which `command` begins with. `random` is for its challenge.
+    pub fn again(&self, random: [u8; mysql::greeting::SCRAMBLE], command: &[u8]) -> Option<Self> {
+        let change = match self {
+            Self::Mysql(handshake) => handshake.change_user(random, command),
+            Self::MysqlChange(change) => change.again(random, command),
+            Self::Postgres(_) => return None,
+        };
+        Some(Self::MysqlChange(Box::new(change)))
     }
 
     /// The bytes that tell the client why its connection ends.
     pub fn encode_error(&self, error: &ErrorText) -> Bytes {
         match self {
             Self::Mysql(handshake) => handshake.encode_error(error),
+            Self::MysqlChange(change) => change.encode_error(error),
             Self::Postgres(handshake) => handshake.encode_error(error),
         }
     }

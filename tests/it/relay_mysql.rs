@@ -204,6 +204,74 @@ async fn kill_query_from_a_second_connection_stops_the_statement() {
 }
 
 #[tokio::test]
+async fn a_pool_may_change_user_and_reset_as_often_as_it_likes() {
+    let world = World::start(Flaws::default(), |_| ()).await;
+    let mut client = world.client().await;
+    let id: Option<u32> = client.query_first("select connection_id()").await.unwrap();
+    for password in [None, Some("whatever"), None] {
+        client.query_drop("set @left_over = 1").await.unwrap();
+        let change = mysql_async::ChangeUserOpts::default().with_user(Some("somebody".to_owned()));
+        let change = change.with_pass(password.map(str::to_owned)).with_db_name(Some("scratch".to_owned()));
+        client.change_user(change).await.unwrap();
+        let state: Option<(Option<i64>, String, String, u32)> =
+            client.query_first("select @left_over, current_user(), database(), connection_id()").await.unwrap();
+        assert_eq!(state, Some((None, "db_read@127.0.0.1".to_owned(), "scratch".to_owned(), id.unwrap())));
+        let names: Option<(String, i64)> =
+            client.query_first("select @@collation_connection, @@tx_read_only").await.unwrap();
+        assert_eq!(names, Some(("utf8mb4_general_ci".to_owned(), 1)));
+    }
+    // An unknown database is an error of the command, not of the connection.
+    let unknown = mysql_async::ChangeUserOpts::default().with_db_name(Some("no_such_database".to_owned()));
+    let error = client.change_user(unknown).await.unwrap_err();
+    assert!(error.to_string().contains("no_such_database"), "{error}");
+    client.query_drop("set @left_over = 2").await.unwrap();
+    assert!(client.reset().await.unwrap());
+    let state: Option<(Option<i64>, i64)> = client.query_first("select @left_over, @@tx_read_only").await.unwrap();
+    assert_eq!(state, Some((None, 1)));
+    // The same over the command line client's library.
+    let (code, out, err) =
+        world.mariadb(3306, &["events"], "connect scratch; select database(), count(*) from t").await;
+    assert!(code == 1 && err.contains("scratch.t"), "{out} {err}");
+    client.disconnect().await.unwrap();
+    assert_eq!(world.database.verifier_log().matches("ALLOW").count(), 3, "{}", world.database.verifier_log());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_dies_ends_its_connections_and_idle_ones_stay() {
+    let World { sandbox, database, folder, task, address } = World::start(Flaws::default(), |_| ()).await;
+    let log = || sandbox.task_log(task.as_ref().unwrap());
+    let options = || {
+        let options = mysql_async::OptsBuilder::default().ip_or_hostname(address.to_string()).tcp_port(3306);
+        options.user(Some("anyone")).prefer_socket(false)
+    };
+    let mut idle = Vec::new();
+    for _ in 0..20 {
+        idle.push(mysql_async::Conn::new(options()).await.unwrap());
+    }
+    for client in &mut idle {
+        assert_eq!(client.query_first::<i64, _>("select 7").await.unwrap(), Some(7));
+    }
+    let mut busy = idle.pop().unwrap();
+    let sleeping = busy.query_drop("select sleep(60)");
+    let killing = async {
+        while !log().contains("connection ready") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        database.stop().await;
+    };
+    let (slept, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(sleeping, killing) }).await.unwrap();
+    assert!(slept.is_err());
+    for mut client in idle {
+        assert!(tokio::time::timeout(PATIENCE, client.query_drop("select 1")).await.unwrap().is_err());
+    }
+    let Err(refused) = mysql_async::Conn::new(options()).await else { panic!("it is dead") };
+    assert!(refused.to_string().contains("cannot reach target events"), "{refused}");
+    sandbox.stop().await;
+    folder.close().unwrap();
+}
+
+#[tokio::test]
 async fn what_the_database_refuses_is_explained_in_the_client() {
     let world = World::start(Flaws::default(), |relay| {
         let port = relay["target"]["events"]["port"].as_u64().unwrap();

@@ -35,8 +35,8 @@ pub(super) enum Upstream {
 pub(super) enum Outcome {
     /// It was a cancel request, for a connection of its own.
     Cancel(Bytes),
-    /// Both ends may talk.
-    Splice,
+    /// Both ends may talk; the client has said this already.
+    Splice { early: Bytes },
 }
 
 /// One login under way. What it holds at the end belongs to whoever goes on with the connection.
@@ -182,10 +182,7 @@ impl<'a> Driver<'a> {
             Action::SendSecret(secret) => self.send_upstream(secret.expose()).await?,
             Action::Splice { to_upstream, to_client } => {
                 self.send_client(&to_client).await?;
-                if !to_upstream.is_empty() {
-                    self.send_upstream(&to_upstream).await?;
-                }
-                return Ok(Some(Outcome::Splice));
+                return Ok(Some(Outcome::Splice { early: to_upstream }));
             }
             Action::StartTls { peer: Peer::Client, already_read } => self.accept_tls(already_read).await?,
             Action::StartTls { peer: Peer::Upstream, .. } => {

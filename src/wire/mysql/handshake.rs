@@ -11,6 +11,8 @@ use zeroize::Zeroizing;
 
 use super::auth::Exchange;
 use super::capability::{CONNECT_ATTRS, CONNECT_WITH_DB, LONG_PASSWORD, MASKED, NEEDED, PLUGIN_AUTH, SSL};
+use super::change_user::ChangeUser;
+use super::commands::Commands;
 use super::door::{self, Admitted};
 use super::greeting::{self, Greeting, SCRAMBLE};
 use super::packet::{self, ERR, ErrPacket, OK, Packet, Reader};
@@ -112,21 +114,21 @@ impl Handshake {
         self.response.as_ref()?.program()
     }
 
-    /// What COM_CHANGE_USER needs to know later.
-    pub fn capabilities(&self) -> u32 {
-        self.response.as_ref().map_or(0, |response| response.head.capabilities)
+    /// The way through the client's later bytes.
+    pub fn commands(&self) -> Commands {
+        Commands::new(self.settings.read_only)
+    }
+
+    /// The exchange for a command that is not for the database.
+    pub fn change_user(&self, random: [u8; SCRAMBLE], command: &[u8]) -> ChangeUser {
+        let capabilities = self.response.as_ref().map_or(0, |response| response.head.capabilities);
+        ChangeUser::new(capabilities, self.settings.read_only, random, command)
     }
 
     /// The ERR packet that tells the client why its connection ends. Before the greeting there is no SQLSTATE in it,
     /// because nobody has agreed on protocol 4.1.
     pub fn encode_error(&self, error: &ErrorText) -> Bytes {
-        let parts = [&error.message, &error.hint, &error.detail];
-        let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-        let number = if error.number == 0 { UNKNOWN_ERROR } else { error.number };
-        let sqlstate = self.offered.map(|_| error.sqlstate.clone());
-        let mut out = BytesMut::new();
-        ErrPacket { number, sqlstate, message: parts.join(". ") }.encode(self.client_sequence, &mut out);
-        out.freeze()
+        encode_error(error, self.client_sequence, self.offered.is_some())
     }
 
     pub fn handle_data(&mut self, peer: Peer, data: &[u8]) {
@@ -490,6 +492,17 @@ pub const READ_ONLY: &[u8] = b"\x03SET SESSION TRANSACTION READ ONLY";
 
 /// First byte of the packet that asks for another factor.
 const NEXT_FACTOR: u8 = 0x02;
+
+/// The ERR packet for `error`, as one sentence after the other.
+pub(super) fn encode_error(error: &ErrorText, sequence: u8, with_state: bool) -> Bytes {
+    let parts = [&error.message, &error.hint, &error.detail];
+    let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+    let number = if error.number == 0 { UNKNOWN_ERROR } else { error.number };
+    let sqlstate = with_state.then(|| error.sqlstate.clone());
+    let mut out = BytesMut::new();
+    ErrPacket { number, sqlstate, message: parts.join(". ") }.encode(sequence, &mut out);
+    out.freeze()
+}
 
 fn said(payload: &[u8]) -> ErrorText {
     let ErrPacket { number, sqlstate, message } = ErrPacket::parse(payload);

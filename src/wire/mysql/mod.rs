@@ -9,6 +9,9 @@
 pub mod auth;
 pub mod capability;
 #[cfg(feature = "relay")]
+pub mod change_user;
+pub mod commands;
+#[cfg(feature = "relay")]
 pub mod door;
 #[cfg(feature = "relay")]
 pub mod greeting;

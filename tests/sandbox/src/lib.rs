@@ -444,19 +444,23 @@ pub mod demo {
     use super::postgres::{self, Postgres};
     use super::{BTreeMap, Config, Duration, Identity, Path, TaskDefinition, Value, gateway, iam, json};
 
-    /// The targets of one access level: the orders as `user`, and for `read` a second target whose database user the
-    /// task role may not use.
-    fn targets(port: u16, user: &str, with_admin: bool) -> Value {
-        let target = |user: &str, local_port: u16| {
+    /// The targets of one access level: the orders in PostgreSQL and the events in MariaDB as `user`, and for `read` a
+    /// target whose database user the task role may not use.
+    fn targets(port: u16, mysql: Option<u16>, user: &str, with_admin: bool) -> Value {
+        let target = |engine: &str, host: &str, port: u16, database: &str, user: &str, local_port: u16| {
             json!({
-                "engine": "postgres", "host": postgres::HOST, "hostaddr": "127.0.0.1", "port": port, "database": "orders",
+                "engine": engine, "host": host, "hostaddr": "127.0.0.1", "port": port, "database": database,
                 "local_port": local_port, "credential": {"rds_iam": {"user": user}}
             })
         };
-        match with_admin {
-            true => json!({"orders": target(user, 15432), "orders-admin": target("db_admin", 15433)}),
-            false => json!({"orders": target(user, 15432)}),
+        let mut targets = json!({"orders": target("postgres", postgres::HOST, port, "orders", user, 15432)});
+        if with_admin {
+            targets["orders-admin"] = target("postgres", postgres::HOST, port, "orders", "db_admin", 15433);
         }
+        if let Some(mysql) = mysql {
+            targets["events"] = target("mysql", mariadb::HOST, mysql, "events", user, 13306);
+        }
+        targets
     }
 
     fn definition(access: &str, targets: &Value, ca_file: &Path) -> TaskDefinition {
@@ -479,7 +483,9 @@ pub mod demo {
     /// Everything that `bastion up demo` needs. The task role's users may log in to both servers.
     pub fn config(folder: &Path, relay: &Path, database: &Postgres, mysql: Option<&MariaDb>) -> Config {
         let (port, ca_file) = (database.port, &database.ca_file);
-        let (read, write) = (targets(port, "db_read", true), targets(port, "db_write", false));
+        let mysql_port = mysql.map(|mysql| mysql.port);
+        let read = targets(port, mysql_port, "db_read", true);
+        let write = targets(port, mysql_port, "db_write", false);
         let access = |name: &str, targets: &Value| {
             json!({
                 "task_definition": format!("bastion-demo-{name}"), "subnets": ["subnet-0a1b2c3d"],
