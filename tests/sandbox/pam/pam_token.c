@@ -6,7 +6,9 @@
  * PAM_USER is the program's only variable besides PATH; exit status 0 lets the user in. Debian's pam_exec cannot be
  * used: it cuts the password at 511 bytes, and an RDS token signed with session credentials is longer.
  */
+#define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -64,7 +66,8 @@ int pam_sm_authenticate(pam_handle_t *pam, int flags, int argc, const char **arg
         return PAM_USER_UNKNOWN;
     if (pam_get_authtok(pam, PAM_AUTHTOK, &token, NULL) != PAM_SUCCESS || token == NULL)
         return PAM_AUTH_ERR;
-    if (pipe(pipe_ends) != 0)
+    /* MariaDB runs this in threads: a program of another login must not hold our pipe open, it would never end. */
+    if (pipe2(pipe_ends, O_CLOEXEC) != 0)
         return PAM_SYSTEM_ERR;
     /* The server may ignore SIGCHLD, which would make waitpid fail. */
     sigaction(SIGCHLD, &by_default, &child);

@@ -155,10 +155,12 @@ fn defaults_file(settings: &Path) -> String {
 
 /// Version 1 of the PAM plugin runs in the server; version 2 needs a setuid program that only the user `mysql` can reach.
 fn settings_text(folder: &Path, port: u16, flaws: Flaws) -> String {
+    let ca = folder.parent().map(server::ca_file).unwrap_or_default();
     let folder = folder.display();
     let tls = match flaws.no_tls {
         true => "skip-ssl".to_owned(),
-        false => format!("ssl-cert={folder}/server.pem\nssl-key={folder}/server.key"),
+        // The CA is for client certificates, which nobody must have but sysbench cannot do without.
+        false => format!("ssl-ca={}\nssl-cert={folder}/server.pem\nssl-key={folder}/server.key", ca.display()),
     };
     format!(
         "[client]\nsocket={folder}/my.sock\ndefault-character-set=utf8mb4\n\
