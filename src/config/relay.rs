@@ -50,6 +50,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         tls.finish(problems);
         Some(relay::ClientTls { certificate: certificate?, key: key? })
     });
+    let audit = audit(&mut table, problems);
     let identity = identity(&mut table, region.as_deref(), env, problems);
     let targets = match table.table("target", problems) {
         Some(targets) => schema::targets(&targets, access.as_deref().unwrap_or_default(), problems),
@@ -66,6 +67,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         region: region?,
         owner: env.get(vars::OWNER).filter(|owner| !owner.is_empty()),
         reason: env.get(vars::REASON).filter(|reason| !reason.is_empty()),
+        audit,
         identity: identity?,
         listen: listen?,
         idle_stop,
@@ -76,6 +78,29 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         secrets_manager_endpoint: endpoint(vars::AWS_ENDPOINT_URL_SECRETS_MANAGER, env),
         targets: targets.into_values().collect(),
     })
+}
+
+fn audit(table: &mut Table<'_>, problems: &mut Problems) -> relay::AuditConfig {
+    let statements = match table.string("audit", problems) {
+        None | Some("connections") => false,
+        Some("statements") => true,
+        Some(other) => {
+            let fix = "write \"connections\" or \"statements\"";
+            table.problem(problems, "audit", format!("is {other:?}"), fix);
+            false
+        }
+    };
+    let redact = table.boolean("redact", problems).unwrap_or(false);
+    let emf = match table.string("metrics", problems) {
+        None | Some("prometheus") => false,
+        Some("emf") => true,
+        Some(other) => {
+            let fix = "write \"prometheus\" or \"emf\"; /metrics is there in both";
+            table.problem(problems, "metrics", format!("is {other:?}"), fix);
+            false
+        }
+    };
+    relay::AuditConfig { statements, redact, emf }
 }
 
 /// Who may come in and how that is found out.

@@ -25,7 +25,7 @@ const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) async fn challenge(State(shared): State<Arc<Shared>>) -> Response<Body> {
     match shared.identity.challenge().await {
         Ok(challenge) => Json(challenge).into_response(),
-        Err(error) => refuse(&shared, &error),
+        Err(error) => refuse(&shared, &error).await,
     }
 }
 
@@ -33,21 +33,25 @@ pub(super) async fn challenge(State(shared): State<Arc<Shared>>) -> Response<Bod
 pub(super) async fn authorize(State(shared): State<Arc<Shared>>, body: Body) -> Response<Body> {
     let body = tokio::time::timeout(CLAIM_TIMEOUT, axum::body::to_bytes(body, CLAIM_MAX)).await;
     let Ok(Ok(body)) = body else {
-        return refuse_claim(&shared, "the claim is too long or did not come in time");
+        return refuse_claim(&shared, "the claim is too long or did not come in time").await;
     };
     let Ok(claim) = serde_json::from_slice::<Claim>(&body) else {
         return refuse_claim(
             &shared,
             "the claim is not the JSON of docs/identity.md; update bastion on the laptop or in the task",
-        );
+        )
+        .await;
     };
     match shared.identity.authorize(&claim, wall_clock()).await {
         Ok((granted, person)) => {
+            if shared.audit.identity_granted(&person).await.is_err() {
+                return refuse(&shared, &AuthorizeError::Audit).await;
+            }
             shared.metrics.authorized("granted");
             info!(person = %person.principal, "a caller has proven who they are");
             Json(granted).into_response()
         }
-        Err(error) => refuse(&shared, &error),
+        Err(error) => refuse(&shared, &error).await,
     }
 }
 
@@ -64,7 +68,7 @@ impl NoToken {
 }
 
 /// Who opens a lane with these headers: `None` is somebody unknown where that is allowed.
-pub(super) fn caller(shared: &Shared, headers: &HeaderMap) -> Result<Option<Arc<Person>>, NoToken> {
+pub(super) async fn caller(shared: &Shared, headers: &HeaderMap) -> Result<Option<Arc<Person>>, NoToken> {
     let token = match headers.get(AUTHORIZATION) {
         None if !shared.identity.is_required() => return Ok(None),
         None => None,
@@ -75,18 +79,21 @@ pub(super) fn caller(shared: &Shared, headers: &HeaderMap) -> Result<Option<Arc<
     }
     shared.metrics.authorized("no_token");
     warn!(error.kind = "no_token", "an upgrade without a good token was refused");
+    shared.audit.identity_refused(None, "no_token", "an upgrade without a good token").await;
     Err(NoToken)
 }
 
-fn refuse(shared: &Shared, error: &AuthorizeError) -> Response<Body> {
+async fn refuse(shared: &Shared, error: &AuthorizeError) -> Response<Body> {
     shared.metrics.authorized(error.kind());
-    let caller = error.caller().map(tracing::field::display);
-    warn!(error.kind = error.kind(), person = caller, %error, "a caller was refused");
+    let caller = error.caller();
+    warn!(error.kind = error.kind(), person = caller.map(tracing::field::display), %error, "a caller was refused");
+    shared.audit.identity_refused(caller.map(ToString::to_string), error.kind(), &error.to_string()).await;
     refusal(error.status(), &error.to_string())
 }
 
-fn refuse_claim(shared: &Shared, message: &str) -> Response<Body> {
+async fn refuse_claim(shared: &Shared, message: &str) -> Response<Body> {
     shared.metrics.authorized("malformed");
     warn!(error.kind = "malformed", error = message, "a caller was refused");
+    shared.audit.identity_refused(None, "malformed", message).await;
     refusal(StatusCode::BAD_REQUEST, message)
 }

@@ -10,10 +10,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::relay::audit::{ConnRecord, Ended, Refused, Watch};
 use crate::relay::conn::driver::{Driver, Outcome, Upstream};
 use crate::relay::error::{ConnError, ErrorKind};
 use crate::relay::identity::Person;
-use crate::relay::splice::{Side, Spliced, splice};
+use crate::relay::splice::{EndedBy, Spliced, splice};
 use crate::relay::{Io, Served, Shared, reply, upstream};
 use crate::tls;
 use crate::types::{CredentialConfig, Engine, Target};
@@ -22,6 +23,8 @@ use crate::wire::{mysql, pg};
 
 /// For the database to act on a cancel request.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the end of the login to reach the client.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the goodbye to a client that may have stopped reading.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -39,11 +42,13 @@ pub(super) struct Conn {
 struct Login {
     client: Box<dyn Io>,
     upstream: Upstream,
+    record: ConnRecord,
+    /// To go to the client before anything else.
+    to_client: Bytes,
     /// What the client has said since.
     early: Bytes,
+    /// Knows how to tell the client an error.
     handshake: Option<Handshake>,
-    program: Option<String>,
-    db_user: Option<String>,
 }
 
 impl Conn {
@@ -54,19 +59,12 @@ impl Conn {
 
     /// Serves the client to its end. Never fails: what goes wrong is told to the client and logged here.
     pub(super) async fn serve(self, client: impl Io + 'static) {
-        let cut = self.shared.cut.clone();
-        tokio::select! {
-            () = cut.cancelled() => info!(conn_id = self.id, target = self.served.target.name, "cut by shutdown"),
-            () = self.serve_inner(Box::new(client)) => {}
-        }
-    }
-
-    async fn serve_inner(&self, mut client: Box<dyn Io>) {
+        let mut client: Box<dyn Io> = Box::new(client);
         let target = &self.served.target;
         let handshake = match self.handshake() {
             Ok(handshake) => handshake,
             // Without a handshake there is no way to tell the client.
-            Err(failure) => return self.log_failure(&failure),
+            Err(failure) => return self.record_failure(&failure, None, target, target.credential.db_user()).await,
         };
         let limit = self.shared.config.max_connections;
         let room = self.shared.room.try_acquire().map_err(|_| ConnError::Full(limit)).and_then(|room| {
@@ -81,12 +79,36 @@ impl Conn {
             }
         };
         let started = Instant::now();
-        let login = match (&target.credential, handshake) {
-            (CredentialConfig::Client, handshake) => self.connect(client, handshake.as_ref()).await,
-            (_, None) => self.connect(client, None).await,
-            (_, Some(handshake)) => self.log_in(client, handshake).await,
+        let login = tokio::select! {
+            login = self.log_in(client, handshake) => login,
+            () = self.shared.cut.cancelled() => {
+                self.record_failure(&ConnError::Shutdown, None, target, target.credential.db_user()).await;
+                return;
+            }
         };
-        let Some(login) = login else { return };
+        if let Some(login) = login {
+            self.relay(login, started).await;
+        }
+    }
+
+    async fn log_in(&self, client: Box<dyn Io>, handshake: Option<Handshake>) -> Option<Login> {
+        match (&self.served.target.credential, handshake) {
+            (CredentialConfig::Client, handshake) | (_, handshake @ None) => self.connect(client, handshake).await,
+            (_, Some(handshake)) => self.log_in_for(client, handshake).await,
+        }
+    }
+
+    /// From the record of the connection to the record of its end.
+    async fn relay(&self, mut login: Login, started: Instant) {
+        let target = &self.served.target;
+        let audit = &self.shared.audit;
+        let record = login.record.clone();
+        // Before the client hears that it is let in.
+        if audit.opened(&record).await.is_err() {
+            let handshake = login.handshake.as_ref();
+            self.refuse(&mut login.client, handshake, &ConnError::Audit, target, record.db_user.as_deref()).await;
+            return;
+        }
         let _open = self.shared.lifetime.opened();
         let _open_metric = self.served.metrics.opened(started.elapsed());
         info!(
@@ -94,36 +116,56 @@ impl Conn {
             target = target.name,
             client.addr = self.from,
             person = self.person.as_ref().map(|person| tracing::field::display(&person.principal)),
-            client.program = login.program,
-            db_user = login.db_user,
+            client.program = record.client_program,
+            db_user = record.db_user,
             credential.source = target.credential.source(),
             login_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "connection ready"
         );
-        let spliced = self.relay(login).await;
+        let spliced = tokio::select! {
+            handed = hand_over(&mut login.client, &login.to_client) => match handed {
+                Ok(()) => self.copy(login).await,
+                Err(error) => Spliced { up: 0, down: 0, ended_by: EndedBy::Client, error: Some(error), stopped: None },
+            },
+            () = self.shared.cut.cancelled() => {
+                Spliced { up: 0, down: 0, ended_by: EndedBy::Shutdown, error: None, stopped: None }
+            }
+        };
         self.log_end(&spliced, started);
+        let error = spliced.error.map(|error| error.to_string());
+        let ended = Ended::new(spliced.up, spliced.down, started.elapsed(), spliced.ended_by.as_str(), error);
+        audit.closed(&record, &ended).await;
     }
 
     /// Copies until the end, but for commands of the client that go through the door again.
-    async fn relay(&self, mut login: Login) -> Spliced {
-        let metrics = &self.served.metrics;
+    async fn copy(&self, mut login: Login) -> Spliced {
+        let (metrics, cut, config) = (&self.served.metrics, &self.shared.cut, &self.shared.config.audit);
+        let counters = (&metrics.up, &metrics.down);
+        let mut watch = None;
+        if config.statements && !matches!(self.served.target.credential, CredentialConfig::Client) {
+            watch = Watch::new(&self.shared.audit, self.served.target.engine, config.redact, &login.record);
+        }
         let (mut up, mut down) = (0, 0);
         loop {
             let Login { client, upstream, early, handshake, .. } = &mut login;
             let (client, commands) = (client.as_mut(), handshake.as_ref().and_then(Handshake::commands));
             let mut part = match upstream {
-                Upstream::Plain(stream) => splice(client, stream, early, commands, &metrics.up, &metrics.down).await,
+                Upstream::Plain(stream) => splice(client, stream, early, commands, counters, &mut watch, cut).await,
                 Upstream::Tls(stream) => {
-                    splice(client, stream.as_mut(), early, commands, &metrics.up, &metrics.down).await
+                    splice(client, stream.as_mut(), early, commands, counters, &mut watch, cut).await
                 }
             };
             (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
             (part.up, part.down) = (up, down);
             let Some(command) = part.stopped.take() else { return part };
-            login = match self.again(login, &command).await {
+            let again = tokio::select! {
+                again = self.again(login, &command) => again,
+                () = cut.cancelled() => return Spliced { ended_by: EndedBy::Shutdown, ..part },
+            };
+            login = match again {
                 Ok(login) => login,
                 Err(failure) => {
-                    part.ended_by = Some(Side::Client);
+                    part.ended_by = EndedBy::Client;
                     part.error = Some(std::io::Error::other(failure));
                     return part;
                 }
@@ -136,17 +178,20 @@ impl Conn {
         let random = tls::random().map_err(|_| ConnError::NoRandom)?;
         let again = login.handshake.as_ref().and_then(|handshake| handshake.again(random, command));
         let Some(handshake) = again else { return Ok(login) };
-        let Login { client, upstream, program, db_user, .. } = login;
+        let Login { client, upstream, record, .. } = login;
         let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
         driver.upstream = Some(upstream);
         let result = driver.run().await;
         let Driver { client, upstream, handshake, .. } = driver;
         match (result, client, upstream) {
-            (Ok(Outcome::Splice { early }), Some(client), Some(upstream)) => {
-                Ok(Login { client, upstream, early, handshake: Some(handshake), program, db_user })
+            (Ok(Outcome::Splice { early, to_client }), Some(mut client), Some(upstream)) => {
+                let handed = hand_over(&mut client, &to_client).await;
+                handed.map_err(|error| ConnError::ClientIo(error.to_string()))?;
+                let (to_client, handshake) = (Bytes::new(), Some(handshake));
+                Ok(Login { client, upstream, record, to_client, early, handshake })
             }
             (Err(failure), Some(mut client), _) => {
-                let user = db_user.as_deref();
+                let user = record.db_user.as_deref();
                 self.refuse(&mut client, Some(&handshake), &failure, &self.served.target, user).await;
                 Err(failure)
             }
@@ -162,13 +207,15 @@ impl Conn {
             bytes.up = spliced.up,
             bytes.down = spliced.down,
             seconds = started.elapsed().as_secs(),
-            ended_by = match spliced.ended_by {
-                Some(Side::Upstream) => "upstream",
-                _ => "client",
-            },
+            ended_by = spliced.ended_by.as_str(),
             error = spliced.error.as_ref().map(tracing::field::display),
             "connection closed"
         );
+    }
+
+    /// `target` and `user`: where and as whom, as far as it came.
+    fn record(&self, target: &Target, user: Option<&str>) -> ConnRecord {
+        ConnRecord::new(self.id, target, user, &self.from, self.person.as_deref())
     }
 
     /// The login of the target's engine, at its start. `None` where the relay knows no protocol.
@@ -203,40 +250,40 @@ impl Conn {
     }
 
     /// A target whose clients log in themselves: bytes only, to the configured address only.
-    async fn connect(&self, mut client: Box<dyn Io>, handshake: Option<&Handshake>) -> Option<Login> {
+    async fn connect(&self, mut client: Box<dyn Io>, handshake: Option<Handshake>) -> Option<Login> {
         let target = &self.served.target;
         match upstream::dial(target).await {
             Ok(stream) => Some(Login {
                 client,
                 upstream: Upstream::Plain(stream),
+                record: self.record(target, None),
+                to_client: Bytes::new(),
                 early: Bytes::new(),
                 handshake: None,
-                program: None,
-                db_user: None,
             }),
             Err(error) => {
-                self.refuse(&mut client, handshake, &error.into(), target, None).await;
+                self.refuse(&mut client, handshake.as_ref(), &error.into(), target, None).await;
                 None
             }
         }
     }
 
     /// Logs in for the client. `None`: there is nothing to splice, and the client has been told why.
-    async fn log_in(&self, client: Box<dyn Io>, handshake: Handshake) -> Option<Login> {
+    async fn log_in_for(&self, client: Box<dyn Io>, handshake: Handshake) -> Option<Login> {
         let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
         let failure = match driver.run().await {
-            Ok(Outcome::Splice { early }) => {
-                let db_user = driver.user().map(str::to_owned);
+            Ok(Outcome::Splice { early, to_client }) => {
+                let mut record = self.record(driver.target(), driver.user());
+                record.client_program = driver.handshake.client_program();
                 let Driver { client, upstream, handshake, .. } = driver;
-                let program = handshake.client_program();
                 let handshake = Some(handshake);
-                return Some(Login { client: client?, upstream: upstream?, early, handshake, program, db_user });
+                return Some(Login { client: client?, upstream: upstream?, record, to_client, early, handshake });
             }
             Ok(Outcome::Cancel(packet)) => {
                 match self.cancel(&packet).await {
                     Ok(()) => debug!(conn_id = self.id, target = self.served.target.name, "cancel request forwarded"),
                     // A cancel request has no answer in the protocol; the log is all there is.
-                    Err(failure) => self.log_failure(&failure),
+                    Err(failure) => self.record_failure(&failure, None, driver.target(), driver.user()).await,
                 }
                 return None;
             }
@@ -248,7 +295,10 @@ impl Conn {
                 self.refuse(&mut client, handshake, &failure, driver.target(), driver.user()).await;
             }
             // The client went down with its own TLS handshake; there is nobody to tell.
-            None => self.log_failure(&failure),
+            None => {
+                let handshake = Some(&driver.handshake);
+                self.record_failure(&failure, handshake, driver.target(), driver.user()).await;
+            }
         }
         None
     }
@@ -273,13 +323,13 @@ impl Conn {
     /// came.
     async fn refuse(
         &self,
-        client: &mut Box<dyn Io>,
+        client: &mut dyn Io,
         handshake: Option<&Handshake>,
         failure: &ConnError,
         target: &Target,
         user: Option<&str>,
     ) {
-        self.log_failure(failure);
+        self.record_failure(failure, handshake, target, user).await;
         let Some(handshake) = handshake else { return };
         if let Some(text) = reply::error_text(failure, target, user, self.id) {
             let packet = handshake.encode_error(&text);
@@ -296,6 +346,34 @@ impl Conn {
         }
     }
 
+    /// Writes a failure into the audit log, the log and the metrics. Clients that only look whether somebody listens are
+    /// no refusal.
+    async fn record_failure(
+        &self,
+        failure: &ConnError,
+        handshake: Option<&Handshake>,
+        target: &Target,
+        user: Option<&str>,
+    ) {
+        self.log_failure(failure);
+        if failure.kind() == ErrorKind::ClientGone {
+            return;
+        }
+        let mut record = self.record(target, user);
+        record.client_program = handshake.and_then(Handshake::client_program);
+        let (error, sqlstate) = match failure {
+            ConnError::Refused(refusal) => {
+                let said = match refusal {
+                    Refusal::UpstreamRefused(text) | Refusal::Rejected(text) => Some(text.sqlstate.clone()),
+                    _ => None,
+                };
+                (format!("{failure}: {}", reply::cause(refusal)), said)
+            }
+            _ => (failure.to_string(), None),
+        };
+        self.shared.audit.refused(&record, &Refused { kind: failure.kind().as_str(), error, sqlstate }).await;
+    }
+
     fn log_failure(&self, failure: &ConnError) {
         let kind = failure.kind();
         self.served.metrics.failed(kind);
@@ -306,7 +384,7 @@ impl Conn {
         };
         let kind_name = kind.as_str();
         match kind {
-            ErrorKind::Credential | ErrorKind::Internal => {
+            ErrorKind::Audit | ErrorKind::Credential | ErrorKind::Internal => {
                 error!(conn_id, target, client.addr = addr, error.kind = kind_name, error = %failure, "connection refused");
             }
             ErrorKind::ClientGone => {
@@ -319,4 +397,14 @@ impl Conn {
             }
         }
     }
+}
+
+/// The end of the login, to a client that may have stopped reading.
+async fn hand_over(client: &mut dyn Io, bytes: &[u8]) -> std::io::Result<()> {
+    let handed = async {
+        client.write_all(bytes).await?;
+        client.flush().await
+    };
+    let handed = tokio::time::timeout(SETTLE_TIMEOUT, handed).await;
+    handed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }

@@ -8,12 +8,14 @@ use crate::wire::proxy::Refusal;
 /// Who has to act; the log field and the metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ErrorKind {
+    Audit,
     Client,
     ClientGone,
     Credential,
     Dial,
     Full,
     Internal,
+    Shutdown,
     Upstream,
     UpstreamAuth,
     UpstreamTls,
@@ -22,12 +24,14 @@ pub(super) enum ErrorKind {
 impl ErrorKind {
     pub(super) fn as_str(self) -> &'static str {
         match self {
+            Self::Audit => "audit",
             Self::Client => "client",
             Self::ClientGone => "client_gone",
             Self::Credential => "credential",
             Self::Dial => "dial",
             Self::Full => "full",
             Self::Internal => "internal",
+            Self::Shutdown => "shutdown",
             Self::Upstream => "upstream",
             Self::UpstreamAuth => "upstream_auth",
             Self::UpstreamTls => "upstream_tls",
@@ -70,6 +74,8 @@ pub(super) enum UpstreamTlsError {
 /// Why a connection did not come to its splice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ConnError {
+    #[error("the audit log cannot be written")]
+    Audit,
     #[error("the client could not be read or written: {0}")]
     ClientIo(String),
     #[error("the client's TLS handshake failed: {0}")]
@@ -90,6 +96,8 @@ pub(super) enum ConnError {
     NoRandom,
     #[error("the login was refused")]
     Refused(Refusal),
+    #[error("the relay is stopping")]
+    Shutdown,
     #[error("TLS with the database failed: {0}")]
     Tls(#[from] UpstreamTlsError),
     #[error("the database connection broke during the login: {0}")]
@@ -99,6 +107,7 @@ pub(super) enum ConnError {
 impl ConnError {
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
+            Self::Audit => ErrorKind::Audit,
             Self::ClientIo(_) | Self::Refused(Refusal::ClientGone) => ErrorKind::ClientGone,
             Self::ClientTls(_) | Self::OpeningTimeout(_) | Self::Refused(Refusal::ClientMalformed(_)) => {
                 ErrorKind::Client
@@ -107,6 +116,7 @@ impl ConnError {
             Self::Dial(_) => ErrorKind::Dial,
             Self::Full(_) | Self::TargetFull(_) => ErrorKind::Full,
             Self::NoRandom => ErrorKind::Internal,
+            Self::Shutdown => ErrorKind::Shutdown,
             Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,
             Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate) => ErrorKind::UpstreamAuth,
             Self::Refused(Refusal::UnknownAuthentication(_) | Refusal::WantsPassword(_)) => ErrorKind::UpstreamAuth,

@@ -169,12 +169,11 @@ async fn upgrade(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         );
         return refusal(StatusCode::UPGRADE_REQUIRED, &message);
     };
-    let response = match authorize::caller(&shared, request.headers()) {
+    match authorize::caller(&shared, request.headers()).await {
         Ok(_) if shared.drain.is_cancelled() => refusal(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
         Ok(person) => upgrade(&shared, person, request),
         Err(no_token) => no_token.response(),
-    };
-    std::future::ready(response).await
+    }
 }
 
 /// One client connection.

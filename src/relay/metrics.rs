@@ -49,6 +49,9 @@ pub(super) struct Metrics {
     bytes: Family<BytesLabel, Counter>,
     login: Family<TargetLabel, Histogram>,
     authorizations: Family<OutcomeLabel, Counter>,
+    // The sums of the above, for lines that have no labels.
+    granted: Counter,
+    not_granted: Counter,
 }
 
 impl Metrics {
@@ -61,6 +64,8 @@ impl Metrics {
             bytes: Family::default(),
             login: Family::new_with_constructor(|| Histogram::new(LOGIN_BUCKETS)),
             authorizations: Family::default(),
+            granted: Counter::default(),
+            not_granted: Counter::default(),
         };
         {
             let mut registry = metrics.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -99,6 +104,7 @@ impl Metrics {
             open: self.open.get_or_create(&label).clone(),
             login: self.login.get_or_create(&label).clone(),
             refused: self.refused.clone(),
+            refused_all: Counter::default(),
             up: bytes("up"),
             down: bytes("down"),
         }
@@ -107,6 +113,12 @@ impl Metrics {
     /// Counts a caller: `granted`, or the kind of the refusal.
     pub(super) fn authorized(&self, outcome: &'static str) {
         self.authorizations.get_or_create(&OutcomeLabel { outcome }).inc();
+        if outcome == "granted" { &self.granted } else { &self.not_granted }.inc();
+    }
+
+    /// Callers that got a token, and those that did not.
+    pub(super) fn callers(&self) -> (u64, u64) {
+        (self.granted.get(), self.not_granted.get())
     }
 
     /// The text of `/metrics` (OpenMetrics 1.0).
@@ -126,8 +138,19 @@ pub(super) struct TargetMetrics {
     open: Gauge,
     login: Histogram,
     refused: Family<FailureLabel, Counter>,
+    refused_all: Counter,
     pub(super) up: Counter,
     pub(super) down: Counter,
+}
+
+/// The numbers of one target at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) connections: u64,
+    pub(super) refused: u64,
+    pub(super) open: u64,
+    pub(super) up: u64,
+    pub(super) down: u64,
 }
 
 /// One open connection in the gauge, until dropped.
@@ -154,5 +177,16 @@ impl TargetMetrics {
     pub(super) fn failed(&self, kind: ErrorKind) {
         let label = FailureLabel { target: self.name.clone(), kind: kind.as_str() };
         self.refused.get_or_create(&label).inc();
+        self.refused_all.inc();
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            connections: self.connections.get(),
+            refused: self.refused_all.get(),
+            open: u64::try_from(self.open.get()).unwrap_or_default(),
+            up: self.up.get(),
+            down: self.down.get(),
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! client: drive the login, then splice), `upstream` (dial, TLS), `reply` (what a client is told when it fails),
 //! `http` (health, metrics, targets, upgrade to a connection), `identity` (who the caller is).
 
+mod audit;
 mod authorize;
 mod conn;
 mod error;
@@ -37,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::credential::{Cache, Sources};
+use crate::relay::audit::{Audit, Emf};
 use crate::relay::identity::Identity;
 use crate::relay::lane::Links;
 use crate::relay::lifetime::Lifetime;
@@ -51,11 +53,25 @@ const DRAIN_GRACE: Duration = Duration::from_secs(25);
 /// Pause after a failed accept (out of file descriptors): trying at once would only burn the CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// CloudWatch keeps metrics by the minute.
+const EMF_EVERY: Duration = Duration::from_secs(60);
+
 /// Certificate for clients that want TLS on the loopback port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClientTls {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
+}
+
+/// What goes into the audit log besides connections and callers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct AuditConfig {
+    /// The SQL of the clients.
+    pub(crate) statements: bool,
+    /// Without its literals.
+    pub(crate) redact: bool,
+    /// Metrics for CloudWatch, once a minute.
+    pub(crate) emf: bool,
 }
 
 /// The resolved configuration of a relay.
@@ -66,6 +82,7 @@ pub(crate) struct Config {
     pub(crate) region: String,
     pub(crate) owner: Option<String>,
     pub(crate) reason: Option<String>,
+    pub(crate) audit: AuditConfig,
     pub(crate) identity: IdentityConfig,
     pub(crate) listen: IpAddr,
     /// No database connection for so long: the relay ends itself.
@@ -83,6 +100,8 @@ pub(crate) struct Config {
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
+    #[error("there can be no thread for the audit log: {0}")]
+    Audit(std::io::Error),
     #[error("cannot listen on {address}: {reason}")]
     Bind { address: SocketAddr, reason: std::io::Error },
     #[error(transparent)]
@@ -108,6 +127,7 @@ struct Shared {
     served: Vec<Arc<Served>>,
     upstream_tls: Arc<ClientConfig>,
     client_tls: Option<Arc<ServerConfig>>,
+    audit: Audit,
     identity: Identity,
     metrics: Metrics,
     /// One permit a connection.
@@ -160,14 +180,15 @@ impl Relay {
             config.extra_ca_file.as_deref(),
             config.secrets_manager_endpoint.clone(),
         )?;
-        Self::bind_with(config, drain, now, |target| sources.cache(target)).await
+        Self::bind_with(config, drain, now, std::io::stdout(), |target| sources.cache(target)).await
     }
 
-    /// As [`Relay::bind`], with the credentials of the caller's choice.
+    /// As [`Relay::bind`], with audit log and credentials of the caller's choice.
     async fn bind_with(
         config: Config,
         drain: CancellationToken,
         now: CancellationToken,
+        log: impl std::io::Write + Send + 'static,
         credential: impl Fn(&Target) -> Option<Cache>,
     ) -> Result<Self, StartError> {
         let upstream_tls = tls::upstream(config.extra_ca_file.as_deref())?;
@@ -193,7 +214,9 @@ impl Relay {
         }
         let aws_tls = tls::aws(config.extra_ca_file.as_deref())?;
         let identity = Identity::new(config.identity.clone(), &config.region, config.owner.as_deref(), aws_tls);
+        let audit = Audit::start(&config, log).map_err(StartError::Audit)?;
         let shared = Arc::new(Shared {
+            audit,
             identity,
             room: Semaphore::new(config.max_connections),
             lifetime: Lifetime::new(config.idle_stop, config.max_age),
@@ -229,6 +252,10 @@ impl Relay {
             );
             listeners.spawn(accept(listener, served, Arc::clone(&shared)));
         }
+        let emf = CancellationToken::new();
+        if shared.config.audit.emf {
+            listeners.spawn(tell_metrics(Arc::clone(&shared), emf.clone()));
+        }
         prepare_identity(&shared.identity).await;
         shared.ready.store(true, Ordering::Release);
         info!(
@@ -247,6 +274,7 @@ impl Relay {
         drain(&shared, ended).await;
         shared.links.close().await;
         health.cancel();
+        emf.cancel();
         listeners.close();
         listeners.wait().await;
         ended
@@ -265,6 +293,19 @@ async fn prepare_identity(identity: &Identity) {
     match identity.task().await {
         Ok(task) => info!(task, "callers prove who they are; plain ports are closed"),
         Err(error) => warn!(%error, "nobody can come in yet"),
+    }
+}
+
+/// Metrics for CloudWatch once a minute and at the end.
+async fn tell_metrics(shared: Arc<Shared>, end: CancellationToken) {
+    let mut emf = Emf::default();
+    let mut last = false;
+    while !last {
+        tokio::select! {
+            () = tokio::time::sleep(EMF_EVERY) => {}
+            () = end.cancelled() => last = true,
+        }
+        shared.audit.other(emf.lines(&shared, wall_clock())).await;
     }
 }
 

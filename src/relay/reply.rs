@@ -74,6 +74,20 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
     let (engine, without_tls) = words(target.engine);
     Some(match failure {
         ConnError::ClientIo(_) | ConnError::Refused(Refusal::ClientGone | Refusal::Rejected(_)) => return None,
+        ConnError::Audit => error(
+            target,
+            Class::CannotConnect,
+            "bastion: the audit log cannot be written, so nothing is served".to_owned(),
+            "",
+            "Ask your platform team to look at the log driver of the task.",
+        ),
+        ConnError::Shutdown => error(
+            target,
+            Class::ConnectionFailure,
+            "bastion: the relay is stopping".to_owned(),
+            "",
+            "Start it again: bastion up.",
+        ),
         ConnError::ClientTls(reason) => error(
             target,
             Class::ProtocolViolation,

@@ -10,12 +10,14 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
+use crate::relay::audit::{NotWritten, Watch};
 use crate::wire::mysql::commands::Commands;
 
 /// One read; also the most that one direction keeps for a slow receiver.
@@ -27,58 +29,76 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
 
-/// Which side a failure came from.
+/// Who ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum EndedBy {
+    /// A statement could not be written into the audit log.
+    Audit,
     Client,
+    Shutdown,
     Upstream,
 }
 
+impl EndedBy {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Audit => "audit",
+            Self::Client => "client",
+            Self::Shutdown => "shutdown",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
 /// What went through and how it ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Spliced {
     /// Bytes from the client to the upstream.
     pub(super) up: u64,
     /// Bytes from the upstream to the client.
     pub(super) down: u64,
     /// Who ended first.
-    pub(super) ended_by: Option<Side>,
+    pub(super) ended_by: EndedBy,
     pub(super) error: Option<io::Error>,
     /// It has not ended: the client has sent a command that is not for the database, and these bytes begin with it.
     pub(super) stopped: Option<Vec<u8>>,
 }
 
-/// Copies until both directions are done or one side fails, or `commands` stops it. `early` is what the client has sent
-/// already. Not cancel safe: bytes read may be lost.
+/// Copies until both directions are done, one side fails, `cut`, or `commands` stops it. `early` is what the client has
+/// sent already. `watch` sees every byte, and those of the client before they go on. Not cancel safe: bytes read may be
+/// lost.
 pub(super) async fn splice<C, U>(
     client: &mut C,
     upstream: &mut U,
     early: &[u8],
     commands: Option<Commands>,
-    up: &Counter,
-    down: &Counter,
+    (up, down): (&Counter, &Counter),
+    watch: &mut Option<Watch>,
+    cut: &CancellationToken,
 ) -> Spliced
 where
     C: AsyncRead + AsyncWrite + Unpin + ?Sized,
     U: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
-    let mut upward = Direction { commands, ..Direction::default() };
-    let mut downward = Direction::default();
-    upward.begin(early, up);
+    let mut upward = Direction { commands, ..Direction::new(EndedBy::Client, EndedBy::Upstream) };
+    let mut downward = Direction::new(EndedBy::Upstream, EndedBy::Client);
+    upward.begin(early, up, watch);
     let mut ended_by = None;
+    let mut cut = pin!(cut.cancelled());
     let result = poll_fn(|context| {
-        let up_done =
-            upward.poll(context, client, upstream, up).map_err(|failure| failure.on(Side::Client, Side::Upstream))?;
-        let down_done = downward
-            .poll(context, upstream, client, down)
-            .map_err(|failure| failure.on(Side::Upstream, Side::Client))?;
+        if cut.as_mut().poll(context).is_ready() {
+            ended_by.get_or_insert(EndedBy::Shutdown);
+            return Poll::Ready(Ok(()));
+        }
+        let up_done = upward.poll(context, client, upstream, up, watch)?;
+        let down_done = downward.poll(context, upstream, client, down, watch)?;
         if upward.stopped && up_done.is_ready() && downward.kept.is_empty() && !downward.needs_flush {
             return Poll::Ready(Ok(()));
         }
         if ended_by.is_none() {
             ended_by = match (upward.read_ended, downward.read_ended) {
-                (true, _) => Some(Side::Client),
-                (_, true) => Some(Side::Upstream),
+                (true, _) => Some(EndedBy::Client),
+                (_, true) => Some(EndedBy::Upstream),
                 _ => None,
             };
         }
@@ -89,31 +109,25 @@ where
     .await;
     let error = match result {
         Ok(()) => None,
-        Err((side, error)) => {
-            ended_by.get_or_insert(side);
+        Err(Failure(by, error)) => {
+            ended_by.get_or_insert(by);
             Some(error)
         }
     };
-    let stopped = upward.stopped.then_some(upward.held);
+    let stopped = upward.stopped.then_some(upward.held).filter(|_| ended_by.is_none());
+    let ended_by = ended_by.unwrap_or(EndedBy::Client);
     Spliced { up: upward.total, down: downward.total, ended_by, error, stopped }
 }
 
-enum Failure {
-    Read(io::Error),
-    Write(io::Error),
+struct Failure(EndedBy, io::Error);
+
+fn not_written(error: NotWritten) -> Failure {
+    Failure(EndedBy::Audit, io::Error::other(error))
 }
 
-impl Failure {
-    fn on(self, from: Side, to: Side) -> (Side, io::Error) {
-        match self {
-            Self::Read(error) => (from, error),
-            Self::Write(error) => (to, error),
-        }
-    }
-}
-
-#[derive(Default)]
 struct Direction {
+    from: EndedBy,
+    to: EndedBy,
     /// Read but not yet written.
     kept: Vec<u8>,
     kept_from: usize,
@@ -128,12 +142,29 @@ struct Direction {
 }
 
 impl Direction {
+    fn new(from: EndedBy, to: EndedBy) -> Self {
+        Self {
+            from,
+            to,
+            kept: Vec::new(),
+            kept_from: 0,
+            needs_flush: false,
+            read_ended: false,
+            done: false,
+            total: 0,
+            commands: None,
+            held: Vec::new(),
+            stopped: false,
+        }
+    }
+
     fn poll<R, W>(
         &mut self,
         context: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
         counter: &Counter,
+        watch: &mut Option<Watch>,
     ) -> Result<Poll<()>, Failure>
     where
         R: AsyncRead + Unpin + ?Sized,
@@ -143,7 +174,7 @@ impl Direction {
             if self.done {
                 return Ok(Poll::Ready(()));
             }
-            if self.poll_kept(context, to)?.is_pending() {
+            if self.poll_kept(context, to, watch)?.is_pending() {
                 return Ok(Poll::Pending);
             }
             if self.stopped {
@@ -160,7 +191,7 @@ impl Direction {
                     }
                 };
             }
-            if self.poll_copy(context, from, to, counter)?.is_pending() {
+            if self.poll_copy(context, from, to, counter, watch)?.is_pending() {
                 return self.poll_flush(context, to);
             }
         }
@@ -175,6 +206,7 @@ impl Direction {
         from: &mut R,
         to: &mut W,
         counter: &Counter,
+        watch: &mut Option<Watch>,
     ) -> Result<Poll<()>, Failure>
     where
         R: AsyncRead + Unpin + ?Sized,
@@ -190,7 +222,7 @@ impl Direction {
                 Poll::Pending => return Ok(Poll::Pending),
                 // A database that exits may skip the end of TLS; its protocol has its own framing.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Poll::Ready(result) => result.map_err(Failure::Read)?,
+                Poll::Ready(result) => result.map_err(|error| Failure(self.from, error))?,
             }
             let read = buffer.filled().len();
             counter.inc_by(self.count(read));
@@ -202,15 +234,22 @@ impl Direction {
             }
             let filled = scratch.get(..held.saturating_add(read)).unwrap_or_default();
             let mut rest = self.pass(filled);
+            if self.watched(rest, watch)
+                && let Some(watch) = watch
+                && watch.poll(context).map_err(not_written)?.is_pending()
+            {
+                self.kept.extend_from_slice(rest);
+                return Ok(Poll::Ready(()));
+            }
             while !rest.is_empty() {
                 match Pin::new(&mut *to).poll_write(context, rest) {
                     Poll::Pending => break,
-                    Poll::Ready(Ok(0)) => return Err(Failure::Write(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(0)) => return Err(Failure(self.to, io::ErrorKind::WriteZero.into())),
                     Poll::Ready(Ok(written)) => {
                         self.needs_flush = true;
                         rest = rest.get(written..).unwrap_or_default();
                     }
-                    Poll::Ready(Err(error)) => return Err(Failure::Write(error)),
+                    Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
                 }
             }
             self.kept.extend_from_slice(rest);
@@ -219,9 +258,10 @@ impl Direction {
     }
 
     /// Takes what was read before the copy.
-    fn begin(&mut self, early: &[u8], counter: &Counter) {
+    fn begin(&mut self, early: &[u8], counter: &Counter, watch: &mut Option<Watch>) {
         counter.inc_by(self.count(early.len()));
         let rest = self.pass(early);
+        self.watched(rest, watch);
         self.kept.extend_from_slice(rest);
     }
 
@@ -229,6 +269,21 @@ impl Direction {
         let read = u64::try_from(read).unwrap_or(u64::MAX);
         self.total = self.total.saturating_add(read);
         read
+    }
+
+    /// Shows the bytes to `watch`; whether they must wait for it.
+    fn watched(&self, bytes: &[u8], watch: &mut Option<Watch>) -> bool {
+        match (watch, self.from) {
+            (Some(watch), EndedBy::Client) => {
+                watch.up(bytes);
+                true
+            }
+            (Some(watch), _) => {
+                watch.down(bytes);
+                false
+            }
+            (None, _) => false,
+        }
     }
 
     /// What of `bytes` may be written; the rest is held.
@@ -243,20 +298,30 @@ impl Direction {
     }
 
     /// Writes what is kept, then gives its memory back.
-    fn poll_kept<W>(&mut self, context: &mut Context<'_>, to: &mut W) -> Result<Poll<()>, Failure>
+    fn poll_kept<W>(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &mut W,
+        watch: &mut Option<Watch>,
+    ) -> Result<Poll<()>, Failure>
     where
         W: AsyncWrite + Unpin + ?Sized,
     {
+        if let Some(watch) = watch.as_mut().filter(|_| self.from == EndedBy::Client)
+            && watch.poll(context).map_err(not_written)?.is_pending()
+        {
+            return Ok(Poll::Pending);
+        }
         while let Some(rest) = self.kept.get(self.kept_from..).filter(|rest| !rest.is_empty()) {
             match Pin::new(&mut *to).poll_write(context, rest) {
                 // The writer may hold bytes of its own that must go out before it takes more.
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(0)) => return Err(Failure::Write(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(0)) => return Err(Failure(self.to, io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     self.needs_flush = true;
                     self.kept_from = self.kept_from.saturating_add(written);
                 }
-                Poll::Ready(Err(error)) => return Err(Failure::Write(error)),
+                Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
             }
         }
         self.kept = Vec::new();
@@ -273,7 +338,7 @@ impl Direction {
             match Pin::new(to).poll_flush(context) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => self.needs_flush = false,
-                Poll::Ready(Err(error)) => return Err(Failure::Write(error)),
+                Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
             }
         }
         Ok(Poll::Pending)
@@ -294,8 +359,9 @@ mod tests {
         let (client, mut near_client) = duplex(pipe);
         let (upstream, mut near_upstream) = duplex(pipe);
         let (up, down) = (Counter::default(), Counter::default());
-        let both =
-            tokio::join!(splice(&mut near_client, &mut near_upstream, b"", None, &up, &down), far(client, upstream));
+        let (mut watch, cut) = (None, CancellationToken::new());
+        let splicing = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, &cut);
+        let both = tokio::join!(splicing, far(client, upstream));
         assert_eq!((up.get(), down.get()), (both.0.up, both.0.down));
         both
     }
@@ -324,7 +390,7 @@ mod tests {
         .await;
         assert_eq!(answer, big);
         assert_eq!((spliced.up, spliced.down), (8, 1_000_000));
-        assert_eq!(spliced.ended_by, Some(Side::Client));
+        assert_eq!(spliced.ended_by, EndedBy::Client);
         assert!(spliced.error.is_none());
     }
 
@@ -349,6 +415,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_cut_ends_it_with_what_went_through() {
+        let (mut client, mut near_client) = duplex(64);
+        let (mut upstream, mut near_upstream) = duplex(64);
+        let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
+        let mut watch = None;
+        let cutting = async {
+            client.write_all(b"question").await.unwrap();
+            upstream.read_exact(&mut [0; 8]).await.unwrap();
+            cut.cancel();
+        };
+        let splicing = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, &cut);
+        let (spliced, ()) = tokio::join!(splicing, cutting);
+        assert_eq!((spliced.up, spliced.ended_by), (8, EndedBy::Shutdown));
+    }
+
+    #[tokio::test]
     async fn a_client_that_is_gone_ends_it() {
         let (spliced, ()) = spliced(64, |client, mut upstream| async move {
             drop(client);
@@ -356,7 +438,7 @@ mod tests {
             upstream.read_to_end(&mut rest).await.unwrap();
         })
         .await;
-        assert_eq!(spliced.ended_by, Some(Side::Client));
+        assert_eq!(spliced.ended_by, EndedBy::Client);
     }
 
     #[tokio::test]
@@ -374,10 +456,11 @@ mod tests {
             seen
         };
         let commands = Some(Commands::default());
-        let copying = splice(&mut near_client, &mut near_upstream, &statement[..5], commands, &up, &down);
+        let (mut watch, cut) = (None, CancellationToken::new());
+        let (counters, early) = ((&up, &down), &statement[..5]);
+        let copying = splice(&mut near_client, &mut near_upstream, early, commands, counters, &mut watch, &cut);
         let (spliced, seen) = tokio::join!(copying, both);
         assert_eq!(seen, statement);
-        assert_eq!(spliced.ended_by, None);
         // The rest of the command may still be on its way.
         let stopped = spliced.stopped.unwrap();
         assert!(stopped.len() > 4 && change.starts_with(&stopped), "{stopped:?}");

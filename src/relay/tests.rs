@@ -52,6 +52,7 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
         region: "ap-northeast-1".to_owned(),
         owner: None,
         reason: None,
+        audit: AuditConfig::default(),
         identity: IdentityConfig {
             required: false,
             allow: Vec::new(),
@@ -72,7 +73,7 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
 /// A relay with a password for each target, until the token is cancelled.
 async fn serve(config: Config, password: &'static str) -> (CancellationToken, tokio::task::JoinHandle<Ended>) {
     let drain = CancellationToken::new();
-    let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), move |target| {
+    let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), move |target| {
         Some(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))
     });
     let relay = relay.await.unwrap();

@@ -29,8 +29,12 @@ pub mod pg;
 pub mod port;
 #[cfg(feature = "relay")]
 pub mod proxy;
+#[cfg(feature = "relay")]
+pub mod redact;
 pub mod smux;
 pub mod ssm;
+#[cfg(feature = "relay")]
+pub mod statements;
 
 /// What a peer sent does not follow its protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

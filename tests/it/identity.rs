@@ -142,7 +142,14 @@ async fn two_people_one_task_and_only_its_owner_gets_in() {
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
     }
     let log = relay.log();
-    assert!(log.contains("not_owner") && log.contains("Developer/bob"), "{log}");
+    for (event, part) in [
+        ("identity_granted", "Developer/alice"),
+        ("identity_refused", "Developer/bob"),
+        ("connection_opened", "\"session_name\":\"alice\""),
+    ] {
+        let found = log.lines().any(|line| line.contains(&format!("\"event\":\"{event}\"")) && line.contains(part));
+        assert!(found, "no {event} of {part} in {log}");
+    }
     for secret in ["Signature=", "session-token", "Bearer", token] {
         assert!(!log.contains(secret), "{secret} is in {log}");
     }

@@ -31,12 +31,25 @@ pub(super) enum Upstream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Upstream {
+    /// Writes and flushes.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.write_all(bytes).await,
+            Self::Tls(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+        }
+    }
+}
+
 /// How a login ended.
 pub(super) enum Outcome {
     /// It was a cancel request, for a connection of its own.
     Cancel(Bytes),
-    /// Both ends may talk; the client has said this already.
-    Splice { early: Bytes },
+    /// Both ends may talk, once `to_client` has gone to the client; the client has said `early` already.
+    Splice { early: Bytes, to_client: Bytes },
 }
 
 /// One login under way. What it holds at the end belongs to whoever goes on with the connection.
@@ -181,8 +194,7 @@ impl<'a> Driver<'a> {
             Action::Send(Peer::Upstream, bytes) => self.send_upstream(&bytes).await?,
             Action::SendSecret(secret) => self.send_upstream(secret.expose()).await?,
             Action::Splice { to_upstream, to_client } => {
-                self.send_client(&to_client).await?;
-                return Ok(Some(Outcome::Splice { early: to_upstream }));
+                return Ok(Some(Outcome::Splice { early: to_upstream, to_client }));
             }
             Action::StartTls { peer: Peer::Client, already_read } => self.accept_tls(already_read).await?,
             Action::StartTls { peer: Peer::Upstream, .. } => {
@@ -261,16 +273,7 @@ impl<'a> Driver<'a> {
     }
 
     pub(super) async fn send_upstream(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
-        let sent = async {
-            match &mut self.upstream {
-                Some(Upstream::Plain(stream)) => stream.write_all(bytes).await,
-                Some(Upstream::Tls(stream)) => {
-                    stream.write_all(bytes).await?;
-                    stream.flush().await
-                }
-                None => Ok(()),
-            }
-        };
-        sent.await.map_err(|error| ConnError::UpstreamIo(error.to_string()))
+        let Some(upstream) = &mut self.upstream else { return Ok(()) };
+        upstream.send(bytes).await.map_err(|error| ConnError::UpstreamIo(error.to_string()))
     }
 }

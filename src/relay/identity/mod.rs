@@ -54,6 +54,8 @@ pub(crate) struct Person {
 /// Why a caller gets no token. The texts hold nothing that was signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AuthorizeError {
+    #[error("the audit log cannot be written, so nobody is let in")]
+    Audit,
     #[error("too many callers are being checked; try again in a few seconds")]
     Busy,
     #[error(transparent)]
@@ -91,6 +93,7 @@ impl AuthorizeError {
     /// The word for metrics and the audit log.
     pub(super) fn kind(&self) -> &'static str {
         match self {
+            Self::Audit => "audit",
             Self::Busy => "busy",
             Self::Claim(ClaimError::Clock(_)) => "clock",
             Self::Claim(ClaimError::Malformed(_) | ClaimError::Region(..)) => "malformed",
@@ -115,7 +118,7 @@ impl AuthorizeError {
             | Self::NotOwner { .. }
             | Self::StsRefused(_) => StatusCode::FORBIDDEN,
             Self::StsAnswer(_) | Self::StsUnreachable(_) => StatusCode::BAD_GATEWAY,
-            Self::NoTask(_) | Self::Random => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Audit | Self::NoTask(_) | Self::Random => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 

@@ -11,3 +11,5 @@ pub mod message;
 #[cfg(feature = "relay")]
 pub mod sasl;
 pub mod startup;
+#[cfg(feature = "relay")]
+pub mod statements;

@@ -1,0 +1,165 @@
+//! The audit log: who did what, as JSON lines on stdout, each in the log before what it tells goes on. `docs/audit.md` is
+//! the schema. Nothing else writes to stdout, and no secret can get here: a record has names and numbers only.
+
+mod emf;
+mod queue;
+mod record;
+mod watch;
+
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tracing::error;
+
+use crate::relay::identity::Person;
+use crate::relay::{Config, wall_clock};
+use crate::wire::statements::Statement;
+
+pub(super) use emf::Emf;
+pub(super) use queue::NotWritten;
+use queue::{Queue, Stream};
+pub(super) use record::{ConnRecord, Ended, Refused};
+pub(super) use watch::Watch;
+
+/// The version of the schema: raised when a field goes or changes its meaning.
+const SCHEMA: u32 = 1;
+
+/// What every record of a relay has.
+#[derive(Debug, Clone, Serialize)]
+struct Place {
+    env: String,
+    access: String,
+    owner: Option<String>,
+    reason: Option<String>,
+}
+
+/// The audit log.
+pub(super) struct Audit {
+    queue: Queue,
+    place: Place,
+}
+
+#[derive(Serialize)]
+struct Line<'a, T: Serialize> {
+    audit: u32,
+    time: String,
+    event: &'a str,
+    #[serde(flatten)]
+    place: Option<&'a Place>,
+    #[serde(flatten)]
+    record: &'a T,
+}
+
+impl Audit {
+    /// # Errors
+    /// If there can be no thread for the writer.
+    pub(super) fn start(config: &Config, log: impl Write + Send + 'static) -> std::io::Result<Self> {
+        let Config { environment, access, owner, reason, .. } = config;
+        let place =
+            Place { env: environment.clone(), access: access.clone(), owner: owner.clone(), reason: reason.clone() };
+        Ok(Self { queue: Queue::start(log)?, place })
+    }
+
+    /// A connection whose login is done. It must not be served if this fails.
+    pub(super) async fn opened(&self, conn: &ConnRecord) -> Result<(), NotWritten> {
+        self.write("connection_opened", conn).await
+    }
+
+    pub(super) async fn closed(&self, conn: &ConnRecord, ended: &Ended) {
+        #[derive(Serialize)]
+        struct Closed<'a> {
+            #[serde(flatten)]
+            conn: &'a ConnRecord,
+            #[serde(flatten)]
+            ended: &'a Ended,
+        }
+        self.tell("connection_closed", &Closed { conn, ended }).await;
+    }
+
+    /// A connection that did not come to its service.
+    pub(super) async fn refused(&self, conn: &ConnRecord, refused: &Refused) {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            #[serde(flatten)]
+            conn: &'a ConnRecord,
+            #[serde(flatten)]
+            refused: &'a Refused,
+        }
+        self.tell("connection_refused", &Line { conn, refused }).await;
+    }
+
+    /// Somebody has proven who they are. They must not get a token if this fails.
+    pub(super) async fn identity_granted(&self, person: &Person) -> Result<(), NotWritten> {
+        self.write("identity_granted", &record::who(Some(person))).await
+    }
+
+    /// `arn` where STS has said it.
+    pub(super) async fn identity_refused(&self, arn: Option<String>, kind: &'static str, message: &str) {
+        #[derive(Serialize)]
+        struct Record<'a> {
+            person: Option<String>,
+            kind: &'static str,
+            error: &'a str,
+        }
+        self.tell("identity_refused", &Record { person: arn, kind, error: message }).await;
+    }
+
+    /// The lines of one connection's statements.
+    fn stream(&self) -> Stream {
+        self.queue.stream()
+    }
+
+    /// Lines in a format of their own, on the same way out.
+    pub(super) async fn other(&self, lines: Vec<u8>) {
+        if self.queue.write(lines).await.is_err() {
+            error!("the metrics cannot be written to stdout");
+        }
+    }
+
+    async fn write(&self, event: &str, record: &impl Serialize) -> Result<(), NotWritten> {
+        let line = Line { audit: SCHEMA, time: time(wall_clock()), event, place: Some(&self.place), record };
+        let mut bytes = serde_json::to_vec(&line).map_err(|_| NotWritten)?;
+        bytes.push(b'\n');
+        self.queue.write(bytes).await
+    }
+
+    /// For what has happened already: there is nothing left to hold back.
+    async fn tell(&self, event: &str, record: &impl Serialize) {
+        if self.write(event, record).await.is_err() {
+            error!(event, "the audit log cannot be written");
+        }
+    }
+}
+
+/// Appends the line of a statement to `lines`. It names the connection, whose record has the rest.
+fn push_statement(lines: &mut Vec<u8>, conn: &ConnRecord, statement: &Statement) {
+    #[derive(Serialize)]
+    struct Record<'a> {
+        conn_id: u64,
+        target: &'a str,
+        session_name: Option<&'a str>,
+        db_user: Option<&'a str>,
+        #[serde(flatten)]
+        statement: &'a Statement,
+    }
+    let record = Record {
+        conn_id: conn.conn_id,
+        target: &conn.target,
+        session_name: conn.who.session_name.as_deref(),
+        db_user: conn.db_user.as_deref(),
+        statement,
+    };
+    let line = Line { audit: SCHEMA, time: time(wall_clock()), event: "statement", place: None, record: &record };
+    // Text and numbers always become JSON.
+    let _infallible = serde_json::to_writer(&mut *lines, &line);
+    lines.push(b'\n');
+}
+
+fn time(now: SystemTime) -> String {
+    humantime::format_rfc3339_millis(now).to_string()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,351 @@
+//! Statements of PostgreSQL's simple and extended protocol, off the client's side alone: every message of a client has a
+//! type and a length (PostgreSQL manual, "Message Formats"), in every phase after the startup packet, COPY included.
+//!
+//! The extended protocol runs what was bound: Parse gives a text a name, Bind gives a statement to a portal, Execute runs
+//! the portal. A text is reported where it runs, and where it gets a name that may outlive what is kept here.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::wire::redact::{self, Dialect};
+use crate::wire::statements::{Kind, Limits, Statement};
+
+/// Names are short; a longer one cuts the text that follows it.
+const NAMES: usize = 512;
+/// Prepared statements and portals that are kept, each.
+const KEPT: usize = 256;
+
+/// A text as it is reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Text {
+    sql: String,
+    truncated: bool,
+}
+
+/// The last [`KEPT`] values by name; the oldest goes.
+struct Names<T> {
+    values: HashMap<String, T>,
+    order: VecDeque<String>,
+}
+
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self { values: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<T> Names<T> {
+    fn insert(&mut self, name: String, value: T) {
+        if self.values.insert(name.clone(), value).is_some() {
+            return;
+        }
+        self.order.push_back(name);
+        if self.order.len() > KEPT
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.values.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.values.remove(name).is_some() {
+            self.order.retain(|known| known != name);
+        }
+    }
+}
+
+/// What a portal runs.
+struct Portal {
+    name: String,
+    text: Option<Arc<Text>>,
+    /// A portal that is fetched from in parts runs once.
+    ran: bool,
+}
+
+enum State {
+    /// Type and length, as far as they have come.
+    Head(Vec<u8>),
+    /// The body of a message that is of interest, as far as it is kept.
+    Body {
+        tag: u8,
+        kept: Vec<u8>,
+        missing: usize,
+    },
+    /// The rest of a message that is not.
+    Skip(usize),
+    Lost,
+}
+
+/// See the module.
+pub struct Observer {
+    limits: Limits,
+    state: State,
+    statements: Names<Arc<Text>>,
+    portals: Names<Portal>,
+}
+
+impl Observer {
+    pub fn new(limits: Limits) -> Self {
+        let state = State::Head(Vec::with_capacity(5));
+        Self { limits, state, statements: Names::default(), portals: Names::default() }
+    }
+
+    /// Bytes of the client, in order; what they run is appended to `found`.
+    pub fn up(&mut self, mut bytes: &[u8], found: &mut Vec<Statement>) {
+        while !bytes.is_empty() {
+            match &mut self.state {
+                State::Head(head) => {
+                    let wanted = 5_usize.saturating_sub(head.len()).min(bytes.len());
+                    let (now, later) = bytes.split_at(wanted);
+                    head.extend_from_slice(now);
+                    bytes = later;
+                    if let Some(&[tag, a, b, c, d]) = head.first_chunk::<5>() {
+                        let length = u32::from_be_bytes([a, b, c, d]);
+                        self.begin(tag, length, found);
+                    }
+                }
+                State::Body { kept, missing, .. } => {
+                    let (now, later) = bytes.split_at((*missing).min(bytes.len()));
+                    let room = self.limits.text.saturating_add(NAMES).saturating_sub(kept.len());
+                    kept.extend_from_slice(now.get(..room).unwrap_or(now));
+                    *missing = missing.saturating_sub(now.len());
+                    bytes = later;
+                    if *missing == 0 {
+                        self.finish(found);
+                    }
+                }
+                State::Skip(missing) => {
+                    let (now, later) = bytes.split_at((*missing).min(bytes.len()));
+                    *missing = missing.saturating_sub(now.len());
+                    bytes = later;
+                    if *missing == 0 {
+                        self.state = State::Head(Vec::with_capacity(5));
+                    }
+                }
+                State::Lost => return,
+            }
+        }
+    }
+
+    fn begin(&mut self, tag: u8, length: u32, found: &mut Vec<Statement>) {
+        // A server ends the connection here; nothing after it runs.
+        let Some(body) = length.checked_sub(4).and_then(|body| usize::try_from(body).ok()) else {
+            self.state = State::Lost;
+            found.push(Statement { kind: Kind::Unreadable, name: None, sql: None, truncated: false });
+            return;
+        };
+        let of_interest = matches!(tag, b'B' | b'C' | b'E' | b'F' | b'P' | b'Q');
+        self.state = match (of_interest, body) {
+            (true, _) => State::Body { tag, kept: Vec::new(), missing: body },
+            (false, 0) => State::Head(Vec::with_capacity(5)),
+            (false, _) => State::Skip(body),
+        };
+        if of_interest && body == 0 {
+            self.finish(found);
+        }
+    }
+
+    fn finish(&mut self, found: &mut Vec<Statement>) {
+        let State::Body { tag, kept, .. } = std::mem::replace(&mut self.state, State::Head(Vec::with_capacity(5)))
+        else {
+            return;
+        };
+        let mut rest = kept.as_slice();
+        match tag {
+            b'Q' => {
+                let Text { sql, truncated } = self.text(rest);
+                found.push(Statement { kind: Kind::Query, name: None, sql: Some(sql), truncated });
+            }
+            b'P' => {
+                let name = string(&mut rest);
+                let text = Arc::new(self.text(rest));
+                if !name.is_empty() {
+                    let Text { sql, truncated } = (*text).clone();
+                    found.push(Statement { kind: Kind::Prepare, name: Some(name.clone()), sql: Some(sql), truncated });
+                }
+                self.statements.insert(name, text);
+            }
+            b'B' => {
+                let portal = string(&mut rest);
+                let name = string(&mut rest);
+                let text = self.statements.values.get(&name).cloned();
+                self.portals.insert(portal, Portal { name, text, ran: false });
+            }
+            b'E' => {
+                let portal = self.portals.values.get_mut(&string(&mut rest)).filter(|portal| !portal.ran);
+                if let Some(Portal { name, text, ran }) = portal {
+                    *ran = true;
+                    found.push(Statement {
+                        kind: Kind::Execute,
+                        name: Some(name.clone()).filter(|name| !name.is_empty()),
+                        sql: text.as_ref().map(|text| text.sql.clone()),
+                        truncated: text.as_ref().is_some_and(|text| text.truncated),
+                    });
+                }
+            }
+            b'C' => match rest.split_first() {
+                Some((b'S', mut name)) => self.statements.remove(&string(&mut name)),
+                Some((b'P', mut name)) => self.portals.remove(&string(&mut name)),
+                _ => {}
+            },
+            b'F' => {
+                let function = rest.first_chunk::<4>().map(|oid| u32::from_be_bytes(*oid).to_string());
+                found.push(Statement { kind: Kind::Function, name: function, sql: None, truncated: false });
+            }
+            _ => {}
+        }
+    }
+
+    /// A text up to its terminator, or as much of it as was kept.
+    fn text(&self, bytes: &[u8]) -> Text {
+        let whole = bytes.iter().position(|byte| *byte == 0);
+        let bytes = bytes.get(..whole.unwrap_or(bytes.len())).unwrap_or_default();
+        let truncated = whole.is_none() || bytes.len() > self.limits.text;
+        let bytes = bytes.get(..self.limits.text).unwrap_or(bytes);
+        let sql = String::from_utf8_lossy(bytes);
+        let sql = if self.limits.redact { redact::literals(&sql, Dialect::Postgres) } else { sql.into_owned() };
+        Text { sql, truncated }
+    }
+}
+
+/// Takes a string and its terminator off the front.
+fn string(bytes: &mut &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let (text, rest) = bytes.split_at(end);
+    *bytes = rest.get(1..).unwrap_or_default();
+    String::from_utf8_lossy(text.get(..NAMES).unwrap_or(text)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{BufMut as _, BytesMut};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::pg::message;
+
+    const LIMITS: Limits = Limits { text: 64, redact: false };
+
+    fn message(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        message::encode(tag, &parts.concat(), &mut out);
+        out.to_vec()
+    }
+
+    fn found(limits: Limits, chunks: &[&[u8]]) -> Vec<Statement> {
+        let (mut observer, mut found) = (Observer::new(limits), Vec::new());
+        for chunk in chunks {
+            observer.up(chunk, &mut found);
+        }
+        found
+    }
+
+    fn statement(kind: Kind, name: Option<&str>, sql: Option<&str>) -> Statement {
+        Statement { kind, name: name.map(str::to_owned), sql: sql.map(str::to_owned), truncated: false }
+    }
+
+    /// A stream with every kind of message, and what is in it.
+    fn conversation() -> (Vec<u8>, Vec<Statement>) {
+        let stream = [
+            message(b'Q', &[b"select 1\0"]),
+            message(b'P', &[b"\0", b"select $1\0", &[0, 0]]),
+            message(b'B', &[b"\0", b"\0", &[0, 0, 0, 0, 0, 0]]),
+            message(b'D', &[b"P\0"]),
+            message(b'E', &[b"\0", &[0, 0, 0, 0]]),
+            message(b'S', &[]),
+            message(b'P', &[b"s1\0", b"delete from orders where id = $1\0", &[0, 0]]),
+            message(b'B', &[b"p1\0", b"s1\0", &[0, 0, 0, 0, 0, 0]]),
+            message(b'E', &[b"p1\0", &[0, 0, 0, 5]]),
+            // The next rows of the same run.
+            message(b'E', &[b"p1\0", &[0, 0, 0, 5]]),
+            message(b'C', &[b"Ss1\0"]),
+            message(b'B', &[b"\0", b"s1\0", &[0, 0, 0, 0, 0, 0]]),
+            message(b'E', &[b"\0", &[0, 0, 0, 0]]),
+            message(b'd', &[b"Q\0\0\0\x0bnot SQL\0"]),
+            message(b'c', &[]),
+            message(b'F', &[&[0, 0, 4, 210], &[0, 0]]),
+            message(b'Q', &["select '片山'\0".as_bytes()]),
+            message(b'X', &[]),
+        ];
+        let delete = Some("delete from orders where id = $1");
+        let found = vec![
+            statement(Kind::Query, None, Some("select 1")),
+            statement(Kind::Execute, None, Some("select $1")),
+            statement(Kind::Prepare, Some("s1"), delete),
+            statement(Kind::Execute, Some("s1"), delete),
+            statement(Kind::Execute, Some("s1"), None),
+            statement(Kind::Function, Some("1234"), None),
+            statement(Kind::Query, None, Some("select '片山'")),
+        ];
+        (stream.concat(), found)
+    }
+
+    #[test]
+    fn every_way_to_run_a_text_is_found() {
+        let (stream, expected) = conversation();
+        assert_eq!(found(LIMITS, &[&stream]), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_finds_the_same(cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20)) {
+            let (stream, expected) = conversation();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len())).collect();
+            cuts.push(0);
+            cuts.push(stream.len());
+            cuts.sort_unstable();
+            let chunks: Vec<&[u8]> = cuts.windows(2).map(|cut| &stream[cut[0]..cut[1]]).collect();
+            prop_assert_eq!(found(LIMITS, &chunks), expected);
+        }
+
+        #[test]
+        fn no_bytes_panic_or_fill_the_memory(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let (mut observer, mut found) = (Observer::new(LIMITS), Vec::new());
+            for chunk in bytes.chunks(7) {
+                observer.up(chunk, &mut found);
+            }
+            for statement in found {
+                prop_assert!(statement.sql.is_none_or(|sql| sql.len() <= 3 * LIMITS.text));
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_cut_and_what_follows_is_still_found() {
+        let long = "x".repeat(1_000_000);
+        let stream = [message(b'Q', &[long.as_bytes(), b"\0"]), message(b'Q', &[b"select 2\0"])].concat();
+        let found = found(LIMITS, &stream.chunks(8192).collect::<Vec<_>>());
+        assert_eq!(found[0], Statement { truncated: true, ..statement(Kind::Query, None, Some(&"x".repeat(64))) });
+        assert_eq!(found[1], statement(Kind::Query, None, Some("select 2")));
+    }
+
+    #[test]
+    fn many_prepared_statements_cost_bounded_memory_and_their_texts_are_in_the_log() {
+        let (mut observer, mut found) = (Observer::new(LIMITS), Vec::new());
+        for n in 0..10_000 {
+            let name = format!("s{n}\0");
+            observer.up(&message(b'P', &[name.as_bytes(), b"select 1\0", &[0, 0]]), &mut found);
+            observer.up(&message(b'B', &[name.as_bytes(), name.as_bytes(), &[0, 0]]), &mut found);
+        }
+        assert_eq!(found.iter().filter(|statement| statement.kind == Kind::Prepare).count(), 10_000);
+        assert_eq!((observer.statements.values.len(), observer.portals.values.len()), (KEPT, KEPT));
+        found.clear();
+        observer.up(&message(b'E', &[b"s9999\0", &[0, 0, 0, 0]]), &mut found);
+        assert_eq!(found, [statement(Kind::Execute, Some("s9999"), Some("select 1"))]);
+    }
+
+    #[test]
+    fn an_impossible_length_ends_the_reading_and_says_so() {
+        let mut stream = BytesMut::from(&b"Q"[..]);
+        stream.put_u32(3);
+        stream.put_slice(&message(b'Q', &[b"select 1\0"]));
+        assert_eq!(found(LIMITS, &[&stream]), [statement(Kind::Unreadable, None, None)]);
+    }
+
+    #[test]
+    fn literals_become_question_marks() {
+        let stream = message(b'Q', &[b"select 'S3CRET', 17\0"]);
+        let found = found(Limits { redact: true, ..LIMITS }, &[&stream]);
+        assert_eq!(found, [statement(Kind::Query, None, Some("select ?, ?"))]);
+    }
+}
