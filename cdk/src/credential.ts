@@ -36,11 +36,17 @@ export interface VaultCredentialOptions {
   /** The path that makes database users, for example `production-db/creds/read`. */
   readonly creds: string;
   /**
-   * Who logs in at the Vault: `caller`, the developer, or `task`, the task role.
+   * The path at which AWS authentication is mounted.
    *
-   * @default 'caller'
+   * @default 'aws'
    */
-  readonly login?: string;
+  readonly mount?: string;
+  /**
+   * The value of `iam_server_id_header_value` of that mount: logins made for this Vault are good for no other.
+   *
+   * @default - none
+   */
+  readonly serverId?: string;
   /**
    * Where the Vault is, for the egress rule of the task.
    *
@@ -160,14 +166,10 @@ class VaultCredential extends BastionCredential {
     context: CredentialContext,
     problems: Problems,
   ): CredentialConfig | undefined {
-    const { address, role, creds, login = 'caller', peer } = this.options;
+    const { address, role, creds, mount, serverId, peer } = this.options;
     const port = portOf(address);
     if (port === undefined) {
       problems.add(context.thing, `Vault address "${address}" is not an https URL`, 'write https://HOST:PORT');
-      return undefined;
-    }
-    if (login !== 'caller' && login !== 'task') {
-      problems.add(context.thing, `Vault login "${login}" is unknown`, 'use "caller" or "task"');
       return undefined;
     }
     if (context.engine.name === 'tcp') {
@@ -175,7 +177,8 @@ class VaultCredential extends BastionCredential {
       return undefined;
     }
     return {
-      json: { vault: { address, auth: 'aws', role, creds, login } },
+      // The task role logs in; the JSON leaves out what is undefined.
+      json: { vault: { address, auth: 'aws', mount, role, creds, login: 'task', server_id: serverId } },
       reach: port === 443 ? undefined : { peer, port, what: 'Vault' },
     };
   }
@@ -187,7 +190,9 @@ function portOf(address: string): number | undefined {
     return undefined;
   }
   const url = new URL(address);
-  return url.protocol === 'https:' ? Number(url.port || 443) : undefined;
+  // Vault's own port where none is written, as the relay takes it; `URL` drops a written 443.
+  const port = /:443\/?$/.test(address) ? 443 : Number(url.port || 8200);
+  return url.protocol === 'https:' ? port : undefined;
 }
 
 class SecretCredential extends BastionCredential {

@@ -304,7 +304,7 @@ describe('targets', () => {
             address: 'https://vault.example.com:8200',
             role: 'r',
             creds: 'mysql/creds/read',
-            login: 'task',
+            serverId: 'vault.example.com',
             peer: ec2.Peer.ipv4('10.9.0.0/16'),
           }),
         }),
@@ -326,6 +326,7 @@ describe('targets', () => {
         role: 'r',
         creds: 'mysql/creds/read',
         login: 'task',
+        server_id: 'vault.example.com',
       },
     });
     expect(target.cache).toMatchObject({ engine: 'tcp', port: 6379, credential: 'client' });

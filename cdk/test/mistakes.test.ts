@@ -194,13 +194,12 @@ describe('a mistake is said with its value and its fix:', () => {
     );
   });
 
-  test('a Vault that is not https, or a login that is unknown', () => {
+  test('a Vault that is not https', () => {
     const vault = (more: object) =>
       saidOf({ credential: BastionCredential.vault({ address: 'https://v', role: 'r', creds: 'c', ...more }) });
     expect(vault({ address: 'vault.internal:8200' })).toContain(
       'target "db": Vault address "vault.internal:8200" is not an https URL; write https://HOST:PORT',
     );
-    expect(vault({ login: 'me' })).toContain('target "db": Vault login "me" is unknown; use "caller" or "task"');
   });
 
   test('an imported database that no rule can let the task reach', () => {
