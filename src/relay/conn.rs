@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::relay::audit::{ConnRecord, Ended, Refused, Watch};
-use crate::relay::conn::driver::{Driver, Outcome, Upstream};
+use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, TUNNEL_OPENING_TIMEOUT, Upstream};
 use crate::relay::error::{ConnError, ErrorKind};
 use crate::relay::identity::Person;
 use crate::relay::splice::{EndedBy, Spliced, splice};
@@ -21,6 +21,8 @@ use crate::types::{CredentialConfig, Engine, Target};
 use crate::wire::proxy::{Handshake, Refusal};
 use crate::wire::{mysql, pg};
 
+/// Where a client is from that came through the tunnel.
+pub(super) const TUNNEL: &str = "tunnel";
 /// For the database to act on a cancel request.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the end of the login to reach the client.
@@ -181,7 +183,7 @@ impl Conn {
         let Login { client, upstream, record, .. } = login;
         let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
         driver.upstream = Some(upstream);
-        let result = driver.run().await;
+        let result = driver.run(OPENING_TIMEOUT).await;
         let Driver { client, upstream, handshake, .. } = driver;
         match (result, client, upstream) {
             (Ok(Outcome::Splice { early, to_client }), Some(mut client), Some(upstream)) => {
@@ -271,7 +273,8 @@ impl Conn {
     /// Logs in for the client. `None`: there is nothing to splice, and the client has been told why.
     async fn log_in_for(&self, client: Box<dyn Io>, handshake: Handshake) -> Option<Login> {
         let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
-        let failure = match driver.run().await {
+        let opening = if self.from == TUNNEL { TUNNEL_OPENING_TIMEOUT } else { OPENING_TIMEOUT };
+        let failure = match driver.run(opening).await {
             Ok(Outcome::Splice { early, to_client }) => {
                 let mut record = self.record(driver.target(), driver.user());
                 record.client_program = driver.handshake.client_program();
@@ -306,7 +309,7 @@ impl Conn {
     /// Hands a cancel request to the database on a connection of its own, as libpq does (`fe-cancel.c`).
     async fn cancel(&self, packet: &[u8]) -> Result<(), ConnError> {
         let mut driver = Driver::new(&self.shared, &self.served, self.id, Handshake::postgres_cancel(), None);
-        driver.run().await?;
+        driver.run(OPENING_TIMEOUT).await?;
         driver.send_upstream(packet).await?;
         // The server closes when it has acted; waiting for that keeps the order that the client relies on.
         if let Some(Upstream::Tls(mut upstream)) = driver.upstream {

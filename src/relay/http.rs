@@ -185,7 +185,7 @@ fn connect(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request: Reque
         Ok(served) => Arc::clone(served),
         Err(message) => return refusal(StatusCode::NOT_FOUND, &message),
     };
-    let conn = conn::Conn::new(Arc::clone(shared), served, "tunnel".to_owned(), person);
+    let conn = conn::Conn::new(Arc::clone(shared), served, conn::TUNNEL.to_owned(), person);
     let upgrade = hyper::upgrade::on(&mut request);
     shared.conns.spawn(async move {
         match upgrade.await {

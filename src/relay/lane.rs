@@ -151,8 +151,12 @@ async fn serve(shared: &Arc<Shared>, entry: &Entry) {
         }
         match shared.wanted(&target) {
             Ok(served) => {
-                let conn =
-                    conn::Conn::new(Arc::clone(shared), Arc::clone(served), "tunnel".to_owned(), entry.person.clone());
+                let conn = conn::Conn::new(
+                    Arc::clone(shared),
+                    Arc::clone(served),
+                    conn::TUNNEL.to_owned(),
+                    entry.person.clone(),
+                );
                 shared.conns.spawn(conn.serve(stream));
             }
             Err(message) => stream.reset(&message),

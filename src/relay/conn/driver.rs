@@ -19,7 +19,9 @@ use crate::types::Target;
 use crate::wire::proxy::{Action, Handshake, Peer, SecretKind};
 
 /// A client that has connected says what it wants at once; this also covers a slow TLS handshake.
-const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same through the tunnel, which the launcher only uses once its client has spoken, and which may be mending itself.
+pub(super) const TUNNEL_OPENING_TIMEOUT: Duration = Duration::from_secs(120);
 /// Look-up, dial, TLS and login together: PAM and IAM may take seconds.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// One read of the login.
@@ -103,11 +105,12 @@ impl<'a> Driver<'a> {
         self.tried.last().map(|loan| loan.user.as_str()).or_else(|| self.served.target.credential.db_user())
     }
 
-    /// Drives the login to its end, with another try where the source has another login. Not cancel safe.
-    pub(super) async fn run(&mut self) -> Result<Outcome, ConnError> {
+    /// Drives the login to its end, with another try where the source has another login. The client has `opening` to say
+    /// what it wants. Not cancel safe.
+    pub(super) async fn run(&mut self, opening: Duration) -> Result<Outcome, ConnError> {
         let mut opened = false;
         let mut waiting = Peer::Client;
-        let mut deadline = Instant::now() + OPENING_TIMEOUT;
+        let mut deadline = Instant::now() + opening;
         loop {
             let action = self.handshake.poll_action();
             if !opened && self.handshake.has_opened() {
@@ -128,8 +131,8 @@ impl<'a> Driver<'a> {
                 Ok(Err(failure)) => failure,
                 Err(_) if opened => ConnError::LoginTimeout(LOGIN_TIMEOUT.as_secs()),
                 // MySQL's server speaks first, so it may be the one that keeps us waiting.
-                Err(_) if waiting == Peer::Upstream => ConnError::LoginTimeout(OPENING_TIMEOUT.as_secs()),
-                Err(_) => ConnError::OpeningTimeout(OPENING_TIMEOUT.as_secs()),
+                Err(_) if waiting == Peer::Upstream => ConnError::LoginTimeout(opening.as_secs()),
+                Err(_) => ConnError::OpeningTimeout(opening.as_secs()),
             };
             let starting = tokio::time::timeout_at(deadline, self.start_over(&failure));
             if !starting.await.unwrap_or(false) {
