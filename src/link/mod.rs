@@ -198,6 +198,7 @@ impl Link {
         self.shared.settle(&mut inner);
     }
 
+    #[cfg(feature = "launcher")]
     /// Follows the number of lanes.
     pub(crate) fn lanes(&self) -> watch::Receiver<Lanes> {
         self.shared.lanes.subscribe()
