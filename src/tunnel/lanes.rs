@@ -409,7 +409,9 @@ impl Inner {
                 std::mem::replace(&mut known.open, now.open) != now.open
             });
             let mut state = first.borrow_and_update().clone();
-            if now.moving > 0 {
+            // A lane that carries nothing just now seems to move even if its tunnel is lost.
+            let linked = self.tunnels().iter().any(|tunnel| *tunnel.state().borrow() == State::Connected);
+            if now.moving > 0 && linked {
                 stuck_since = None;
                 state = State::Connected;
             } else if state == State::Connected && now.open > 0 {
