@@ -1,5 +1,5 @@
 # Every target is one script; read those for what happens. Variables (KEEP=1, …) reach them through the environment.
-.PHONY: demo test test-clients soak bench image fmt clean
+.PHONY: demo test test-clients soak bench fuzz image fmt clean
 
 demo: ## the whole product on this machine, against a local AWS
 	@scripts/demo
@@ -15,6 +15,9 @@ soak: ## half an hour of clients and faults: no wrong byte, no stuck connection,
 
 bench: ## speed and size, as tables of ratios
 	@scripts/bench
+
+fuzz: ## a minute of every fuzz target; needs a nightly Rust compiler
+	@scripts/fuzz
 
 image: ## the static relay binary and, with a container engine, the image
 	@scripts/image

@@ -19,6 +19,7 @@
 //! | `aws` | the AWS calls of the launcher in our own types | launcher |
 //! | `tls` | rustls configurations and trust roots | both |
 //! | `telemetry`, `shutdown` | logging fields and subscriber; signals → cancellation | both |
+//! | `fuzzing` | what the fuzz targets run, and the replay of their corpora | tests |
 //!
 //! Who may import whom is a table in `tests/architecture.rs`, and a test.
 
@@ -28,6 +29,8 @@ pub mod cli;
 mod config;
 #[cfg(feature = "relay")]
 mod credential;
+#[cfg(all(test, feature = "relay"))]
+pub mod fuzzing;
 mod link;
 #[cfg(feature = "relay")]
 mod relay;
@@ -37,5 +40,5 @@ mod tls;
 #[cfg(feature = "launcher")]
 mod tunnel;
 mod types;
-/// Public for the sandbox, the benchmarks and the fuzz targets of this repository; not a stable interface.
+/// Public for the sandbox and the benchmarks of this repository; not a stable interface.
 pub mod wire;

@@ -8,6 +8,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("aws", &["types"]),
     ("config", &["credential", "relay", "tunnel", "types"]),
     ("credential", &["tls", "types"]),
+    ("fuzzing", &["wire"]),
     ("link", &["wire"]),
     ("relay", &["credential", "link", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("shutdown", &["types"]),

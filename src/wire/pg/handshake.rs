@@ -36,6 +36,8 @@ enum State {
     Login(Login),
     /// The upstream has let us in; its parameters pass until it is ready.
     Settling,
+    /// The client has everything; it is too late for anything else.
+    Spliced,
     Ended,
 }
 
@@ -181,7 +183,7 @@ impl Handshake {
     /// something already.
     #[must_use]
     pub fn retry(&mut self) -> bool {
-        let fresh = self.startup.is_some() && !matches!(self.state, State::Settling);
+        let fresh = self.startup.is_some() && !matches!(self.state, State::Settling | State::Spliced);
         if fresh {
             self.from_upstream.clear();
             self.held.clear();
@@ -253,7 +255,10 @@ impl Handshake {
                 self.state = State::Settling;
                 self.settle()
             }
-            State::Ended => self.refuse(Refusal::UpstreamGone),
+            ended @ (State::Spliced | State::Ended) => {
+                self.state = ended;
+                self.refuse(Refusal::UpstreamGone)
+            }
         }
     }
 
@@ -344,7 +349,7 @@ impl Handshake {
                     self.held.put_slice(&message.raw);
                     match message.tag {
                         b'Z' => {
-                            self.state = State::Ended;
+                            self.state = State::Spliced;
                             self.held.put_slice(&self.from_upstream.split());
                             return Some(Action::Splice {
                                 to_upstream: self.from_client.split().freeze(),
@@ -364,7 +369,7 @@ impl Handshake {
     }
 
     fn refuse(&mut self, refusal: Refusal) -> Option<Action> {
-        if !matches!(self.state, State::Settling) {
+        if !matches!(self.state, State::Settling | State::Spliced) {
             self.state = State::Ended;
         }
         self.queue.push_back(Action::Refuse(refusal));

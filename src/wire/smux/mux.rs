@@ -231,6 +231,7 @@ fn fill_stream(id: u32, stream: &mut Stream, room: usize, out: &mut Vec<u8>) -> 
             stream.out.pop_front();
         }
         stream.out_bytes = stream.out_bytes.saturating_sub(data.len());
+        left = left.saturating_sub(HEADER_SIZE.saturating_add(data.len()));
         Frame { command: Command::Psh, stream: id, data }.encode(out);
     }
     if !stream.out.is_empty() {

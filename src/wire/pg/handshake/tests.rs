@@ -65,6 +65,8 @@ fn a_token_goes_out_as_a_cleartext_password_and_the_rest_passes_unchanged() {
         handshake.poll_action(),
         Action::Splice { to_upstream: Bytes::from_static(b"Q\0\0\0\x05\0"), to_client: greeting.freeze() }
     );
+    handshake.handle_eof(Peer::Upstream);
+    assert!(!handshake.retry(), "a second login behind the client's back");
 }
 
 #[test]

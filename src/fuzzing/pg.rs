@@ -1,0 +1,115 @@
+//! PostgreSQL: the parsers of its messages, and its login.
+
+use bytes::{Bytes, BytesMut};
+
+use super::login::{self, End, Engine, Line};
+use super::{Input, check_decoder};
+use crate::wire::pg::handshake::Settings;
+use crate::wire::pg::message::{self, Authentication, ErrorFields, LOGIN_MESSAGE_MAX, Message};
+use crate::wire::pg::startup::{self, Opening, STARTUP_MAX};
+use crate::wire::proxy::{Handshake, SecretKind};
+
+/// Any bytes, as the first packet of a client and as messages after it.
+pub(super) fn messages(data: &[u8]) {
+    let opening = check_decoder(data, STARTUP_MAX, startup::decode);
+    if let Some(Opening::Startup(startup)) = opening {
+        let mut again = BytesMut::new();
+        startup.encode(&mut again);
+        let length = u32::from_be_bytes(*data.first_chunk().expect("a startup has a length"));
+        assert_eq!(again.as_ref(), data.get(..length as usize).expect("decoded within the data"));
+    }
+    if let Some(message) = check_decoder(data, LOGIN_MESSAGE_MAX + 1, message::decode) {
+        let Message { tag, body, raw } = message;
+        let mut again = BytesMut::new();
+        message::encode(tag, &body, &mut again);
+        assert_eq!(again, raw);
+        if let Ok(Authentication::Sasl(names)) = Authentication::parse(&body) {
+            assert!(names.iter().all(|name| !name.is_empty() && !name.contains(&0)));
+        }
+        let fields = ErrorFields::parse(&body);
+        let mut again = BytesMut::new();
+        fields.encode(&mut again);
+        assert_eq!(ErrorFields::parse(again.get(5..).expect("a header")), fields);
+    }
+}
+
+/// A login whose client and upstream send anything.
+pub(super) fn handshake(data: &[u8]) -> End {
+    let mut input = Input(data);
+    let flags = input.byte();
+    let settings = Settings {
+        database: (flags & 1 != 0).then(|| "orders".to_owned()),
+        offer_tls: flags & 2 != 0,
+        person: (flags & 8 != 0).then(|| "alice".to_owned()),
+        read_only: flags & 16 != 0,
+    };
+    let kind = if flags & 4 != 0 { SecretKind::Token } else { SecretKind::Password };
+    login::drive(&Postgres { settings, kind }, input)
+}
+
+struct Postgres {
+    settings: Settings,
+    kind: SecretKind,
+}
+
+impl Engine for Postgres {
+    fn start(&self) -> Handshake {
+        Handshake::postgres(self.settings.clone())
+    }
+
+    fn kind(&self) -> SecretKind {
+        self.kind
+    }
+
+    fn message(&self, shape: u8, input: &mut Input<'_>, line: &Line) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        match shape {
+            0 => message::encode(input.byte(), input.short(), &mut out),
+            1 => message::encode(b'R', &[&[0, 0, 0, input.byte()], input.short()].concat(), &mut out),
+            2 => {
+                // The challenge of SCRAM begins with the nonce of the client.
+                let at = line.heard.windows(2).rposition(|part| part == b"r=").unwrap_or(line.heard.len());
+                let nonce = line.heard.get(at..).unwrap_or_default();
+                let challenge = [&[0, 0, 0, 11], nonce, input.short()].concat();
+                message::encode(b'R', &challenge, &mut out);
+            }
+            3 => message::encode(b'Z', b"I", &mut out),
+            4 => return b"S".to_vec(),
+            5 => {
+                let body = input.short();
+                let length = u32::try_from(body.len() + 9).expect("a short body");
+                return [&length.to_be_bytes()[..], &[0, 3, 0, 0], body, &[0]].concat();
+            }
+            6 => startup::encode_ssl_request(&mut out),
+            _ => message::encode(b'R', &[0; 4], &mut out),
+        }
+        out.to_vec()
+    }
+
+    fn may_start_tls(&self, plain: &[u8]) -> bool {
+        plain == b"S"
+    }
+
+    fn check_splice(&self, upstream: &[u8], to_client: &[u8]) {
+        let (mut rest, mut expected, mut let_in) = (BytesMut::from(upstream), Vec::new(), false);
+        while let Ok(Some(Message { tag, raw, body })) = message::decode(&mut rest) {
+            let_in |= tag == b'R' && body == Bytes::from_static(&[0; 4]);
+            if let_in || tag != b'R' {
+                expected.extend_from_slice(&raw);
+            }
+            if tag == b'Z' && let_in {
+                expected.extend_from_slice(&rest);
+                // The client speaks of TLS before the upstream is dialled.
+                assert_eq!(to_client, expected);
+                return;
+            }
+            assert!(let_in || tag != b'E', "an error let us in");
+        }
+        panic!("joined before the upstream was ready");
+    }
+
+    fn is_error(&self, bytes: &[u8]) -> bool {
+        let Some((&[b'E', a, b, c, d], body)) = bytes.split_first_chunk::<5>() else { return false };
+        u32::from_be_bytes([a, b, c, d]) as usize == body.len() + 4 && body.ends_with(&[0])
+    }
+}
