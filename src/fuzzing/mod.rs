@@ -2,8 +2,11 @@
 //! `assert!` in them is a promise of the protocol code. The tests at the end replay the committed corpora on a stable
 //! compiler (`docs/fuzzing.md`).
 //!
-//! `login` plays both peers of a database login, `port` the agent behind a port session; the others feed a parser.
+//! `login` plays both peers of a database login, `port` the agent behind a port session, `lane` one or both ends of a link;
+//! the others feed a parser.
 
+mod commands;
+mod lane;
 mod login;
 mod mysql;
 mod pg;
@@ -18,12 +21,20 @@ use bytes::BytesMut;
 
 use crate::wire::Malformed;
 
+/// A target's name, and what it runs.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// Every target by its name, which is also that of its file in `fuzz/fuzz_targets` and of its folder in `fuzz/corpus`.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[Target] = &[
+    ("lane_frames", lane::frames),
+    ("lane_link", lane::link_of_two),
+    ("lane_peer", lane::peer),
+    ("mysql_commands", commands::mysql),
     ("mysql_handshake", |data| _ = mysql::handshake(data)),
     ("mysql_packets", mysql::packets),
     ("pg_handshake", |data| _ = pg::handshake(data)),
     ("pg_messages", pg::messages),
+    ("pg_statements", commands::postgres_statements),
     ("port_session", port::session),
     ("smux", smux::smux),
     ("ssm_messages", ssm::messages),

@@ -77,7 +77,7 @@ impl World {
     fn step(&mut self, input: &mut Input<'_>) {
         let (step, chosen) = (input.byte(), input.byte());
         let stream = self.written.keys().copied().nth(usize::from(chosen) % self.written.len().max(1));
-        let stream = stream.unwrap_or(u32::from(chosen));
+        let stream = stream.unwrap_or_else(|| u32::from(chosen));
         match step % 20 {
             0 => {
                 let opened = self.client.open(self.now);
@@ -124,7 +124,7 @@ impl World {
             }
             15 => self.acknowledge(i64::from(chosen)),
             16 => {
-                self.heard.keys().copied().collect::<Vec<_>>().into_iter().for_each(|number| self.acknowledge(number))
+                self.heard.keys().copied().collect::<Vec<_>>().into_iter().for_each(|number| self.acknowledge(number));
             }
             17 => self.gateway(chosen),
             18 => {

@@ -49,7 +49,10 @@ macro_rules! replays {
     };
 }
 
-replays! { mysql_handshake mysql_packets pg_handshake pg_messages port_session smux ssm_messages }
+replays! {
+    lane_frames lane_link lane_peer mysql_commands mysql_handshake mysql_packets pg_handshake pg_messages pg_statements
+    port_session smux ssm_messages
+}
 
 /// A corpus may keep its coverage and lose its sense: these logins must still get where they got.
 #[test]

@@ -29,6 +29,8 @@ const KEEP_CLEAR: Duration = Duration::from_secs(1);
 const PIECE_COST: u64 = 64;
 /// All windows together may grow by so much.
 const GROWTH_MAX: u64 = 64 << 20;
+/// Frames about streams that may wait for room on a lane: what every stream may have, and as many refused streams.
+const CONTROL_MAX: usize = 8 * STREAMS_MAX;
 /// Streams that may have a context for compression at the same time.
 const CONTEXTS_MAX: usize = 16;
 
@@ -88,6 +90,8 @@ pub enum LinkError {
     UnknownStream(u64),
     #[error("the name of a target is not UTF-8")]
     BadTarget,
+    #[error("more than {CONTROL_MAX} answers are waiting for a peer that does not take them")]
+    Flood,
 }
 
 /// Why a stream gives or takes no more.
@@ -288,7 +292,8 @@ impl Link {
         let mut incoming = std::mem::take(&mut entry.incoming);
         incoming.extend_from_slice(bytes);
         let mut rest: &[u8] = &incoming;
-        loop {
+        // Nothing counts that comes after the end, behind a goodbye or on another lane.
+        while self.over.is_none() {
             match Frame::decode(rest) {
                 Ok(Some((frame, used))) => {
                     rest = rest.get(used..).unwrap_or_default();
@@ -296,7 +301,7 @@ impl Link {
                         let at_once = matches!(frame, Frame::Ask | Frame::Segment(Segment { asks: true, .. }));
                         lane.on_frame(now, used, !matches!(frame, Frame::Ack { .. }), at_once);
                     }
-                    if let Err(error) = self.handle_frame(now, lane, &frame) {
+                    if let Err(error) = self.handle_frame(now, lane, &frame).and_then(|()| self.check_control()) {
                         return self.end(Ended::Broken(error));
                     }
                 }
@@ -356,6 +361,11 @@ impl Link {
             Frame::Segment(segment) => self.handle_segment(&segment)?,
         }
         Ok(())
+    }
+
+    /// A peer that asks for more answers than it takes would fill our memory.
+    fn check_control(&self) -> Result<(), LinkError> {
+        if self.control.len() > CONTROL_MAX { Err(LinkError::Flood) } else { Ok(()) }
     }
 
     fn handle_segment(&mut self, segment: &Segment<'_>) -> Result<(), LinkError> {
@@ -551,11 +561,11 @@ impl Link {
 
     /// Ends both directions at once, and not cleanly.
     pub fn reset(&mut self, id: u64, reason: &str) {
-        if let Some(stream) = self.streams.get_mut(&id) {
-            if stream.reset.is_none() {
-                stream.end(reason);
-                self.control.push_back(Control::Reset { stream: id, reason: reason.to_owned() });
-            }
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.reset.is_none()
+        {
+            stream.end(reason);
+            self.control.push_back(Control::Reset { stream: id, reason: reason.to_owned() });
             self.wake(id);
         }
     }

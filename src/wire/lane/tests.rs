@@ -558,6 +558,34 @@ fn streams_are_bounded_and_the_next_ones_are_refused() {
 }
 
 #[test]
+fn a_peer_that_takes_no_answers_ends_the_link() {
+    let mut world = World::new(1, quick, 5);
+    let acceptor = &mut world.links[ACCEPTOR];
+    for stream in 1..=10 * STREAMS_MAX as u64 {
+        let mut bytes = Vec::new();
+        let segment = super::frame::Segment { stream, offset: 0, fin: false, asks: false, data: b"\x04open" };
+        super::frame::Frame::Segment(segment).encode(&mut bytes);
+        acceptor.handle_bytes(world.now, 0, &bytes);
+    }
+    let wanted = "the link is broken: more than 8192 answers are waiting for a peer that does not take them";
+    assert_eq!(acceptor.over().unwrap().to_string(), wanted);
+}
+
+#[test]
+fn nothing_counts_after_the_end() {
+    let mut world = World::new(2, quick, 5);
+    let acceptor = &mut world.links[ACCEPTOR];
+    let mut bytes = Vec::new();
+    super::frame::Frame::Goodbye.encode(&mut bytes);
+    let segment = super::frame::Segment { stream: 1, offset: 0, fin: false, asks: false, data: b"\x04open" };
+    super::frame::Frame::Segment(segment).encode(&mut bytes);
+    acceptor.handle_bytes(world.now, 0, &bytes);
+    acceptor.handle_bytes(world.now, 1, &bytes);
+    assert_eq!(std::iter::from_fn(|| acceptor.poll_event()).collect::<Vec<_>>(), [Event::Over]);
+    assert_eq!(acceptor.open_streams(), 0);
+}
+
+#[test]
 fn contexts_end_when_they_are_idle() {
     let mut world = World::new(1, quick, 5);
     let id = world.open("open", bytes(100_000, 1));

@@ -54,12 +54,15 @@ impl Authentication {
     /// Parses the body of an `R` message.
     ///
     /// # Errors
-    /// [`Malformed`] if it is cut short.
+    /// [`Malformed`] if it is cut short, or longer than its kind is.
     pub fn parse(body: &Bytes) -> Result<Self, Malformed> {
         const SHORT: Malformed = Malformed("an authentication message that is cut short");
+        const LONG: Malformed = Malformed("an authentication message with bytes behind its end");
         let code = u32::from_be_bytes(*body.first_chunk::<4>().ok_or(SHORT)?);
         let rest = body.slice(4..);
         Ok(match code {
+            0 | 3 if !rest.is_empty() => return Err(LONG),
+            5 if rest.len() > 4 => return Err(LONG),
             0 => Self::Ok,
             3 => Self::CleartextPassword,
             5 => Self::Md5Password(*rest.first_chunk::<4>().ok_or(SHORT)?),

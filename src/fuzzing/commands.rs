@@ -1,0 +1,103 @@
+//! What clients send after their login: the way to MySQL commands that are not the database's to answer, the answers to
+//! those, and the statements that the audit log reads off a stream.
+
+use super::Input;
+use crate::wire::mysql::capability::{NEEDED, PLUGIN_AUTH};
+use crate::wire::mysql::change_user::ChangeUser;
+use crate::wire::mysql::commands::{Commands, Scan};
+use crate::wire::proxy::{Action, Peer};
+use crate::wire::statements::{Limits, Observer, Statement};
+
+/// What an exchange may do without hearing from a peer.
+const ACTIONS_MAX: usize = 16;
+/// Bytes of a text that the audit log keeps here, and what may stand around it in a statement.
+const TEXT_MAX: usize = 64;
+
+/// A client's stream passes up to the same command however it is cut, and the exchange that follows ends.
+pub(super) fn mysql(data: &[u8]) {
+    let mut input = Input(data);
+    let flags = input.byte();
+    let read_only = flags & 1 != 0;
+    let cut = usize::from(flags >> 1);
+    let length = usize::from(input.word());
+    let stream = input.bytes(length);
+    let whole = Commands::new(read_only).scan(stream);
+    assert_eq!(scan_in_pieces(stream, cut, read_only), whole, "in pieces of {cut}");
+    if whole.stop {
+        change_user(stream.get(whole.pass..).unwrap_or_default(), flags, input);
+    }
+}
+
+fn scan_in_pieces(stream: &[u8], cut: usize, read_only: bool) -> Scan {
+    let mut commands = Commands::new(read_only);
+    let (mut passed, mut seen) = (0_usize, 0_usize);
+    loop {
+        seen = seen.saturating_add(cut.max(1)).min(stream.len());
+        let scan = commands.scan(&stream[passed..seen]);
+        passed += scan.pass;
+        if scan.stop || seen == stream.len() {
+            return Scan { pass: passed, stop: scan.stop };
+        }
+        assert!(seen - passed < 5, "it holds back more than a header and a command");
+    }
+}
+
+fn change_user(command: &[u8], flags: u8, mut input: Input<'_>) {
+    let capabilities = if flags & 2 == 0 { NEEDED } else { NEEDED & !PLUGIN_AUTH };
+    let mut change = ChangeUser::new(capabilities, flags & 1 != 0, [5; 20], command);
+    let (mut client, mut asked, mut actions) = (command.to_vec(), 0, 0);
+    loop {
+        actions += 1;
+        assert!(actions <= ACTIONS_MAX, "it goes on and on without reading");
+        match change.poll_action() {
+            Action::Read(peer) => {
+                actions = 0;
+                let bytes = input.short();
+                match bytes.is_empty() {
+                    true => change.handle_eof(peer),
+                    false => change.handle_data(peer, bytes),
+                }
+                if peer == Peer::Client {
+                    client.extend_from_slice(bytes);
+                }
+            }
+            Action::Send(Peer::Upstream, step) => {
+                asked += 1;
+                assert!(asked <= 4 && step.len() > 4, "reset, read-only, character set, database");
+            }
+            Action::Send(Peer::Client, bytes) => assert!(!bytes.is_empty()),
+            Action::Splice { to_upstream, to_client } => {
+                assert!(asked > 0 && change.has_opened(), "joined without a clean session");
+                assert!(client.ends_with(&to_upstream) && !to_client.is_empty());
+                return;
+            }
+            Action::Refuse(_) => return,
+            other => panic!("no part of the exchange: {other:?}"),
+        }
+    }
+}
+
+/// Statements are the same however the stream is cut, and none is longer than what is kept.
+pub(super) fn postgres_statements(data: &[u8]) {
+    let mut input = Input(data);
+    let flags = input.byte();
+    let limits = Limits { text: TEXT_MAX, redact: flags & 1 != 0 };
+    let cut = usize::from(flags >> 1).max(1);
+    let whole = observed(limits, [input.0].into_iter());
+    let pieces = observed(limits, input.0.chunks(cut));
+    assert_eq!(whole, pieces, "in pieces of {cut}");
+    for statement in &whole {
+        // A literal of one byte may become `?`, an invalid byte U+FFFD of three.
+        let length = statement.sql.as_ref().map_or(0, String::len);
+        assert!(length <= TEXT_MAX * 3, "{length} bytes of a text are kept");
+    }
+}
+
+fn observed<'a>(limits: Limits, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Statement> {
+    let mut observer = Observer::postgres(limits);
+    let mut found = Vec::new();
+    for piece in pieces {
+        observer.up(piece, &mut found);
+    }
+    found
+}
