@@ -223,8 +223,11 @@ async fn hold_tunnel(
     let ports = hold::open_ports(ui, &relay, &wishes)?;
     let wanted = args.lanes.map_or(place.environment.lanes, usize::from);
     let opener = Arc::new(FurtherSessions(Arc::clone(sessions)));
-    let lanes = Lanes::open(tunnel.clone(), wanted, badge, opener, LANE_TIMEOUT);
-    let lanes = interruptible(drain, async { Ok(lanes.await) }).await?;
+    let lanes = Lanes::begin(tunnel.clone(), wanted, badge, opener);
+    if drain.run_until_cancelled(lanes.known(LANE_TIMEOUT)).await.is_none() {
+        lanes.close().await;
+        return Err(interrupted());
+    }
     hold::announce(ui, &place.environment.name, &args.access, &sessions.task().id, &ports);
     if let Some(seconds) = relay.idle_stop_seconds {
         ui.say(&format!("  · the task stops itself after {} min without a database connection", seconds / 60));

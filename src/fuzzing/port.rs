@@ -97,7 +97,7 @@ impl World {
             2 => self.client.close_write(self.now, stream, Duration::from_millis(u64::from(input.word()))),
             3 => self.client.finish(stream),
             4 => self.client.reset(stream),
-            5 => self.client.terminate(),
+            5 => self.client.terminate(self.now + Duration::from_millis(u64::from(chosen))),
             6 => self.client.handle_reconnect(self.now),
             7 => self.pass(Duration::from_millis(u64::from(input.word()))),
             8 => {

@@ -198,10 +198,18 @@ impl Link {
         self.shared.settle(&mut inner);
     }
 
-    #[cfg(feature = "launcher")]
     /// Follows the number of lanes.
+    #[cfg(feature = "launcher")]
     pub(crate) fn lanes(&self) -> watch::Receiver<Lanes> {
         self.shared.lanes.subscribe()
+    }
+
+    /// Waits until no lane is left. After the end of the link: until every lane has told the other side.
+    #[cfg(feature = "launcher")]
+    pub(crate) async fn emptied(&self) {
+        let mut lanes = self.lanes();
+        // The sender lives as long as this link.
+        let _last = lanes.wait_for(|lanes| lanes.open == 0).await;
     }
 
     /// Why the link is over.

@@ -21,6 +21,8 @@ use crate::wire::ssm::channel::Stamp;
 
 /// The agent has so long to drain after it was told to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// And streams to get out what they were given before that.
+const LAST_BYTES: Duration = Duration::from_millis(500);
 /// First wait between two attempts to resume, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// The wall clock ran so much further than the runtime's: the machine was asleep (or its clock was set).
@@ -250,7 +252,7 @@ impl Driver {
         {
             let mut inner = self.shared.lock();
             inner.end("closed");
-            inner.session.terminate();
+            inner.session.terminate((Instant::now() + LAST_BYTES).into_std());
             inner.closing = false;
         }
         let drained = async {

@@ -37,6 +37,8 @@ const OUTAGE_PATIENCE: Duration = Duration::from_secs(15);
 const WAKE_PATIENCE: Duration = Duration::from_secs(300);
 /// Bytes that clients have sent have so long to arrive at the end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// And each lane to tell the relay that it is the end.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// Opens sessions for further lanes; the command line implements it.
 pub(crate) trait Opener: Send + Sync + 'static {
@@ -55,6 +57,15 @@ enum Way {
     Link(Arc<Current>),
     /// The relay knows no lanes.
     Plain,
+}
+
+impl Way {
+    fn lanes(&self) -> Option<watch::Receiver<link::Lanes>> {
+        match self {
+            Self::Link(current) => Some(current.link.lanes()),
+            Self::None | Self::Plain => None,
+        }
+    }
 }
 
 struct Current {
@@ -107,15 +118,9 @@ impl Drop for Present<'_> {
 }
 
 impl Lanes {
-    /// Begins a link of `wanted` lanes over the first tunnel and sessions of `opener`, with 0 the plain way; returns once it is known whether
-    /// the relay has lanes, or after `patience`. Further lanes come in the background.
-    pub(crate) async fn open(
-        first: Tunnel,
-        wanted: usize,
-        pass: Arc<dyn Pass>,
-        opener: Arc<dyn Opener>,
-        patience: Duration,
-    ) -> Self {
+    /// Begins a link of `wanted` lanes over the first tunnel and sessions of `opener`, with 0 the plain way; lanes come
+    /// in the background. It ends with [`Lanes::close`] only.
+    pub(crate) fn begin(first: Tunnel, wanted: usize, pass: Arc<dyn Pass>, opener: Arc<dyn Opener>) -> Self {
         let state = first.state().borrow().clone();
         let inner = Arc::new(Inner {
             tunnels: Mutex::new(vec![first.clone()]),
@@ -143,10 +148,14 @@ impl Lanes {
         for number in 1..wanted {
             inner.tracker.spawn(Arc::clone(&inner).run_lane(number));
         }
-        let mut way = inner.way.subscribe();
-        // Not there in time: clients wait for it, as they do after an outage.
-        let _known = tokio::time::timeout(patience, way.wait_for(|way| !matches!(way, Way::None))).await;
         Self { inner }
+    }
+
+    /// Waits until it is known whether the relay has lanes, but no longer than `patience`: clients wait for it too, as
+    /// they do after an outage.
+    pub(crate) async fn known(&self, patience: Duration) {
+        let mut way = self.inner.way.subscribe();
+        let _in_time = tokio::time::timeout(patience, way.wait_for(|way| !matches!(way, Way::None))).await;
     }
 
     /// The link for a new client; `None`: the plain way. A lost one is waited for, so that a client hears of an outage
@@ -163,22 +172,25 @@ impl Lanes {
         let began = Instant::now();
         inner.first.up(if asleep { WAKE_PATIENCE } else { OUTAGE_PATIENCE }).await?;
         let patience = if asleep { OUTAGE_PATIENCE } else { OUTAGE_PATIENCE.saturating_sub(began.elapsed()) };
-        let mut state = inner.state.subscribe();
-        let mut way = inner.way.subscribe();
+        let (mut first, mut way) = (inner.first.state(), inner.way.subscribe());
         let back = async {
             loop {
+                let mut lanes = way.borrow_and_update().lanes();
                 if let Some(way) = inner.moving() {
-                    return way;
+                    return Some(way);
                 }
                 tokio::select! {
-                    _ = state.changed() => {}
+                    changed = first.changed() => if changed.is_err() {
+                        return None;
+                    },
                     _ = way.changed() => {}
+                    () = moved(&mut lanes) => {}
                 }
             }
         };
         match tokio::time::timeout(patience, back).await {
-            Ok(way) => Ok(way),
-            Err(_) => Err(ConnectError::of(&inner.state.borrow())),
+            Ok(Some(way)) => Ok(way),
+            Ok(None) | Err(_) => Err(inner.why_not()),
         }
     }
 
@@ -230,6 +242,8 @@ impl Lanes {
         if let Way::Link(current) = way {
             let _in_time = tokio::time::timeout(LAST_WORDS, current.link.drained()).await;
             current.link.close();
+            // A relay that does not hear of the end keeps the link and its connections for whoever may come back.
+            let _told = tokio::time::timeout(GOODBYE, current.link.emptied()).await;
         }
         self.inner.stop.cancel();
         self.inner.tracker.close();
@@ -252,6 +266,17 @@ impl Inner {
             Way::Link(current) if current.link.lanes().borrow().moving > 0 => Some(Some(current.link.clone())),
             Way::Plain if *self.first.state().borrow() == State::Connected => Some(None),
             _ => None,
+        }
+    }
+
+    /// Why a client cannot be carried now.
+    fn why_not(&self) -> ConnectError {
+        match &*self.state.borrow() {
+            State::Connected => {
+                let problem = self.lanes.borrow().problem.clone();
+                ConnectError::NoLane(problem.unwrap_or_else(|| "the relay does not answer".to_owned()))
+            }
+            state => ConnectError::of(state),
         }
     }
 
@@ -284,8 +309,13 @@ impl Inner {
             let current = Arc::new(Current { link: Link::opener(), secret });
             self.lanes.send_modify(|lanes| (lanes.plain, lanes.problem) = (false, None));
             self.way.send_replace(Way::Link(Arc::clone(&current)));
+            let until_over = async {
+                current.link.keep_time().await;
+                // The lane here has to tell the relay too.
+                let _told = tokio::time::timeout(GOODBYE, current.link.emptied()).await;
+            };
             tokio::select! {
-                () = current.link.keep_time() => {}
+                () = until_over => {}
                 () = self.first_lane(&current, pipe) => {}
             }
             // Whoever ended it: no stream of it may go on.
@@ -296,11 +326,12 @@ impl Inner {
         }
     }
 
-    /// The lane in the first tunnel, joined again whenever it is lost; returns when the relay has lost the link.
+    /// The lane in the first tunnel, joined again whenever it is lost; returns when the link is over, or the relay has
+    /// lost it.
     async fn first_lane(&self, current: &Current, pipe: impl AsyncRead + AsyncWrite + Unpin) {
         let mut ended = current.link.carry(pipe).await;
         let mut wait = BACKOFF.0;
-        loop {
+        while current.link.over().is_none() {
             tracing::debug!(?ended, "the first lane is gone");
             let mut state = self.first.state();
             if state.wait_for(|state| *state == State::Connected).await.is_err() {
@@ -397,10 +428,7 @@ impl Inner {
         let mut first_is_over = false;
         let mut stuck_since = None;
         loop {
-            let mut lanes = match &*way.borrow_and_update() {
-                Way::Link(current) => Some(current.link.lanes()),
-                Way::None | Way::Plain => None,
-            };
+            let mut lanes = way.borrow_and_update().lanes();
             let now = lanes.as_mut().map(|lanes| *lanes.borrow_and_update()).unwrap_or_default();
             self.lanes.send_if_modified(|known| {
                 if now.open == known.wanted {
@@ -423,18 +451,21 @@ impl Inner {
                 *known = state;
                 news
             });
-            let moved = async {
-                match &mut lanes {
-                    Some(lanes) => lanes.changed().await.is_ok(),
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 changed = first.changed(), if !first_is_over => first_is_over = changed.is_err(),
                 _ = way.changed() => {}
-                _ = moved => {}
+                () = moved(&mut lanes) => {}
             }
         }
+    }
+}
+
+/// Waits for news of a link's lanes; without a link, for ever.
+async fn moved(lanes: &mut Option<watch::Receiver<link::Lanes>>) {
+    match lanes {
+        // Whoever waits has a link whose sender lives.
+        Some(lanes) => drop(lanes.changed().await),
+        None => std::future::pending().await,
     }
 }
 

@@ -9,6 +9,7 @@ use bastion_sandbox::gateway::{Event, Gateway, Knobs, Odds, Options, Path, Sessi
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::client::CarryError;
@@ -106,6 +107,10 @@ impl Pass for () {
 #[derive(Default)]
 struct Relay {
     links: Mutex<HashMap<String, Link>>,
+    /// No lane is answered while this is set.
+    held: watch::Sender<bool>,
+    /// Lanes that are not answered.
+    waiting: watch::Sender<usize>,
 }
 
 impl Relay {
@@ -127,6 +132,9 @@ impl Relay {
             }
         }
         let head = String::from_utf8(head).unwrap();
+        self.waiting.send_modify(|waiting| *waiting += 1);
+        self.held.subscribe().wait_for(|held| !held).await.unwrap();
+        self.waiting.send_modify(|waiting| *waiting -= 1);
         let header = |name: &str| {
             let line = head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
             line.unwrap_or_default().to_owned()
@@ -199,7 +207,8 @@ impl World {
         let (count, refuses) = Default::default();
         let sessions = Sessions { gateway, address, port, count, goes_on: false, refuses };
         let (first, _) = Sessions { goes_on: true, ..sessions.clone() }.tunnel().await.unwrap();
-        let lanes = Lanes::open(first.clone(), wanted, Arc::new(()), Arc::new(sessions.clone()), PATIENCE).await;
+        let lanes = Lanes::begin(first.clone(), wanted, Arc::new(()), Arc::new(sessions.clone()));
+        lanes.known(PATIENCE).await;
         Self { sessions, relay, first, lanes, servers }
     }
 
@@ -336,6 +345,41 @@ async fn what_a_client_hashes_arrives_whole_while_a_lane_is_silent() {
     assert_eq!(answer, Sha256::digest(&sent).to_vec());
     carried.await.unwrap().unwrap();
     world.end().await;
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_the_only_lane_gets_it_as_soon_as_it_is_there() {
+    let world = World::new(1).await;
+    world.all_joined().await;
+    world.relay.held.send_replace(true);
+    assert!(world.sessions.gateway.terminate_session(&world.sessions.gateway.session_ids()[0]));
+    // The session has its successor, the link its lane not yet.
+    world.relay.waiting.subscribe().wait_for(|waiting| *waiting == 1).await.unwrap();
+    world.lanes.state().wait_for(|state| *state == State::Connected).await.unwrap();
+    let mut ready = Box::pin(world.lanes.ready());
+    assert!(futures_util::poll!(&mut ready).is_pending());
+    world.relay.held.send_replace(false);
+    assert!(ready.await.unwrap().is_some());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn the_relay_hears_of_the_end_at_once_also_while_lanes_are_opening() {
+    // Several times: within a lane's task it is chance what is looked at first.
+    for wanted in [1, 1, 1, 1, 1, 3, 3] {
+        let world = World::new(wanted).await;
+        let (mut client, carried) = world.client("echo").await;
+        client.write_all(b"hello").await.unwrap();
+        client.read_exact(&mut [0; 5]).await.unwrap();
+        let link = world.relay.links.lock().unwrap().values().next().unwrap().clone();
+        world.lanes.close().await;
+        world.first.close().await;
+        link.emptied().await;
+        // Otherwise it would keep the link and its connections for somebody who comes back.
+        assert_eq!(link.over().as_deref(), Some("the other side has closed the link"));
+        carried.await.unwrap().unwrap_err();
+        world.end().await;
+    }
 }
 
 #[tokio::test]

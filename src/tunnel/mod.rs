@@ -166,6 +166,8 @@ pub(crate) enum ConnectError {
     Down(State),
     #[error("the tunnel has ended: {0}")]
     Ended(String),
+    #[error("no lane to the relay opens: {0}")]
+    NoLane(String),
 }
 
 impl ConnectError {

@@ -445,7 +445,8 @@ async fn guarded(token: &'static str) -> (u16, JoinSet<()>) {
 
 /// What a PostgreSQL client gets back for its startup packet.
 async fn carried(tunnel: &Tunnel, pass: TestPass) -> (Result<(), client::CarryError>, Vec<u8>) {
-    let lanes = Lanes::open(tunnel.clone(), 1, Arc::new(pass), Arc::new(NoOpener), PATIENCE).await;
+    let lanes = Lanes::begin(tunnel.clone(), 1, Arc::new(pass), Arc::new(NoOpener));
+    lanes.known(PATIENCE).await;
     assert!(lanes.lanes().borrow().plain);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

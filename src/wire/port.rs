@@ -86,6 +86,8 @@ pub struct PortSession {
     half_closed: BTreeMap<u32, HalfClosed>,
     keepalive_at: Option<Instant>,
     keeps_alive: bool,
+    /// The agent is to be asked for the end of the session, at this time at the latest.
+    terminate_by: Option<Instant>,
 }
 
 impl PortSession {
@@ -99,6 +101,7 @@ impl PortSession {
             half_closed: BTreeMap::new(),
             keepalive_at: None,
             keeps_alive: true,
+            terminate_by: None,
         }
     }
 
@@ -136,7 +139,7 @@ impl PortSession {
     }
 
     pub fn is_drained(&self) -> bool {
-        self.channel.is_drained()
+        self.terminate_by.is_none() && self.channel.is_drained()
     }
 
     /// Opens a stream; `None` before the session is open or after its end.
@@ -178,9 +181,16 @@ impl PortSession {
         self.mux.reset(stream);
     }
 
-    /// Asks the agent to end the session.
-    pub fn terminate(&mut self) {
+    /// Asks the agent to end the session, which cuts its streams: after what they were given, but by `latest`.
+    pub fn terminate(&mut self, latest: Instant) {
         if self.phase != Phase::Ended {
+            self.terminate_by = Some(latest);
+        }
+    }
+
+    fn ask_for_the_end(&mut self, now: Instant) {
+        if self.terminate_by.is_some_and(|latest| latest <= now || !self.wants_to_send()) {
+            self.terminate_by = None;
             self.channel.send_control(PayloadType::FLAG, Bytes::copy_from_slice(&Flag::TerminateSession.encode()));
         }
     }
@@ -297,7 +307,7 @@ impl PortSession {
     /// The next thing to do if nothing else happens, and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let half = self.half_closed.values().map(|half| half.until).min();
-        let own = [(half, "half-close"), (self.keepalive_at, "keepalive")];
+        let own = [(half, "half-close"), (self.keepalive_at, "keepalive"), (self.terminate_by, "terminate")];
         let own = own.into_iter().filter_map(|(at, why)| Some((at?, why)));
         own.chain(self.channel.poll_timeout(self.wants_to_send())).min_by_key(|(at, _)| *at)
     }
@@ -312,6 +322,7 @@ impl PortSession {
 
     /// The next frame for the socket.
     pub fn poll_transmit(&mut self, now: Instant, stamp: Stamp) -> Option<Bytes> {
+        self.ask_for_the_end(now);
         if let Some(frame) = self.channel.poll_transmit(now, stamp) {
             return Some(frame);
         }

@@ -67,11 +67,10 @@ impl Up {
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     }
 
-    /// Ctrl-C; the exit code and the last events. The task may drain for 25 s first.
+    /// Ctrl-C; the exit code and the last events. Less time than a drain that waits for an open connection would take.
     pub(crate) async fn end(mut self) -> (Option<i32>, Vec<Value>) {
         self.interrupt();
-        let status =
-            tokio::time::timeout(3 * PATIENCE, self.child.wait()).await.expect("Ctrl-C does not end it").unwrap();
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("Ctrl-C does not end it").unwrap();
         let mut events = Vec::new();
         while let Some(line) = self.lines.next_line().await.unwrap() {
             events.push(serde_json::from_str(&line).unwrap());

@@ -93,6 +93,7 @@ struct Agent {
     next_send: Instant,
     received: BTreeMap<u32, Vec<u8>>,
     finished: Vec<u32>,
+    terminated: bool,
     id: u8,
 }
 
@@ -112,6 +113,7 @@ impl Agent {
             next_send: now,
             received: BTreeMap::new(),
             finished: Vec::new(),
+            terminated: false,
             id: 0,
         }
     }
@@ -219,6 +221,10 @@ impl Agent {
             self.complete = true;
             // The port handler needs a moment; until then nothing is taken.
             self.takes_from = now + Duration::from_millis(5);
+            return;
+        }
+        if payload_type == PayloadType::FLAG {
+            self.terminated |= Flag::decode(payload) == Some(Flag::TerminateSession);
             return;
         }
         self.incoming.extend_from_slice(payload);
@@ -577,6 +583,29 @@ fn the_end_of_the_session_is_told_with_its_reason() {
     let Some(Event::Ended(ended)) = pair.client.poll_event() else { panic!("not ended") };
     assert_eq!(ended.to_string(), "Session Manager ended the session: Forwarding to IP address x is forbidden.");
     assert_eq!(pair.client.open(pair.now), None);
+}
+
+#[test]
+fn the_end_is_asked_for_after_what_was_written_unless_that_cannot_leave() {
+    let mut pair = Pair::opened(5, Faults::default(), 1);
+    let up = bytes(300_000, 4);
+    let stream = pair.client.open(pair.now).unwrap();
+    pair.client.write(stream, up.clone().into());
+    pair.client.terminate(pair.now + Duration::from_secs(60));
+    pair.run_until("the agent is told", |pair| pair.agent.terminated);
+    assert!(pair.agent.received[&stream] == up);
+
+    let mut pair = Pair::opened(5, Faults::default(), 1);
+    let stream = pair.client.open(pair.now).unwrap();
+    pair.run(50);
+    let mut pause = vec![0; 4];
+    pause.extend_from_slice(format!("{:<32}", "pause_publication").as_bytes());
+    pair.client.handle_frame(pair.now, pause.into());
+    pair.client.write(stream, up.into());
+    let latest = pair.now + Duration::from_millis(500);
+    pair.client.terminate(latest);
+    pair.run_until("the agent is told", |pair| pair.agent.terminated);
+    assert!(pair.now >= latest && pair.agent.received[&stream].is_empty());
 }
 
 #[test]
