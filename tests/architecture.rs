@@ -21,6 +21,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 
 /// The dependencies that protocol code may name: codecs and hashes, nothing that does I/O.
 const WIRE_CRATES: &[&str] = &[
+    "base64",
     "bytes",
     "curve25519_dalek",
     "hmac",
@@ -29,6 +30,7 @@ const WIRE_CRATES: &[&str] = &[
     "serde_json",
     "sha1",
     "sha2",
+    "subtle",
     "thiserror",
     "uuid",
     "zeroize",

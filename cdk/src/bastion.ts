@@ -102,6 +102,13 @@ export interface BastionProps {
    */
   readonly lanes?: number;
   /**
+   * Whether clients must show a password that each task makes and `bastion up` prints, so that other programs on the laptop
+   * cannot use the local ports.
+   *
+   * @default false
+   */
+  readonly localPassword?: boolean;
+  /**
    * How long logs are kept.
    *
    * @default RetentionDays.ONE_YEAR
@@ -196,6 +203,7 @@ export class Bastion extends Construct implements ec2.IConnectable {
         idleStop: props.idleStop ?? Duration.minutes(30),
         image,
         level,
+        localPassword: props.localPassword,
         logGroup: this.logGroup,
         maxAge,
         problems,

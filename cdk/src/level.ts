@@ -16,6 +16,7 @@ export interface LevelProps {
   readonly idleStop: Duration;
   readonly image: ecs.ContainerImage;
   readonly level: string;
+  readonly localPassword?: boolean;
   readonly logGroup: ILogGroup;
   readonly maxAge: Duration;
   readonly problems: Problems;
@@ -79,6 +80,7 @@ export class Level extends Construct {
       region: stack.region,
       idle_stop: duration(props.idleStop),
       max_age: duration(props.maxAge),
+      local_password: props.localPassword,
       target: this.targetsJson,
     });
   }

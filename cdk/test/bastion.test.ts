@@ -138,12 +138,15 @@ describe('by choice', () => {
       dashboard: false,
       idleStop: Duration.minutes(90),
       lanes: 4,
+      localPassword: true,
       maxAge: Duration.hours(2),
       size: BastionSize.LARGE,
     });
     const deployed = world.deployed();
     const definition = deployed.one('AWS::ECS::TaskDefinition');
     expect(definition).toMatchObject({ Cpu: '1024', Memory: '2048', RuntimePlatform: { CpuArchitecture: 'X86_64' } });
+    const [{ Environment: variables }] = definition.ContainerDefinitions;
+    expect(JSON.parse(variables[0].Value)).toMatchObject({ idle_stop: '90m', local_password: true, max_age: '2h' });
     const environment = JSON.parse(deployed.one('AWS::SSM::Parameter').Value);
     expect(environment).toMatchObject({ idle_stop: '90m', max_age: '2h', lanes: 4 });
     expect(deployed.all('AWS::CloudWatch::Dashboard')).toEqual({});

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::aws::Aws;
 use crate::cli::error::CommandError;
@@ -16,11 +16,14 @@ use crate::wire::authorize::{BODY, CONTENT_TYPE, Challenge, Claim, Granted, HEAD
 
 /// The token of this launcher at the relay of one task.
 pub(super) struct Badge {
+    ui: Arc<Ui>,
     aws: Aws,
     tunnel: Tunnel,
     /// Knows the task that the tunnel leads to, which the relay must name too.
     sessions: Arc<Sessions>,
     token: Mutex<Option<SecretString>>,
+    /// What clients show at the relay, if it asks for something.
+    local_password: Mutex<Option<SecretString>>,
     /// One proof at a time: many clients may find the token too old at once.
     proving: tokio::sync::Mutex<()>,
 }
@@ -31,17 +34,19 @@ impl Badge {
     /// # Errors
     /// If the relay requires it and refuses.
     pub(super) async fn get(
-        ui: &Ui,
+        ui: &Arc<Ui>,
         aws: &Aws,
         tunnel: &Tunnel,
         sessions: &Arc<Sessions>,
         identity: Option<&str>,
     ) -> Result<Arc<Self>, CommandError> {
         let badge = Arc::new(Self {
+            ui: Arc::clone(ui),
             aws: aws.clone(),
             tunnel: tunnel.clone(),
             sessions: Arc::clone(sessions),
             token: Mutex::default(),
+            local_password: Mutex::default(),
             proving: tokio::sync::Mutex::default(),
         });
         let Some(identity) = identity else { return Ok(badge) };
@@ -69,7 +74,26 @@ impl Badge {
         let (status, body) = post(&self.tunnel, PATH, &claim).await?;
         let granted: Granted = answer(status, &body)?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(granted.token.into());
+        let password = granted.local_password.map(SecretString::from);
+        *self.local_password.lock().unwrap_or_else(PoisonError::into_inner) = password;
         Ok(granted.arn)
+    }
+
+    /// Tells the person another password than `before`: the task behind the ports is a new one.
+    fn tell_new_password(&self, before: Option<&SecretString>) {
+        let now = self.local_password();
+        let (before, now) = (before.map(ExposeSecret::expose_secret), now.as_ref().map(ExposeSecret::expose_secret));
+        let Some(now) = now.filter(|_| before != now) else { return };
+        if self.ui.is_json() {
+            self.ui.event(&json!({"event": "password", "password": now}));
+        } else {
+            self.ui.data(&format!("the new task has a password of its own: {now}"));
+        }
+    }
+
+    /// What clients must show, if the relay has asked for something and told it.
+    pub(super) fn local_password(&self) -> Option<SecretString> {
+        self.local_password.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Signs only for the task that the tunnel was opened to and for STS: whoever answers at its end may pass the
@@ -114,7 +138,10 @@ impl Pass for Badge {
             if current.as_ref().map(ExposeSecret::expose_secret) != refused.map(ExposeSecret::expose_secret) {
                 return Ok(());
             }
-            self.prove().await.map(drop).map_err(|error| ControlError(format!("{error:#}")))
+            let before = self.local_password();
+            self.prove().await.map_err(|error| ControlError(format!("{error:#}")))?;
+            self.tell_new_password(before.as_ref());
+            Ok(())
         })
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::error::CommandError;
-use crate::cli::target::{Relay, Served};
+use crate::cli::target::{Door, Relay, Served};
 use crate::cli::ui::Ui;
 use crate::tunnel::State;
 use crate::tunnel::client::{self, CarryError};
@@ -64,14 +64,14 @@ pub(super) fn open_ports(ui: &Ui, relay: &Relay, wishes: &BTreeMap<String, u16>)
 }
 
 /// Prints the connect cards and the one line that means ready.
-pub(super) fn announce(ui: &Ui, environment: &str, access: &str, task_id: &str, ports: &[Port]) {
+pub(super) fn announce(ui: &Ui, environment: &str, access: &str, task_id: &str, ports: &[Port], door: &Door) {
     if ui.is_json() {
-        let targets: Vec<_> = ports.iter().map(|port| port.served.json(port.listener.port)).collect();
+        let targets: Vec<_> = ports.iter().map(|port| port.served.json(port.listener.port, door)).collect();
         ui.event(&json!({"event": "ready", "env": environment, "access": access, "task": task_id, "targets": targets}));
         return;
     }
     for port in ports {
-        ui.data(&port.served.card(port.listener.port));
+        ui.data(&port.served.card(port.listener.port, door));
     }
     ui.say(&format!("ready: {environment} ({access}) · Ctrl-C ends it"));
 }

@@ -4,6 +4,7 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,6 +22,9 @@ pub(super) struct Relay {
     pub(super) idle_stop_seconds: Option<u64>,
     /// Whether a caller must prove who they are; older relays do not ask.
     pub(super) identity: Option<String>,
+    /// Whether clients must show a password, which a proven caller is told.
+    #[serde(default)]
+    pub(super) local_password: bool,
     pub(super) targets: Vec<Served>,
 }
 
@@ -43,6 +47,16 @@ pub(super) struct Served {
     #[serde(default)]
     pub(super) problem: Option<String>,
     pub(super) local_port: Option<u16>,
+}
+
+/// What clients show at a local port.
+#[derive(Debug, Clone)]
+pub(super) enum Door {
+    /// Nothing.
+    Open,
+    Password(SecretString),
+    /// A password that only callers know who have proven who they are.
+    Unknown,
 }
 
 /// Asks the relay through the tunnel whether it is ready and what it serves; waits for it to come up.
@@ -133,19 +147,34 @@ impl Served {
         }
     }
 
+    /// Whether the relay logs in, so that clients need no password of the database.
+    fn is_logged_in(&self) -> bool {
+        self.engine() != Engine::Tcp && (self.db_user.is_some() || self.credential != "client")
+    }
+
+    /// What a person types into the login of their client.
+    fn login(&self, door: &Door) -> Option<String> {
+        if !self.is_logged_in() {
+            return (self.engine() != Engine::Tcp).then(|| "your own database user and password".to_owned());
+        }
+        let password = match door {
+            Door::Open => "empty password",
+            Door::Password(password) => &format!("password {}", password.expose_secret()),
+            Door::Unknown => "a password that the relay tells only callers it knows",
+        };
+        let user = self.db_user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
+        Some(format!("any user, {password}; the relay logs in{user}"))
+    }
+
     /// The card for people.
-    pub(super) fn card(&self, port: u16) -> String {
+    pub(super) fn card(&self, port: u16, door: &Door) -> String {
         let mut lines = vec![format!("{}  ({} at {})", self.name, self.engine, self.upstream())];
         lines.push(format!("  address   localhost:{port}"));
-        if let Some(user) = &self.db_user {
-            lines.push(format!("  login     any user, empty password; the relay logs in as {user}"));
-            if self.read_only && self.engine() == Engine::Postgres {
-                lines.push("  session   transactions are read-only".to_owned());
-            }
-        } else if self.engine() != Engine::Tcp && self.credential != "client" {
-            lines.push("  login     any user, empty password; the relay logs in".to_owned());
-        } else if self.engine() != Engine::Tcp {
-            lines.push("  login     your own database user and password".to_owned());
+        if let Some(login) = self.login(door) {
+            lines.push(format!("  login     {login}"));
+        }
+        if self.read_only && self.is_logged_in() {
+            lines.push("  session   transactions are read-only".to_owned());
         }
         if let Some(database) = &self.database {
             lines.push(format!("  database  {database}"));
@@ -160,10 +189,14 @@ impl Served {
     }
 
     /// The card for machines.
-    pub(super) fn json(&self, port: u16) -> Value {
+    pub(super) fn json(&self, port: u16, door: &Door) -> Value {
+        let password = match door {
+            Door::Password(password) if self.is_logged_in() => Some(password.expose_secret()),
+            _ => None,
+        };
         json!({
             "name": self.name, "engine": self.engine, "host": "127.0.0.1", "port": port, "database": self.database,
-            "db_user": self.db_user, "upstream": self.upstream(), "problem": self.problem, "command": self.command(port),
+            "db_user": self.db_user, "password": password, "upstream": self.upstream(), "problem": self.problem, "command": self.command(port),
         })
     }
 }
@@ -182,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_card_has_all_that_a_client_asks_for() {
-        insta::assert_snapshot!(served().card(15432), @r"
+        insta::assert_snapshot!(served().card(15432, &Door::Open), @r"
         orders  (postgres at orders.example.com:5432)
           address   localhost:15432
           login     any user, empty password; the relay logs in as db_read
@@ -195,7 +228,7 @@ mod tests {
     fn a_secret_that_cannot_be_read_is_on_the_card() {
         let problem = Some("secret prod/orders: it is scheduled for deletion".to_owned());
         let served = Served { host: None, port: None, db_user: None, credential: "vault".into(), problem, ..served() };
-        insta::assert_snapshot!(served.card(15432), @r"
+        insta::assert_snapshot!(served.card(15432, &Door::Open), @r"
         orders  (postgres at the address in its secret)
           address   localhost:15432
           login     any user, empty password; the relay logs in
@@ -206,9 +239,25 @@ mod tests {
     }
 
     #[test]
+    fn the_password_of_the_task_is_on_the_card_and_nowhere_else() {
+        let door = Door::Password("0123abcd".to_owned().into());
+        let card = served().card(15432, &door);
+        assert!(card.contains("  login     any user, password 0123abcd; the relay logs in as db_read\n"), "{card}");
+        assert_eq!(served().json(15432, &door)["password"], "0123abcd");
+        assert!(!format!("{door:?}").contains("0123"));
+        let own = Served { db_user: None, credential: "client".into(), ..served() };
+        assert!(
+            own.card(15432, &door).contains("your own database user") && own.json(15432, &door)["password"].is_null()
+        );
+        let unknown = served().card(15432, &Door::Unknown);
+        assert!(unknown.contains("a password that the relay tells only callers it knows; the relay"), "{unknown}");
+        assert!(served().json(15432, &Door::Unknown)["password"].is_null());
+    }
+
+    #[test]
     fn ports_are_stable() {
         let read_only = Served { read_only: true, ..served() };
-        assert!(read_only.card(15432).contains("  session   transactions are read-only\n"));
+        assert!(read_only.card(15432, &Door::Open).contains("  session   transactions are read-only\n"));
         assert_eq!(served().wished_port(), 15432);
         assert_eq!(Served { engine: "mysql".into(), ..served() }.wished_port(), 13306);
         assert_eq!(Served { engine: "new".into(), port: Some(60_000), ..served() }.wished_port(), 60_000);

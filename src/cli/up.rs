@@ -16,6 +16,7 @@ use crate::cli::authorize::Badge;
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::launch::{self, AwsArgs, Patience, Place};
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
+use crate::cli::target::Door;
 use crate::cli::ui::Ui;
 use crate::cli::{explain, hold, target};
 use crate::tunnel::Tunnel;
@@ -219,6 +220,11 @@ async fn hold_tunnel(
     ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
     let identity = relay.identity.as_deref();
     let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, sessions, identity)).await?;
+    let door = match badge.local_password() {
+        Some(password) => Door::Password(password),
+        None if relay.local_password => Door::Unknown,
+        None => Door::Open,
+    };
     let wishes: BTreeMap<String, u16> = args.local_port.iter().cloned().collect();
     let ports = hold::open_ports(ui, &relay, &wishes)?;
     let wanted = args.lanes.map_or(place.environment.lanes, usize::from);
@@ -228,7 +234,7 @@ async fn hold_tunnel(
         lanes.close().await;
         return Err(interrupted());
     }
-    hold::announce(ui, &place.environment.name, &args.access, &sessions.task().id, &ports);
+    hold::announce(ui, &place.environment.name, &args.access, &sessions.task().id, &ports, &door);
     if let Some(seconds) = relay.idle_stop_seconds {
         ui.say(&format!("  · the task stops itself after {} min without a database connection", seconds / 60));
     }
@@ -308,7 +314,9 @@ async fn detach(
     } else {
         for target in event["targets"].as_array().into_iter().flatten() {
             let text = |key: &str| target[key].as_str().unwrap_or_default().to_owned();
-            ui.data(&format!("{}  localhost:{}  {}", text("name"), target["port"], text("command")));
+            let password = target["password"].as_str().map(|password| format!("  password {password}"));
+            let password = password.unwrap_or_default();
+            ui.data(&format!("{}  localhost:{}  {}{password}", text("name"), target["port"], text("command")));
         }
         ui.say(&format!(
             "ready: {} ({}) · bastion down {} ends it",

@@ -59,6 +59,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
     if targets.is_empty() && problems.is_empty() {
         table.problem(problems, "target", "names no target", "add at least one, for example target.orders");
     }
+    let local_password = table.boolean("local_password", problems).unwrap_or(false);
     let listen = listen(env, problems);
     table.finish(problems);
     Some(relay::Config {
@@ -69,6 +70,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         reason: env.get(vars::REASON).filter(|reason| !reason.is_empty()),
         audit,
         identity: identity?,
+        local_password,
         listen: listen?,
         idle_stop,
         max_age,

@@ -1,10 +1,13 @@
 //! What clients send after their login: the way to MySQL commands that are not the database's to answer, the answers to
 //! those, and the statements that the audit log reads off a stream.
 
+use std::sync::Arc;
+
 use super::Input;
 use crate::wire::mysql::capability::{NEEDED, PLUGIN_AUTH};
-use crate::wire::mysql::change_user::ChangeUser;
+use crate::wire::mysql::change_user::{ChangeUser, Session};
 use crate::wire::mysql::commands::{Commands, Scan};
+use crate::wire::mysql::door::Verifier;
 use crate::wire::proxy::{Action, Peer};
 use crate::wire::statements::{Limits, Observer, Statement};
 
@@ -44,7 +47,9 @@ fn scan_in_pieces(stream: &[u8], cut: usize, read_only: bool) -> Scan {
 
 fn change_user(command: &[u8], flags: u8, mut input: Input<'_>) {
     let capabilities = if flags & 2 == 0 { NEEDED } else { NEEDED & !PLUGIN_AUTH };
-    let mut change = ChangeUser::new(capabilities, flags & 1 != 0, [5; 20], command);
+    let demand = (flags & 0x40 != 0).then(|| Arc::new(Verifier::new("not among the bytes")));
+    let session = Session { capabilities, read_only: flags & 1 != 0, demand, first_challenge: [4; 20] };
+    let mut change = ChangeUser::new(session, [5; 20], command);
     let (mut client, mut asked, mut actions) = (command.to_vec(), 0, 0);
     loop {
         actions += 1;

@@ -1,5 +1,7 @@
 //! MySQL and MariaDB: the parsers of their packets, and their login.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 
 use super::login::{self, End, Engine, Line, USER};
@@ -8,7 +10,7 @@ use crate::wire::mysql::auth::{CACHING_SHA2, CLEAR, ED25519, NATIVE, SHA256};
 use crate::wire::mysql::capability::{
     CONNECT_ATTRS, CONNECT_WITH_DB, LONG_PASSWORD, NEEDED, PLUGIN_AUTH, PLUGIN_AUTH_LENENC, SECURE_CONNECTION, SSL,
 };
-use crate::wire::mysql::door::{MORE_DATA, SWITCH};
+use crate::wire::mysql::door::{MORE_DATA, SWITCH, Verifier};
 use crate::wire::mysql::greeting::Greeting;
 use crate::wire::mysql::handshake::Settings;
 use crate::wire::mysql::packet::{self, ERR, ErrPacket, LOGIN_PACKET_MAX, OK, Packet, Reader};
@@ -66,6 +68,7 @@ pub(super) fn handshake(data: &[u8]) -> End {
         offer_tls: flags & 2 != 0,
         attributes: vec![("bastion_person", "alice".to_owned())],
         read_only: flags & 8 != 0,
+        demand: (flags & 0x40 != 0).then(|| Arc::new(Verifier::new("not among the bytes"))),
     };
     let kind = if flags & 4 != 0 { SecretKind::Token } else { SecretKind::Password };
     login::drive(&Mysql { settings, kind }, input)
@@ -112,6 +115,7 @@ impl Engine for Mysql {
     }
 
     fn check_splice(&self, upstream: &[u8], to_client: &[u8]) {
+        assert!(self.settings.demand.is_none(), "joined without the password");
         let mut rest = BytesMut::from(upstream);
         while let Ok(Some(Packet { payload, .. })) = packet::decode(&mut rest) {
             match payload.first() {

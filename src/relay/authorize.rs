@@ -13,8 +13,9 @@ use tracing::{info, warn};
 
 use crate::relay::http::refusal;
 use crate::relay::identity::{AuthorizeError, Person};
+use crate::relay::local_password::LocalPassword;
 use crate::relay::{Shared, wall_clock};
-use crate::wire::authorize::Claim;
+use crate::wire::authorize::{Claim, Granted};
 
 /// A claim is about 2.5 kB.
 const CLAIM_MAX: usize = 16 * 1024;
@@ -49,7 +50,8 @@ pub(super) async fn authorize(State(shared): State<Arc<Shared>>, body: Body) -> 
             }
             shared.metrics.authorized("granted");
             info!(person = %person.principal, "a caller has proven who they are");
-            Json(granted).into_response()
+            let local_password = shared.local_password.as_ref().map(LocalPassword::reveal);
+            Json(Granted { local_password, ..granted }).into_response()
         }
         Err(error) => refuse(&shared, &error).await,
     }

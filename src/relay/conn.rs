@@ -224,6 +224,9 @@ impl Conn {
     fn handshake(&self) -> Result<Option<Handshake>, ConnError> {
         let target = &self.served.target;
         let offer_tls = self.shared.client_tls.is_some();
+        // Where clients log in themselves, the database asks them.
+        let logs_in = target.credential != CredentialConfig::Client;
+        let password = self.shared.local_password.as_ref().filter(|_| logs_in);
         Ok(match target.engine {
             Engine::Mysql => {
                 let settings = mysql::handshake::Settings {
@@ -231,16 +234,27 @@ impl Conn {
                     offer_tls,
                     attributes: self.attributes(),
                     read_only: target.read_only,
+                    demand: password.map(|password| Arc::clone(&password.mysql)),
                 };
                 let random = tls::random().map_err(|_| ConnError::NoRandom)?;
                 Some(Handshake::mysql(settings, random))
             }
-            Engine::Postgres => Some(Handshake::postgres(pg::handshake::Settings {
-                database: target.database.clone(),
-                offer_tls,
-                person: self.person.as_ref().map(|person| person.principal.name().to_owned()),
-                read_only: target.read_only,
-            })),
+            Engine::Postgres => {
+                let demand = match password {
+                    Some(password) => Some(pg::door::Demand {
+                        verifier: Arc::clone(&password.postgres),
+                        random: tls::random().map_err(|_| ConnError::NoRandom)?,
+                    }),
+                    None => None,
+                };
+                Some(Handshake::postgres(pg::handshake::Settings {
+                    database: target.database.clone(),
+                    offer_tls,
+                    person: self.person.as_ref().map(|person| person.principal.name().to_owned()),
+                    read_only: target.read_only,
+                    demand,
+                }))
+            }
             Engine::Tcp => None,
         })
     }

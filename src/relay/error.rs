@@ -10,6 +10,7 @@ use crate::wire::proxy::Refusal;
 pub(super) enum ErrorKind {
     Audit,
     Client,
+    ClientAuth,
     ClientGone,
     Credential,
     Dial,
@@ -26,6 +27,7 @@ impl ErrorKind {
         match self {
             Self::Audit => "audit",
             Self::Client => "client",
+            Self::ClientAuth => "client_auth",
             Self::ClientGone => "client_gone",
             Self::Credential => "credential",
             Self::Dial => "dial",
@@ -112,6 +114,7 @@ impl ConnError {
             Self::ClientTls(_) | Self::OpeningTimeout(_) | Self::Refused(Refusal::ClientMalformed(_)) => {
                 ErrorKind::Client
             }
+            Self::Refused(Refusal::WrongPassword) => ErrorKind::ClientAuth,
             Self::Credential(_) => ErrorKind::Credential,
             Self::Dial(_) => ErrorKind::Dial,
             Self::Full(_) | Self::TargetFull(_) => ErrorKind::Full,

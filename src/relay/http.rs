@@ -131,6 +131,7 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
         "access": config.access,
         "owner": config.owner,
         "identity": if shared.identity.is_required() { "required" } else { "optional" },
+        "local_password": config.local_password,
         "started_at": started_at,
         "idle_stop_seconds": config.idle_stop.map(|limit| limit.as_secs()),
         "max_age_seconds": config.max_age.map(|limit| limit.as_secs()),

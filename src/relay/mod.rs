@@ -14,6 +14,7 @@ mod http;
 mod identity;
 mod lane;
 mod lifetime;
+mod local_password;
 mod metrics;
 mod reply;
 mod splice;
@@ -42,6 +43,7 @@ use crate::relay::audit::{Audit, Emf};
 use crate::relay::identity::Identity;
 use crate::relay::lane::Links;
 use crate::relay::lifetime::Lifetime;
+use crate::relay::local_password::LocalPassword;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
 use crate::types::{RELAY_HTTP_PORT, Target};
@@ -84,6 +86,8 @@ pub(crate) struct Config {
     pub(crate) reason: Option<String>,
     pub(crate) audit: AuditConfig,
     pub(crate) identity: IdentityConfig,
+    /// Clients must show a password that is made at the start and told to proven callers.
+    pub(crate) local_password: bool,
     pub(crate) listen: IpAddr,
     /// No database connection for so long: the relay ends itself.
     pub(crate) idle_stop: Option<Duration>,
@@ -104,6 +108,8 @@ pub(crate) enum StartError {
     Audit(std::io::Error),
     #[error("cannot listen on {address}: {reason}")]
     Bind { address: SocketAddr, reason: std::io::Error },
+    #[error("the operating system gives no random bytes for the local password")]
+    NoRandom,
     #[error(transparent)]
     Tls(#[from] tls::TlsConfigError),
 }
@@ -127,6 +133,9 @@ struct Shared {
     served: Vec<Arc<Served>>,
     upstream_tls: Arc<ClientConfig>,
     client_tls: Option<Arc<ServerConfig>>,
+    /// The `tls-server-end-point` hash of the certificate for clients.
+    client_binding: Option<Vec<u8>>,
+    local_password: Option<LocalPassword>,
     audit: Audit,
     identity: Identity,
     metrics: Metrics,
@@ -193,6 +202,8 @@ impl Relay {
     ) -> Result<Self, StartError> {
         let upstream_tls = tls::upstream(config.extra_ca_file.as_deref())?;
         let client_tls = config.client_tls.as_ref().map(|tls| tls::server(&tls.certificate, &tls.key)).transpose()?;
+        let (client_tls, client_binding) = client_tls.unzip();
+        let local_password = config.local_password.then(LocalPassword::new).transpose()?;
         let metrics = Metrics::new();
         let served: Vec<_> = config
             .targets
@@ -224,6 +235,8 @@ impl Relay {
             served,
             upstream_tls,
             client_tls,
+            client_binding: client_binding.flatten(),
+            local_password,
             metrics,
             started_at: wall_clock(),
             next_conn: AtomicU64::new(1),

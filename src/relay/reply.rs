@@ -19,6 +19,7 @@ enum Class {
     InvalidAuthorization,
     ProtocolViolation,
     TooManyConnections,
+    WrongPassword,
 }
 
 impl Class {
@@ -28,7 +29,7 @@ impl Class {
         match (engine, self) {
             (Engine::Mysql, Self::CannotConnect) => (1429, "08001"),
             (Engine::Mysql, Self::ConnectionFailure) => (1158, "08S01"),
-            (Engine::Mysql, Self::InvalidAuthorization) => (1045, "28000"),
+            (Engine::Mysql, Self::InvalidAuthorization | Self::WrongPassword) => (1045, "28000"),
             (Engine::Mysql, Self::ProtocolViolation) => (1043, "08S01"),
             (Engine::Mysql, Self::TooManyConnections) => (1040, "08004"),
             (Engine::Postgres | Engine::Tcp, Self::CannotConnect) => (0, "08001"),
@@ -36,6 +37,7 @@ impl Class {
             (Engine::Postgres | Engine::Tcp, Self::InvalidAuthorization) => (0, "28000"),
             (Engine::Postgres | Engine::Tcp, Self::ProtocolViolation) => (0, "08P01"),
             (Engine::Postgres | Engine::Tcp, Self::TooManyConnections) => (0, "53300"),
+            (Engine::Postgres | Engine::Tcp, Self::WrongPassword) => (0, "28P01"),
         }
     }
 }
@@ -174,6 +176,13 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             "",
             format!("Let {user} log in with IAM ({}) or a password.", iam::grant(target.engine, user)),
         ),
+        ConnError::Refused(Refusal::WrongPassword) => error(
+            target,
+            Class::WrongPassword,
+            "bastion: access denied, the password is not the one of this bastion task".to_owned(),
+            "",
+            "Take it from the connect card that bastion up and bastion connect print; any user name will do.",
+        ),
         ConnError::Refused(Refusal::WantsPassword(what)) => iam::wants_password(what, target, user),
         ConnError::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.sqlstate) => match &target.credential {
             CredentialConfig::SecretsManager { secret_id, .. } => password::refused(said, target, user, secret_id),
@@ -235,5 +244,6 @@ pub(super) fn cause(refusal: &Refusal) -> String {
         Refusal::UpstreamGone => "the database closed the connection".to_owned(),
         Refusal::UpstreamWithoutTls => "the database does not offer TLS".to_owned(),
         Refusal::WantsPassword(what) => format!("the database wants {what}"),
+        Refusal::WrongPassword => "the client does not know the local password".to_owned(),
     }
 }

@@ -59,6 +59,7 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
             sts: Endpoint::parse("https://sts.invalid").unwrap(),
             task: TaskSource::Unknown,
         },
+        local_password: false,
         listen: IpAddr::V4(listen),
         idle_stop: None,
         max_age: None,
@@ -89,6 +90,15 @@ async fn psql(listen: Ipv4Addr, port: u16, options: &str) -> (bool, String) {
     let output = psql.output().await.unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+fn client_certificate(folder: &Path) -> ClientTls {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().self_signed(&key).unwrap();
+    let tls = ClientTls { certificate: folder.join("tls.pem"), key: folder.join("tls.key") };
+    std::fs::write(&tls.certificate, certificate.pem()).unwrap();
+    std::fs::write(&tls.key, key.serialize_pem()).unwrap();
+    tls
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,11 +136,7 @@ async fn a_wrong_password_is_refused_and_never_shown() {
 async fn clients_get_tls_where_a_certificate_is_configured_and_too_many_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let database = database(folder.path()).await;
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().self_signed(&key).unwrap();
-    let tls = ClientTls { certificate: folder.path().join("tls.pem"), key: folder.path().join("tls.key") };
-    std::fs::write(&tls.certificate, certificate.pem()).unwrap();
-    std::fs::write(&tls.key, key.serialize_pem()).unwrap();
+    let tls = client_certificate(folder.path());
     let listen = Ipv4Addr::new(127, 63, 100, 3);
     let mut config = config(listen, &database, &["scram_user"]);
     config.client_tls = Some(tls);
@@ -157,9 +163,121 @@ async fn clients_get_tls_where_a_certificate_is_configured_and_too_many_are_told
     database.stop().await;
 }
 
+/// A relay with a local password, and that password.
+async fn serve_with_door(config: Config) -> (CancellationToken, tokio::task::JoinHandle<Ended>, String) {
+    let drain = CancellationToken::new();
+    let config = Config { local_password: true, ..config };
+    let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), |target| {
+        Some(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD))))
+    });
+    let relay = relay.await.unwrap();
+    let password = relay.shared.local_password.as_ref().unwrap().reveal();
+    #[expect(clippy::disallowed_methods, reason = "joined by the test")]
+    let serving = tokio::spawn(relay.serve());
+    (drain, serving, password)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_clients_show_the_local_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = database(folder.path()).await;
+    let listen = Ipv4Addr::new(127, 63, 100, 6);
+    let mut config = config(listen, &database, &["scram_user"]);
+    config.client_tls = Some(client_certificate(folder.path()));
+    let (drain, serving, password) = serve_with_door(config).await;
+    // Without TLS, and with it: then the proof is bound to the relay's certificate.
+    for options in ["sslmode=disable", "sslmode=require", "sslmode=require channel_binding=require"] {
+        let right = psql(listen, 5432, &format!("{options} password={password}")).await;
+        assert_eq!(right, (true, "scram_user".to_owned()), "{options}");
+        let (ok, said) = psql(listen, 5432, &format!("{options} password={}", password.to_uppercase())).await;
+        assert!(!ok && said.contains("access denied, the password is not the one of this bastion task"), "{said}");
+        assert!(!said.contains(&password), "{said}");
+        let (ok, said) = psql(listen, 5432, options).await;
+        assert!(!ok && said.contains("no password supplied"), "{said}");
+    }
+    let parameters = |password: &str| format!("host={listen} port=5432 user=anyone password={password}");
+    let Err(refused) = tokio_postgres::connect(&parameters("guess"), tokio_postgres::NoTls).await else {
+        panic!("a guess came in")
+    };
+    assert_eq!(refused.code(), Some(&tokio_postgres::error::SqlState::INVALID_PASSWORD), "{refused}");
+    let (client, connection) = tokio_postgres::connect(&parameters(&password), tokio_postgres::NoTls).await.unwrap();
+    #[expect(clippy::disallowed_methods, reason = "ends with the client")]
+    tokio::spawn(connection);
+    // A cancel request has its own key, and no password.
+    let sleeping = client.simple_query("select pg_sleep(60)");
+    let cancelling = async {
+        let active =
+            "select count(*) from pg_stat_activity where query like 'select pg_sleep(60)%' and state = 'active'";
+        let (other, connection) = tokio_postgres::connect(&parameters(&password), tokio_postgres::NoTls).await.unwrap();
+        #[expect(clippy::disallowed_methods, reason = "ends with the client")]
+        tokio::spawn(connection);
+        while other.query_one(active, &[]).await.unwrap().get::<_, i64>(0) == 0 {}
+        client.cancel_token().cancel_query(tokio_postgres::NoTls).await.unwrap();
+    };
+    let (slept, ()) = tokio::join!(sleeping, cancelling);
+    assert_eq!(slept.unwrap_err().code(), Some(&tokio_postgres::error::SqlState::QUERY_CANCELED));
+    drop(client);
+    drain.cancel();
+    serving.await.unwrap();
+    database.stop().await;
+}
+
 async fn mysql(listen: Ipv4Addr, port: u16) -> Result<mysql_async::Conn, mysql_async::Error> {
+    mysql_with(listen, port, None).await
+}
+
+async fn mysql_with(
+    listen: Ipv4Addr,
+    port: u16,
+    password: Option<&str>,
+) -> Result<mysql_async::Conn, mysql_async::Error> {
     let options = mysql_async::OptsBuilder::default().ip_or_hostname(listen.to_string()).tcp_port(port);
-    mysql_async::Conn::new(options.user(Some("anyone")).prefer_socket(false)).await
+    let options = options.user(Some("anyone")).pass(password).prefer_socket(false);
+    mysql_async::Conn::new(options).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mysql_clients_show_the_local_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = MariaDb::start(folder.path(), &verifier(folder.path()), Flaws::default()).await.unwrap();
+    let listen = Ipv4Addr::new(127, 63, 100, 7);
+    let users = ["native_user"];
+    let mut config = config_for(Engine::Mysql, mariadb::HOST, database.port, &database.ca_file, listen, &users);
+    config.client_tls = Some(client_certificate(folder.path()));
+    let (drain, serving, password) = serve_with_door(config).await;
+    for plugin in ["mysql_native_password", "caching_sha2_password"] {
+        for tls in ["--ssl", "--skip-ssl"] {
+            let login = async |password: &str| {
+                let mut client = Command::new("mariadb");
+                client.args(["--no-defaults", "-N", "-B", "-u", "anyone", "-h", &listen.to_string(), "-P", "3306"]);
+                client.args([tls, &format!("--default-auth={plugin}"), &format!("--password={password}")]);
+                let output = client.args(["-e", "select current_user()"]).kill_on_drop(true).output().await.unwrap();
+                let text = [output.stdout, output.stderr].concat();
+                String::from_utf8_lossy(&text).trim().to_owned()
+            };
+            assert_eq!(login(&password).await, "native_user@127.0.0.1", "{plugin} {tls}");
+            for wrong in ["", "guess", &password[1..]] {
+                let said = login(wrong).await;
+                assert!(said.contains("ERROR 1045 (28000): bastion: access denied"), "{plugin} {tls} {said}");
+            }
+        }
+    }
+    for wrong in [None, Some("guess")] {
+        let refused = mysql_with(listen, 3306, wrong).await.unwrap_err();
+        assert!(matches!(&refused, mysql_async::Error::Server(error) if error.code == 1045), "{refused}");
+    }
+    // A pool that takes its session anew shows it again.
+    let mut client = mysql_with(listen, 3306, Some(&password)).await.unwrap();
+    let change = |password: &str| mysql_async::ChangeUserOpts::default().with_pass(Some(password.to_owned()));
+    client.change_user(change(&password)).await.unwrap();
+    let who: Option<String> = client.query_first("select current_user()").await.unwrap();
+    assert_eq!(who, Some("native_user@127.0.0.1".to_owned()));
+    let refused = client.change_user(change("guess")).await.unwrap_err();
+    assert!(matches!(&refused, mysql_async::Error::Server(error) if error.code == 1045), "{refused}");
+    drop(client);
+    drain.cancel();
+    serving.await.unwrap();
+    database.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -87,12 +87,13 @@ pub(crate) fn random_hex() -> Option<String> {
     Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The configuration for clients that ask for TLS on the loopback port.
+/// The configuration for clients that ask for TLS on the loopback port, and the channel binding of its certificate.
 ///
 /// # Errors
 /// When a file cannot be read or key and certificate do not fit.
-pub(crate) fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsConfigError> {
+pub(crate) fn server(certificate: &Path, key: &Path) -> Result<(Arc<ServerConfig>, Option<Vec<u8>>), TlsConfigError> {
     let chain = certificates(certificate)?;
+    let binding = chain.first().and_then(server_end_point);
     let key = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| TlsConfigError::File { path: key.to_owned(), reason: error.to_string() })?;
     let mut config = ServerConfig::builder_with_provider(provider())
@@ -101,7 +102,7 @@ pub(crate) fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>
         .with_single_cert(chain, key)?;
     // What libpq announces with sslnegotiation=direct.
     config.alpn_protocols = vec![b"postgresql".to_vec()];
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), binding))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {

@@ -71,6 +71,9 @@ pub struct Granted {
     pub expires_in_seconds: u64,
     /// Who the relay knows the caller to be.
     pub arn: String,
+    /// What clients show to come in, where the relay asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_password: Option<String>,
 }
 
 impl fmt::Debug for Granted {
@@ -107,7 +110,8 @@ mod tests {
             x_amz_date: "d".into(),
             x_amz_security_token: Some("S3CRET".into()),
         };
-        let granted = Granted { token: "S3CRET".into(), expires_in_seconds: 1, arn: "a".into() };
+        let (token, local_password) = ("S3CRET".into(), Some("S3CRET".into()));
+        let granted = Granted { token, expires_in_seconds: 1, arn: "a".into(), local_password };
         let claim = Claim { nonce: "n".into(), sts: signed };
         assert!(!format!("{claim:?} {granted:?}").contains("S3CRET"));
     }

@@ -106,6 +106,8 @@ pub enum Refusal {
     UpstreamWithoutTls,
     /// The upstream asks for a password in a way that a token cannot answer: it does not use IAM for this user.
     WantsPassword(&'static str),
+    /// The client does not know the password that the relay asks for.
+    WrongPassword,
 }
 
 /// The login of one connection; see the module.
@@ -165,7 +167,8 @@ impl Handshake {
         }
     }
 
-    /// `binding` is the `tls-server-end-point` hash of the upstream's verified certificate (RFC 5929), if it has one.
+    /// `binding` is the `tls-server-end-point` hash of the server's certificate (RFC 5929), if it has one: the upstream's,
+    /// which is verified, or ours.
     pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>) {
         match self {
             Self::Mysql(handshake) => handshake.handle_tls(peer),

@@ -111,6 +111,25 @@ fn now() -> SystemTime {
 }
 
 #[tokio::test]
+async fn the_local_password_is_told_to_a_proven_caller_only() {
+    let world = World::start().await;
+    let relay = world.task_of_alice(|config| config["local_password"] = json!(true)).await;
+    let targets = relay.get("/v1/targets").await.unwrap();
+    assert!(targets.contains("\"local_password\":true"), "{targets}");
+    let bob = Proof::new(&world, &relay, "bob", &relay.challenge().await).claim();
+    assert!(relay.authorize(&bob).await.1.get("local_password").is_none());
+    let alice = Proof::new(&world, &relay, "alice", &relay.challenge().await).claim();
+    let (_, granted) = relay.authorize(&alice).await;
+    let password = granted["local_password"].as_str().unwrap();
+    assert_eq!(password.len(), 32);
+    // A token opens a lane, and the database's door on it asks all the same.
+    let said = relay.lane(granted["token"].as_str()).await;
+    assert!(said.starts_with("HTTP/1.1 101") && said.contains("SCRAM-SHA-256\0"), "{said}");
+    assert!(!said.contains("server_version") && !relay.log().contains(password) && !targets.contains(password));
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn two_people_one_task_and_only_its_owner_gets_in() {
     let world = World::start().await;
     let relay = world.task_of_alice(|_| ()).await;

@@ -6,6 +6,7 @@ mod access;
 mod audit;
 mod cli;
 mod identity;
+mod local_password;
 mod relay;
 mod relay_mysql;
 mod secrets;

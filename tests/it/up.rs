@@ -25,7 +25,7 @@ pub(crate) fn bastion(world: &World, caller: &str, arguments: &[&str]) -> Comman
 pub(crate) struct Up {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    ready: Value,
+    pub(crate) ready: Value,
 }
 
 impl Up {
@@ -56,7 +56,7 @@ impl Up {
         Self { child, lines, ready }
     }
 
-    fn port(&self, target: &str) -> u16 {
+    pub(crate) fn port(&self, target: &str) -> u16 {
         let targets = self.ready["targets"].as_array().unwrap();
         let port = targets.iter().find(|entry| entry["name"] == target).unwrap()["port"].as_u64().unwrap();
         u16::try_from(port).unwrap()
@@ -102,7 +102,7 @@ fn libfaketime() -> std::path::PathBuf {
 }
 
 /// Free local ports, so that tests beside each other and a PostgreSQL of the machine do not meet.
-async fn ports() -> [String; 4] {
+pub(crate) async fn ports() -> [String; 4] {
     let (a, b) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
     let option = || "--local-port".to_owned();

@@ -235,7 +235,7 @@ impl<'a> Driver<'a> {
         let accepted = TlsAcceptor::from(Arc::clone(tls)).accept(whole).await;
         let stream = accepted.map_err(|error| ConnError::ClientTls(error.to_string()))?;
         self.client = Some(Box::new(stream));
-        self.handshake.handle_tls(Peer::Client, None);
+        self.handshake.handle_tls(Peer::Client, self.shared.client_binding.clone());
         Ok(())
     }
 

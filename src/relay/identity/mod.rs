@@ -208,7 +208,7 @@ impl Identity {
         let person = Arc::new(person);
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).give(&token, Arc::clone(&person), Instant::now());
         let expires_in_seconds = TOKEN_LIFETIME.as_secs();
-        Ok((Granted { token, expires_in_seconds, arn: person.principal.to_string() }, person))
+        Ok((Granted { token, expires_in_seconds, arn: person.principal.to_string(), local_password: None }, person))
     }
 
     fn admit(&self, caller: &Principal) -> Result<(), AuthorizeError> {

@@ -142,7 +142,7 @@ pub fn caching_sha2(challenge: &[u8; SCRAMBLE], password: &[u8]) -> Option<[u8; 
     Some(xor(&once, &mask.into()))
 }
 
-fn xor<const N: usize>(a: &[u8; N], b: &[u8; N]) -> [u8; N] {
+pub(super) fn xor<const N: usize>(a: &[u8; N], b: &[u8; N]) -> [u8; N] {
     let mut both = [0; N];
     for (out, (a, b)) in both.iter_mut().zip(a.iter().zip(b)) {
         *out = a ^ b;

@@ -9,12 +9,13 @@
 //! AuthSwitchRequest first, and client libraries count on it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::capability::{PLUGIN_AUTH, SECURE_CONNECTION};
 use super::commands::{Commands, RESET_CONNECTION};
-use super::door::{self, Admitted};
+use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, SCRAMBLE};
 use super::handshake::{READ_ONLY, encode_error};
 use super::packet::{self, ERR, OK, Packet, Reader};
@@ -37,12 +38,24 @@ enum State {
     Ended(Refusal),
 }
 
+/// What holds for every such command of a connection.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Those that the login agreed on.
+    pub capabilities: u32,
+    /// Whether the relay has set up the session.
+    pub read_only: bool,
+    /// What a client has to prove; `None`: any answer lets it in.
+    pub demand: Option<Arc<Verifier>>,
+    /// The challenge of the greeting, which clients without plugins answer for ever.
+    pub first_challenge: [u8; SCRAMBLE],
+}
+
 /// One such command, from its packet to the answer. It is driven as a login is.
 pub struct ChangeUser {
     state: State,
     challenge: [u8; SCRAMBLE],
-    capabilities: u32,
-    read_only: bool,
+    session: Session,
     /// Of our next packet to the client.
     sequence: u8,
     admitted: Option<Admitted>,
@@ -53,13 +66,12 @@ pub struct ChangeUser {
 }
 
 impl ChangeUser {
-    /// `capabilities` are those that the login agreed on, `command` what the client has sent of it and behind it.
-    pub fn new(capabilities: u32, read_only: bool, random: [u8; SCRAMBLE], command: &[u8]) -> Self {
+    /// `random` makes the challenge, `command` is what the client has sent of it and behind it.
+    pub fn new(session: Session, random: [u8; SCRAMBLE], command: &[u8]) -> Self {
         Self {
             state: State::Command,
             challenge: greeting::scramble(random),
-            capabilities,
-            read_only,
+            session,
             sequence: 0,
             admitted: None,
             steps: VecDeque::new(),
@@ -70,12 +82,12 @@ impl ChangeUser {
 
     /// The way through the client's later bytes.
     pub fn commands(&self) -> Commands {
-        Commands::new(self.read_only)
+        Commands::new(self.session.read_only)
     }
 
     /// The exchange for the next command.
     pub fn again(&self, random: [u8; SCRAMBLE], command: &[u8]) -> Self {
-        Self::new(self.capabilities, self.read_only, random, command)
+        Self::new(self.session.clone(), random, command)
     }
 
     /// Whether the client has answered.
@@ -120,7 +132,7 @@ impl ChangeUser {
         match &self.state {
             State::Command => match packet::decode(&mut self.from_client).map_err(Refusal::ClientMalformed)? {
                 None => Ok(Some(Action::Read(Peer::Client))),
-                Some(packet) => self.begin(&packet).map_err(Refusal::ClientMalformed),
+                Some(packet) => self.begin(&packet),
             },
             State::Switched(plugin) => {
                 let plugin = *plugin;
@@ -128,7 +140,7 @@ impl ChangeUser {
                     None => Ok(Some(Action::Read(Peer::Client))),
                     Some(packet) => {
                         self.sequence = packet.sequence.wrapping_add(1);
-                        self.admitted = Some(door::admit(plugin, &packet.payload));
+                        self.admitted = Some(self.admit(plugin, &self.challenge, &packet.payload)?);
                         self.state = State::Step;
                         Ok(None)
                     }
@@ -149,11 +161,15 @@ impl ChangeUser {
         }
     }
 
-    fn begin(&mut self, packet: &Packet) -> Result<Option<Action>, Malformed> {
-        const SHORT: Malformed = Malformed("its COM_CHANGE_USER is cut short");
+    fn admit(&self, plugin: &str, challenge: &[u8; SCRAMBLE], answer: &[u8]) -> Result<Admitted, Refusal> {
+        door::admit(self.session.demand.as_deref(), plugin, challenge, answer)
+    }
+
+    fn begin(&mut self, packet: &Packet) -> Result<Option<Action>, Refusal> {
+        const SHORT: Refusal = Refusal::ClientMalformed(Malformed("its COM_CHANGE_USER is cut short"));
         self.sequence = packet.sequence.wrapping_add(1);
         self.steps.push_back(Bytes::from_static(&[RESET_CONNECTION]));
-        if self.read_only {
+        if self.session.read_only {
             self.steps.push_back(Bytes::from_static(READ_ONLY));
         }
         self.state = State::Step;
@@ -162,7 +178,7 @@ impl ChangeUser {
             return Ok(None);
         }
         reader.nul().ok_or(SHORT)?;
-        let answer = match self.capabilities & SECURE_CONNECTION != 0 {
+        let answer = match self.session.capabilities & SECURE_CONNECTION != 0 {
             true => reader.u8().and_then(|length| reader.take(usize::from(length))),
             false => reader.nul(),
         };
@@ -177,8 +193,8 @@ impl ChangeUser {
             step.put_slice(database);
             self.steps.push_back(step.freeze());
         }
-        if self.capabilities & PLUGIN_AUTH == 0 {
-            self.admitted = Some(door::admit(door::ANNOUNCED, answer));
+        if self.session.capabilities & PLUGIN_AUTH == 0 {
+            self.admitted = Some(self.admit(door::ANNOUNCED, &self.session.first_challenge, answer)?);
             return Ok(None);
         }
         let plugin = door::plugin_for(reader.nul());
@@ -225,12 +241,16 @@ fn set_charset(number: u16) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::auth::{CACHING_SHA2, NATIVE};
+    use super::super::auth::{self, CACHING_SHA2, NATIVE};
     use super::super::capability::NEEDED;
     use super::super::commands::CHANGE_USER;
     use super::*;
 
     const FINE: &[u8] = &[0, 0, 0, 2, 0, 0, 0];
+
+    fn session(capabilities: u32, read_only: bool) -> Session {
+        Session { capabilities, read_only, demand: None, first_challenge: [4; SCRAMBLE] }
+    }
 
     fn packed(sequence: u8, payload: &[u8]) -> Vec<u8> {
         let mut out = BytesMut::new();
@@ -261,7 +281,7 @@ mod tests {
     #[test]
     fn the_session_starts_anew_and_the_client_gets_the_answer_it_waits_for() {
         for (plugin, sequence) in [(NATIVE, 3), (CACHING_SHA2, 4)] {
-            let mut change = ChangeUser::new(NEEDED, false, [3; SCRAMBLE], &command(plugin));
+            let mut change = ChangeUser::new(session(NEEDED, false), [3; SCRAMBLE], &command(plugin));
             let Action::Send(Peer::Client, switch) = change.poll_action() else { panic!("no switch") };
             assert_eq!((switch[3], switch[4]), (1, door::SWITCH));
             assert_eq!(change.poll_action(), Action::Read(Peer::Client));
@@ -278,8 +298,37 @@ mod tests {
     }
 
     #[test]
+    fn the_password_of_the_relay_is_asked_for_again() {
+        let demand = Some(Arc::new(Verifier::new("0123456789abcdef")));
+        let proof = |password: &[u8]| auth::native(&greeting::scramble([3; SCRAMBLE]), password).unwrap();
+        let begin = || {
+            let session = Session { demand: demand.clone(), ..session(NEEDED, false) };
+            let mut change = ChangeUser::new(session, [3; SCRAMBLE], &command(NATIVE));
+            assert!(matches!(change.poll_action(), Action::Send(Peer::Client, _)));
+            assert_eq!(change.poll_action(), Action::Read(Peer::Client));
+            change
+        };
+        let mut change = begin();
+        change.handle_data(Peer::Client, &packed(2, &proof(b"0123456789abcdef")));
+        assert_eq!(finish(&mut change).0[0], [RESET_CONNECTION]);
+        for wrong in [proof(b"other").to_vec(), Vec::new()] {
+            let mut change = begin();
+            change.handle_data(Peer::Client, &packed(2, &wrong));
+            assert_eq!(change.poll_action(), Action::Refuse(Refusal::WrongPassword));
+        }
+        // A client without plugins answers the challenge of the greeting, in the command itself.
+        for (password, comes_in) in [(&b"0123456789abcdef"[..], true), (b"other", false)] {
+            let answer = auth::native(&[4; SCRAMBLE], password).unwrap();
+            let command = [&[CHANGE_USER][..], b"root\0", &[20], &answer, b"\0"].concat();
+            let session = Session { demand: demand.clone(), ..session(NEEDED & !PLUGIN_AUTH, false) };
+            let action = ChangeUser::new(session, [3; SCRAMBLE], &packed(0, &command)).poll_action();
+            assert_eq!(matches!(action, Action::Send(Peer::Upstream, _)), comes_in, "{action:?}");
+        }
+    }
+
+    #[test]
     fn an_unknown_database_is_the_clients_answer_and_the_session_goes_on() {
-        let mut change = ChangeUser::new(NEEDED & !PLUGIN_AUTH, false, [3; SCRAMBLE], &command(""));
+        let mut change = ChangeUser::new(session(NEEDED & !PLUGIN_AUTH, false), [3; SCRAMBLE], &command(""));
         for _ in 0..2 {
             assert!(matches!(change.poll_action(), Action::Send(Peer::Upstream, _)));
             assert_eq!(change.poll_action(), Action::Read(Peer::Upstream));
@@ -297,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_reset_sets_a_read_only_session_up_again() {
-        let mut change = ChangeUser::new(NEEDED, true, [3; SCRAMBLE], &packed(0, &[RESET_CONNECTION]));
+        let mut change = ChangeUser::new(session(NEEDED, true), [3; SCRAMBLE], &packed(0, &[RESET_CONNECTION]));
         let (steps, action) = finish(&mut change);
         assert_eq!(steps, [vec![RESET_CONNECTION], READ_ONLY.to_vec()]);
         assert!(matches!(action, Action::Splice { to_client, .. } if to_client == packed(1, FINE)));
@@ -306,14 +355,14 @@ mod tests {
     #[test]
     fn what_is_cut_short_or_answered_oddly_is_refused() {
         for short in [&[CHANGE_USER][..], b"\x11root\0", b"\x11root\0\x05ab", b"\x11root\0\0"] {
-            let mut change = ChangeUser::new(NEEDED, false, [3; SCRAMBLE], &packed(0, short));
+            let mut change = ChangeUser::new(session(NEEDED, false), [3; SCRAMBLE], &packed(0, short));
             assert!(matches!(change.poll_action(), Action::Refuse(Refusal::ClientMalformed(_))), "{short:?}");
         }
-        let mut change = ChangeUser::new(NEEDED, true, [3; SCRAMBLE], &packed(0, &[RESET_CONNECTION]));
+        let mut change = ChangeUser::new(session(NEEDED, true), [3; SCRAMBLE], &packed(0, &[RESET_CONNECTION]));
         assert!(matches!(change.poll_action(), Action::Send(Peer::Upstream, _)));
         change.handle_data(Peer::Upstream, &packed(1, &[5]));
         assert!(matches!(change.poll_action(), Action::Refuse(Refusal::UpstreamMalformed(_))));
-        let mut change = ChangeUser::new(NEEDED, false, [3; SCRAMBLE], &command(NATIVE)[..9]);
+        let mut change = ChangeUser::new(session(NEEDED, false), [3; SCRAMBLE], &command(NATIVE)[..9]);
         assert_eq!(change.poll_action(), Action::Read(Peer::Client));
         change.handle_eof(Peer::Client);
         assert!(matches!(change.poll_action(), Action::Refuse(Refusal::ClientGone)));

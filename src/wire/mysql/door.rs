@@ -3,11 +3,18 @@
 //! A client has a plugin of its own and may not know others: libmysql 8 comes with caching_sha2_password, clients of
 //! before 2018 with mysql_native_password only. So each one is asked with the plugin that it names itself.
 
-use bytes::{BufMut as _, BytesMut};
+use std::fmt;
 
-use super::auth::{CACHING_SHA2, FAST_AUTH_SUCCESS, NATIVE};
+use bytes::{BufMut as _, BytesMut};
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+use super::auth::{CACHING_SHA2, FAST_AUTH_SUCCESS, NATIVE, xor};
 use super::greeting::SCRAMBLE;
 use super::packet::encode;
+use crate::wire::proxy::Refusal;
 
 /// What the greeting announces: every client of protocol 4.1 knows it, or names another one.
 pub const ANNOUNCED: &str = NATIVE;
@@ -37,6 +44,42 @@ pub fn encode_switch(sequence: u8, plugin: &str, challenge: &[u8; SCRAMBLE], out
     encode(sequence, &payload, out);
 }
 
+/// What the proofs of one password are checked with: what a server stores for it, with either plugin.
+pub struct Verifier {
+    native: [u8; 20],
+    sha2: [u8; 32],
+}
+
+impl Verifier {
+    pub fn new(password: &str) -> Self {
+        let once = Zeroizing::new(<[u8; 20]>::from(Sha1::digest(password)));
+        let native = Sha1::digest(*once).into();
+        let once = Zeroizing::new(<[u8; 32]>::from(Sha256::digest(password)));
+        Self { native, sha2: Sha256::digest(*once).into() }
+    }
+
+    /// Undoes what `native` and `caching_sha2` of [`auth`](super::auth) do: the hash that comes out must be the one whose
+    /// hash is known.
+    fn proves(&self, plugin: &str, challenge: &[u8; SCRAMBLE], answer: &[u8]) -> bool {
+        if plugin == CACHING_SHA2 {
+            let Ok(proof) = <[u8; 32]>::try_from(answer) else { return false };
+            let mask = Sha256::new().chain_update(self.sha2).chain_update(challenge).finalize();
+            let once = Zeroizing::new(xor(&proof, &mask.into()));
+            return Sha256::digest(*once).as_slice().ct_eq(&self.sha2).into();
+        }
+        let Ok(proof) = <[u8; 20]>::try_from(answer) else { return false };
+        let mask = Sha1::new().chain_update(challenge).chain_update(self.native).finalize();
+        let once = Zeroizing::new(xor(&proof, &mask.into()));
+        Sha1::digest(*once).as_slice().ct_eq(&self.native).into()
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
 /// A client that is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Admitted {
@@ -44,10 +87,21 @@ pub struct Admitted {
     pub awaits_success: bool,
 }
 
-/// Lets the client in: without a local password any answer counts.
-pub fn admit(plugin: &str, answer: &[u8]) -> Admitted {
+/// Lets the client in, if its answer to `challenge` is a proof of what is demanded; without a demand any answer is.
+///
+/// # Errors
+/// [`Refusal::WrongPassword`].
+pub fn admit(
+    demand: Option<&Verifier>,
+    plugin: &str,
+    challenge: &[u8; SCRAMBLE],
+    answer: &[u8],
+) -> Result<Admitted, Refusal> {
+    if demand.is_some_and(|verifier| !verifier.proves(plugin, challenge, answer)) {
+        return Err(Refusal::WrongPassword);
+    }
     // A single zero byte is the answer of somebody without a password.
-    Admitted { awaits_success: plugin == CACHING_SHA2 && answer.len() > 1 }
+    Ok(Admitted { awaits_success: plugin == CACHING_SHA2 && answer.len() > 1 })
 }
 
 impl Admitted {
@@ -58,5 +112,48 @@ impl Admitted {
         }
         encode(sequence, &[MORE_DATA, FAST_AUTH_SUCCESS], out);
         sequence.wrapping_add(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::auth;
+    use super::*;
+
+    #[test]
+    fn only_a_proof_of_the_password_for_this_challenge_comes_in() {
+        let verifier = Verifier::new("0123456789abcdef");
+        let challenge = b"abcdefghijklmnopqrst";
+        let native = |challenge, password| auth::native(challenge, password).unwrap().to_vec();
+        let sha2 = |challenge, password| auth::caching_sha2(challenge, password).unwrap().to_vec();
+        let right: &[u8] = b"0123456789abcdef";
+        for (plugin, answer) in [(NATIVE, native(challenge, right)), (CACHING_SHA2, sha2(challenge, right))] {
+            assert!(admit(Some(&verifier), plugin, challenge, &answer).is_ok(), "{plugin}");
+            let foreign = b"abcdefghijklmnopqrsT";
+            assert_eq!(admit(Some(&verifier), plugin, foreign, &answer), Err(Refusal::WrongPassword), "{plugin}");
+            for end in 0..answer.len() {
+                assert!(admit(Some(&verifier), plugin, challenge, &answer[..end]).is_err(), "{plugin} {end}");
+            }
+            for at in 0..answer.len() {
+                let mut changed = answer.clone();
+                changed[at] ^= 1;
+                assert!(admit(Some(&verifier), plugin, challenge, &changed).is_err(), "{plugin} {at}");
+            }
+        }
+        // The proof of the other plugin, of another password, of none, and what a server stores.
+        for (plugin, answer) in [
+            (NATIVE, sha2(challenge, right)),
+            (CACHING_SHA2, native(challenge, right)),
+            (NATIVE, native(challenge, b"other")),
+            (CACHING_SHA2, sha2(challenge, b"other")),
+            (NATIVE, Vec::new()),
+            (CACHING_SHA2, vec![0]),
+            (NATIVE, verifier.native.to_vec()),
+            (CACHING_SHA2, verifier.sha2.to_vec()),
+        ] {
+            assert!(admit(Some(&verifier), plugin, challenge, &answer).is_err(), "{plugin} {answer:?}");
+            assert!(admit(None, plugin, challenge, &answer).is_ok(), "{plugin} {answer:?}");
+        }
+        assert_eq!(format!("{verifier:?}"), "[redacted]");
     }
 }

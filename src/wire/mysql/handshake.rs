@@ -5,15 +5,16 @@
 //! upstream inside TLS: the same capabilities, so that the bytes fit on both sides when they are copied later.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use zeroize::Zeroizing;
 
 use super::auth::Exchange;
 use super::capability::{CONNECT_ATTRS, CONNECT_WITH_DB, LONG_PASSWORD, MASKED, NEEDED, PLUGIN_AUTH, SSL};
-use super::change_user::ChangeUser;
+use super::change_user::{ChangeUser, Session};
 use super::commands::Commands;
-use super::door::{self, Admitted};
+use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, Greeting, SCRAMBLE};
 use super::packet::{self, ERR, ErrPacket, OK, Packet, Reader};
 use super::response::{Head, Opening, Response};
@@ -36,6 +37,8 @@ pub struct Settings {
     pub attributes: Vec<(&'static str, String)>,
     /// Transactions of the session are read-only unless the client asks for others.
     pub read_only: bool,
+    /// What a client has to prove; `None`: any answer lets it in.
+    pub demand: Option<Arc<Verifier>>,
 }
 
 struct Login {
@@ -121,8 +124,13 @@ impl Handshake {
 
     /// The exchange for a command that is not for the database.
     pub fn change_user(&self, random: [u8; SCRAMBLE], command: &[u8]) -> ChangeUser {
-        let capabilities = self.response.as_ref().map_or(0, |response| response.head.capabilities);
-        ChangeUser::new(capabilities, self.settings.read_only, random, command)
+        let session = Session {
+            capabilities: self.response.as_ref().map_or(0, |response| response.head.capabilities),
+            read_only: self.settings.read_only,
+            demand: self.settings.demand.clone(),
+            first_challenge: self.challenge,
+        };
+        ChangeUser::new(session, random, command)
     }
 
     /// The ERR packet that tells the client why its connection ends. Before the greeting there is no SQLSTATE in it,
@@ -374,9 +382,14 @@ impl Handshake {
     }
 
     fn admit(&mut self, plugin: &str, answer: &[u8]) -> Option<Action> {
-        self.admitted = Some(door::admit(plugin, answer));
-        self.state = State::AskTls;
-        None
+        match door::admit(self.settings.demand.as_deref(), plugin, &self.challenge, answer) {
+            Ok(admitted) => {
+                self.admitted = Some(admitted);
+                self.state = State::AskTls;
+                None
+            }
+            Err(refusal) => self.refuse(refusal),
+        }
     }
 
     fn ask_tls(&mut self) -> Option<Action> {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use zeroize::Zeroizing;
 
+use super::door::{self, Answer, Exchange};
 use super::message::{self, Authentication, ErrorFields, Message};
 use super::sasl::Scram;
 use super::startup::{self, Opening, Startup};
@@ -27,6 +28,8 @@ struct Login {
 enum State {
     /// Waiting for the client's opening packet.
     Opening,
+    /// The client was asked for the relay's password.
+    Door(Box<Exchange>),
     /// Dial, TLS and credential, in this order.
     Dial,
     AskTls,
@@ -52,6 +55,8 @@ pub struct Settings {
     pub person: Option<String>,
     /// Transactions are read-only unless the client asks for another one.
     pub read_only: bool,
+    /// What a client has to prove; `None`: any user comes in.
+    pub demand: Option<door::Demand>,
 }
 
 /// See the module.
@@ -62,6 +67,7 @@ pub struct Handshake {
     /// Whether the connection carries a cancel request instead of a login.
     cancelling: bool,
     startup: Option<Startup>,
+    client_binding: Option<Vec<u8>>,
     binding: Option<Vec<u8>>,
     from_client: BytesMut,
     from_upstream: BytesMut,
@@ -78,6 +84,7 @@ impl Handshake {
             client_tls: false,
             cancelling: false,
             startup: None,
+            client_binding: None,
             binding: None,
             from_client: BytesMut::new(),
             from_upstream: BytesMut::new(),
@@ -91,9 +98,9 @@ impl Handshake {
         Self { state: State::Dial, cancelling: true, ..Self::new(Settings::default()) }
     }
 
-    /// Whether the client has said what it wants.
+    /// Whether the client has said what it wants, and has proven what it must.
     pub fn has_opened(&self) -> bool {
-        self.startup.is_some() || self.cancelling
+        (self.startup.is_some() || self.cancelling) && !matches!(self.state, State::Door(_))
     }
 
     /// What the client calls its program, for logs.
@@ -136,10 +143,14 @@ impl Handshake {
         }
     }
 
-    /// `binding` is the `tls-server-end-point` hash of the upstream's verified certificate (RFC 5929), if it has one.
+    /// `binding` is the `tls-server-end-point` hash of the server's certificate (RFC 5929), if it has one: the upstream's,
+    /// which is verified, or ours.
     pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>) {
         match (peer, &self.state) {
-            (Peer::Client, State::Opening) => self.client_tls = true,
+            (Peer::Client, State::Opening) => {
+                self.client_tls = true;
+                self.client_binding = binding;
+            }
             (Peer::Upstream, State::AwaitTlsAnswer) => {
                 self.binding = binding;
                 self.state = State::NeedCredential;
@@ -217,6 +228,14 @@ impl Handshake {
                     Err(error) => self.refuse(Refusal::ClientMalformed(error)),
                 }
             }
+            State::Door(exchange) => match message::decode(&mut self.from_client) {
+                Ok(None) => {
+                    self.state = State::Door(exchange);
+                    Some(Action::Read(Peer::Client))
+                }
+                Ok(Some(message)) => self.admit(exchange, &message),
+                Err(error) => self.refuse(Refusal::ClientMalformed(error)),
+            },
             State::Dial => {
                 self.state = State::Dial;
                 Some(Action::Dial)
@@ -288,9 +307,27 @@ impl Handshake {
             Opening::SslRequest => Some(Action::Send(Peer::Client, Bytes::from_static(b"N"))),
             Opening::Startup(startup) => {
                 self.startup = Some(startup);
-                self.state = State::Dial;
-                None
+                let Some(demand) = self.settings.demand.take() else {
+                    self.state = State::Dial;
+                    return None;
+                };
+                let exchange = Exchange::new(demand, self.client_binding.take());
+                let mut out = BytesMut::new();
+                exchange.ask(&mut out);
+                self.state = State::Door(Box::new(exchange));
+                Some(Action::Send(Peer::Client, out.freeze()))
             }
+        }
+    }
+
+    fn admit(&mut self, mut exchange: Box<Exchange>, message: &Message) -> Option<Action> {
+        let mut out = BytesMut::new();
+        match exchange.answer(message, &mut out) {
+            Ok(answer) => {
+                self.state = if answer == Answer::Admitted { State::Dial } else { State::Door(exchange) };
+                Some(Action::Send(Peer::Client, out.freeze()))
+            }
+            Err(refusal) => self.refuse(refusal),
         }
     }
 

@@ -6,6 +6,8 @@
 //! SSPI logins, which no RDS database offers to a password-less relay.
 
 #[cfg(feature = "relay")]
+pub mod door;
+#[cfg(feature = "relay")]
 pub mod handshake;
 pub mod message;
 #[cfg(feature = "relay")]

@@ -16,6 +16,7 @@ fn settings() -> Settings {
         offer_tls: false,
         attributes: vec![("bastion_connection", "7".to_owned())],
         read_only: false,
+        demand: None,
     }
 }
 
@@ -99,6 +100,42 @@ fn the_client_sees_the_upstreams_greeting_without_what_must_not_hold() {
     assert_eq!(&shown.scramble[..], &[3; 20]);
     let (_, with_tls) = greeted(Settings { offer_tls: true, ..settings() });
     assert_eq!(with_tls.capabilities & SSL, SSL);
+}
+
+#[test]
+fn a_password_of_the_relay_is_proven_before_anything_goes_upstream() {
+    let demand = || Some(Arc::new(Verifier::new("0123456789abcdef")));
+    let challenge = [3; SCRAMBLE];
+    // The native plugin in the first packet, caching_sha2_password after a switch, and a client that knows no plugins.
+    for (plugin, answer) in [
+        (Some(auth::NATIVE), auth::native(&challenge, b"0123456789abcdef").unwrap().to_vec()),
+        (Some(auth::CACHING_SHA2), auth::caching_sha2(&challenge, b"0123456789abcdef").unwrap().to_vec()),
+        (None, auth::native(&challenge, b"0123456789abcdef").unwrap().to_vec()),
+    ] {
+        for (answer, comes_in) in [(&answer[..], true), (&answer[1..], false), (&[], false), (&[0], false)] {
+            let (mut handshake, _) = greeted(Settings { demand: demand(), ..settings() });
+            let mut client = response();
+            client.plugin = plugin.map(|name| Bytes::from_static(name.as_bytes()));
+            if plugin.is_none() {
+                client.head.capabilities &= !(PLUGIN_AUTH | CONNECT_ATTRS | capability::PLUGIN_AUTH_LENENC);
+                client.attributes.clear();
+            }
+            client.answer = Bytes::copy_from_slice(answer);
+            handshake.handle_data(Peer::Client, &response_packet(1, &client));
+            if plugin == Some(auth::CACHING_SHA2) {
+                let Action::Send(Peer::Client, switch) = handshake.poll_action() else { panic!("no switch") };
+                assert!(unpacked(&switch).payload.ends_with(&[3, 0]));
+                assert_eq!(handshake.poll_action(), Action::Read(Peer::Client));
+                assert!(!handshake.has_opened());
+                handshake.handle_data(Peer::Client, &packed(3, answer));
+            }
+            let action = handshake.poll_action();
+            match comes_in {
+                true => assert!(matches!(action, Action::Send(Peer::Upstream, _)), "{plugin:?} {action:?}"),
+                false => assert_eq!(action, Action::Refuse(Refusal::WrongPassword), "{plugin:?} {answer:?}"),
+            }
+        }
+    }
 }
 
 #[test]

@@ -38,6 +38,83 @@ fn logged_in_up_to_startup(kind: SecretKind) -> Handshake {
     handshake
 }
 
+/// A machine that asks for a password, after the client's startup packet; what it asks.
+fn asked(inside_tls: bool) -> (Handshake, Message) {
+    let verifier = door::Verifier::new("0123456789abcdef", [7; door::SALT]);
+    let demand = Some(door::Demand { verifier: verifier.into(), random: [9; door::NONCE] });
+    let mut handshake = Handshake::new(Settings { demand, ..settings(inside_tls) });
+    assert_eq!(handshake.poll_action(), Action::Read(Peer::Client));
+    if inside_tls {
+        let mut request = BytesMut::new();
+        startup::encode_ssl_request(&mut request);
+        handshake.handle_data(Peer::Client, &request);
+        assert_eq!(handshake.poll_action(), Action::Send(Peer::Client, Bytes::from_static(b"S")));
+        assert!(matches!(handshake.poll_action(), Action::StartTls { peer: Peer::Client, .. }));
+        handshake.handle_tls(Peer::Client, Some(vec![5; 32]));
+    }
+    let mut packet = BytesMut::new();
+    Startup { version: 3 << 16, parameters: Vec::new() }.encode(&mut packet);
+    handshake.handle_data(Peer::Client, &packet);
+    let Action::Send(Peer::Client, bytes) = handshake.poll_action() else { panic!("no question") };
+    assert_eq!(handshake.poll_action(), Action::Read(Peer::Client));
+    // The client is the one that everybody waits for.
+    assert!(!handshake.has_opened());
+    (handshake, message::decode(&mut BytesMut::from(&bytes[..])).unwrap().unwrap())
+}
+
+#[test]
+fn a_password_of_the_relay_is_proven_before_anything_goes_upstream() {
+    for (inside_tls, password, comes_in) in [
+        (false, "0123456789abcdef", true),
+        (true, "0123456789abcdef", true),
+        (true, "other", false),
+        (false, "", false),
+    ] {
+        let (mut handshake, question) = asked(inside_tls);
+        let Ok(Authentication::Sasl(offered)) = Authentication::parse(&question.body) else { panic!("no offer") };
+        assert_eq!(offered.len(), if inside_tls { 2 } else { 1 });
+        let mut sent = BytesMut::new();
+        let binding = [5; 32];
+        let binding = inside_tls.then_some(&binding[..]);
+        let mut scram = Scram::start(&offered, binding, password.as_bytes(), &mut sent).unwrap();
+        // However it is cut.
+        for byte in sent.split() {
+            assert_eq!(handshake.poll_action(), Action::Read(Peer::Client));
+            handshake.handle_data(Peer::Client, &[byte]);
+        }
+        let Action::Send(Peer::Client, bytes) = handshake.poll_action() else { panic!("no challenge") };
+        scram.continue_with(&bytes[9..], &mut sent).unwrap();
+        handshake.handle_data(Peer::Client, &sent);
+        if !comes_in {
+            assert_eq!(handshake.poll_action(), Action::Refuse(Refusal::WrongPassword));
+            continue;
+        }
+        let Action::Send(Peer::Client, bytes) = handshake.poll_action() else { panic!("no end") };
+        scram.finish(&bytes[9..]).unwrap();
+        assert_eq!(handshake.poll_action(), Action::Dial);
+        assert!(handshake.has_opened());
+    }
+}
+
+#[test]
+fn a_cancel_request_needs_no_password_and_an_impossible_answer_is_refused() {
+    let cancel = [&16_u32.to_be_bytes()[..], &((1234_u32 << 16) | 5678).to_be_bytes(), &[0; 8]].concat();
+    let verifier = door::Verifier::new("x", [7; door::SALT]);
+    let demand = Some(door::Demand { verifier: verifier.into(), random: [9; door::NONCE] });
+    let mut handshake = Handshake::new(Settings { demand, ..settings(false) });
+    handshake.handle_data(Peer::Client, &cancel);
+    assert_eq!(handshake.poll_action(), Action::Cancel(cancel.into()));
+    for bad in [&b"p\xff\xff\xff\xff"[..], b"Q\0\0\0\x05\0", b"p\0\0\0\x04"] {
+        let (mut handshake, _) = asked(false);
+        handshake.handle_data(Peer::Client, bad);
+        let action = handshake.poll_action();
+        assert!(matches!(action, Action::Refuse(Refusal::ClientMalformed(_))), "{bad:?} {action:?}");
+    }
+    let (mut handshake, _) = asked(false);
+    handshake.handle_eof(Peer::Client);
+    assert_eq!(handshake.poll_action(), Action::Refuse(Refusal::ClientGone));
+}
+
 fn authentication(code: u32, rest: &[u8]) -> BytesMut {
     let mut out = BytesMut::new();
     message::encode(b'R', &[&code.to_be_bytes(), rest].concat(), &mut out);
