@@ -1,6 +1,6 @@
 //! What can go wrong with one connection, and whose it is.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::credential::MintError;
 use crate::wire::proxy::Refusal;
@@ -46,6 +46,8 @@ impl ErrorKind {
 pub(super) enum DialError {
     #[error("{address} does not take the connection: {reason}")]
     Connect { address: SocketAddr, reason: String },
+    #[error("{0} is where a task finds the credentials of its role, not a database")]
+    LinkLocal(IpAddr),
     #[error("neither the configuration nor the secret names a host")]
     NoAddress,
     #[error("the name does not resolve: {0}")]

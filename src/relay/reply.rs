@@ -198,6 +198,7 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
 fn dial(reason: &DialError, target: &Target) -> ErrorText {
     let (name, address) = (&target.name, target.address());
     let hint = match reason {
+        DialError::LinkLocal(_) => "Check host and hostaddr in the target's configuration, and the DNS of the VPC.",
         DialError::NoAddress => "Add host to the target's configuration, or \"host\" to the secret.",
         DialError::Resolve(_) => {
             "Check host in the target's configuration, and that the VPC has DNS resolution and DNS host names on."

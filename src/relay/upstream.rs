@@ -1,6 +1,6 @@
 //! The way to the database: look up, dial, TLS with full verification.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,10 @@ async fn dial_any(target: &Target) -> Result<TcpStream, DialError> {
     };
     let mut last = DialError::Resolve("the name has no address".to_owned());
     for address in addresses {
+        if is_link_local(address.ip()) {
+            last = DialError::LinkLocal(address.ip());
+            continue;
+        }
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 tune(&stream);
@@ -57,6 +61,18 @@ async fn dial_any(target: &Target) -> Result<TcpStream, DialError> {
         }
     }
     Err(last)
+}
+
+/// Where a task finds its own metadata and the credentials of its role (169.254.170.2, `fd00:ec2::…`): no database is
+/// there, and whoever could have the relay dial it would read them.
+fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => {
+            let [first, second, ..] = address.segments();
+            address.is_unicast_link_local() || (first, second) == (0xfd00, 0x0ec2)
+        }
+    }
 }
 
 /// Does TLS as the client and verifies chain and name; also gives the certificate's channel binding.
@@ -91,5 +107,35 @@ fn classify(error: &std::io::Error) -> UpstreamTlsError {
         },
         Some(other) => UpstreamTlsError::Handshake(other.to_string()),
         None => UpstreamTlsError::Handshake(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{CredentialConfig, Engine};
+
+    #[tokio::test]
+    async fn a_target_at_the_credentials_of_the_task_is_not_dialled() {
+        for text in ["169.254.170.2", "169.254.169.254", "::ffff:169.254.170.2", "fe80::1", "fd00:ec2::254"] {
+            let target = Target {
+                name: "thief".to_owned(),
+                engine: Engine::Tcp,
+                host: Some("thief.example.com".to_owned()),
+                hostaddr: Some(text.parse().unwrap()),
+                port: Some(80),
+                database: None,
+                read_only: false,
+                max_connections: None,
+                local_port: None,
+                relay_port: 8080,
+                credential: CredentialConfig::Client,
+            };
+            let error = dial(&target).await.unwrap_err();
+            assert!(matches!(error, DialError::LinkLocal(_)), "{text}: {error:?}");
+        }
+        for text in ["10.0.0.1", "127.0.0.1", "fd00:ec3::1", "2001:db8::1"] {
+            assert!(!is_link_local(text.parse().unwrap()), "{text}");
+        }
     }
 }
