@@ -106,3 +106,32 @@ fn observed<'a>(limits: Limits, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<S
     }
     found
 }
+
+/// The same for MySQL, where both sides are read: runs of bytes, each with its length and its direction before it.
+pub(super) fn mysql_statements(data: &[u8]) {
+    let mut input = Input(data);
+    let flags = input.byte();
+    let limits = Limits { text: TEXT_MAX, redact: flags & 1 != 0 };
+    let cut = usize::from(flags >> 1).max(1);
+    let (mut whole, mut pieces) = (Observer::mysql(limits), Observer::mysql(limits));
+    let (mut found, mut found_in_pieces) = (Vec::new(), Vec::new());
+    while !input.is_empty() {
+        let upwards = input.byte() & 1 == 0;
+        let run = input.short();
+        match upwards {
+            true => {
+                whole.up(run, &mut found);
+                run.chunks(cut).for_each(|piece| pieces.up(piece, &mut found_in_pieces));
+            }
+            false => {
+                whole.down(run);
+                run.chunks(cut).for_each(|piece| pieces.down(piece));
+            }
+        }
+    }
+    assert_eq!(found, found_in_pieces, "in pieces of {cut}");
+    for statement in &found {
+        let length = statement.sql.as_ref().map_or(0, String::len);
+        assert!(length <= TEXT_MAX * 3, "{length} bytes of a text are kept");
+    }
+}

@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("mysql_commands", commands::mysql),
     ("mysql_handshake", |data| _ = mysql::handshake(data)),
     ("mysql_packets", mysql::packets),
+    ("mysql_statements", commands::mysql_statements),
     ("pg_handshake", |data| _ = pg::handshake(data)),
     ("pg_messages", pg::messages),
     ("pg_statements", commands::postgres_statements),

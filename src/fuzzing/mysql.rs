@@ -68,6 +68,7 @@ pub(super) fn handshake(data: &[u8]) -> End {
         offer_tls: flags & 2 != 0,
         attributes: vec![("bastion_person", "alice".to_owned())],
         read_only: flags & 8 != 0,
+        statements: flags & 0x20 != 0,
         demand: (flags & 0x40 != 0).then(|| Arc::new(Verifier::new("not among the bytes"))),
     };
     let kind = if flags & 4 != 0 { SecretKind::Token } else { SecretKind::Password };

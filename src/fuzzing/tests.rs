@@ -50,7 +50,7 @@ macro_rules! replays {
 }
 
 replays! {
-    lane_frames lane_link lane_peer mysql_commands mysql_handshake mysql_packets pg_handshake pg_messages pg_statements
+    lane_frames lane_link lane_peer mysql_commands mysql_handshake mysql_packets mysql_statements pg_handshake pg_messages pg_statements
     port_session smux ssm_messages
 }
 

@@ -160,6 +160,13 @@ impl Conn {
             (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
             (part.up, part.down) = (up, down);
             let Some(command) = part.stopped.take() else { return part };
+            if let Some(watch) = &mut watch
+                && let Err(error) = watch.answered(&command).await
+            {
+                part.ended_by = EndedBy::Audit;
+                part.error = Some(std::io::Error::other(error));
+                return part;
+            }
             let again = tokio::select! {
                 again = self.again(login, &command) => again,
                 () = cut.cancelled() => return Spliced { ended_by: EndedBy::Shutdown, ..part },
@@ -235,6 +242,7 @@ impl Conn {
                     attributes: self.attributes(),
                     read_only: target.read_only,
                     demand: password.map(|password| Arc::clone(&password.mysql)),
+                    statements: self.shared.config.audit.statements,
                 };
                 let random = tls::random().map_err(|_| ConnError::NoRandom)?;
                 Some(Handshake::mysql(settings, random))

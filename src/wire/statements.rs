@@ -3,14 +3,25 @@
 //! Memory is bounded: a text is kept up to a limit and then marked as cut, and so is the number of prepared statements. A
 //! stream that cannot be followed any more is said to be so, once.
 
+use std::borrow::Borrow;
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use crate::wire::pg;
+use crate::wire::redact::{self, Dialect};
+use crate::wire::{mysql, pg};
+
+/// Prepared statements and portals that are kept, each.
+pub(super) const KEPT: usize = 256;
 
 /// How the text came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
+    /// A command of MySQL that is no SQL and does something: its word is the name, its argument the text.
+    Command,
     /// A prepared statement is run.
     Execute,
     /// A function is called by its number (PostgreSQL's fast path).
@@ -36,6 +47,13 @@ pub struct Statement {
     pub truncated: bool,
 }
 
+impl Statement {
+    pub(super) fn new(kind: Kind, name: Option<String>, text: Option<&Text>) -> Self {
+        let truncated = text.is_some_and(|text| text.truncated);
+        Self { kind, name, sql: text.map(|text| text.sql.clone()), truncated }
+    }
+}
+
 /// What of the text is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -45,27 +63,116 @@ pub struct Limits {
     pub redact: bool,
 }
 
+/// A text as it is reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Text {
+    sql: String,
+    truncated: bool,
+}
+
+impl Limits {
+    /// `bytes` as they are reported; `cut` if there was more of them.
+    pub(super) fn apply(self, bytes: &[u8], cut: bool, dialect: Dialect) -> Text {
+        let truncated = cut || bytes.len() > self.text;
+        let sql = String::from_utf8_lossy(bytes.get(..self.text).unwrap_or(bytes));
+        let sql = if self.redact { redact::literals(&sql, dialect) } else { sql.into_owned() };
+        Text { sql, truncated }
+    }
+}
+
+/// The last [`KEPT`] values by name or number; the oldest goes.
+pub(super) struct Recent<K, T> {
+    values: HashMap<K, T>,
+    order: VecDeque<K>,
+}
+
+impl<K, T> Default for Recent<K, T> {
+    fn default() -> Self {
+        Self { values: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Clone + Eq + Hash, T> Recent<K, T> {
+    pub(super) fn insert(&mut self, name: K, value: T) {
+        if self.values.insert(name.clone(), value).is_some() {
+            return;
+        }
+        self.order.push_back(name);
+        if self.order.len() > KEPT
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.values.remove(&oldest);
+        }
+    }
+
+    pub(super) fn get<Q: Eq + Hash + ?Sized>(&self, name: &Q) -> Option<&T>
+    where
+        K: Borrow<Q>,
+    {
+        self.values.get(name)
+    }
+
+    pub(super) fn get_mut<Q: Eq + Hash + ?Sized>(&mut self, name: &Q) -> Option<&mut T>
+    where
+        K: Borrow<Q>,
+    {
+        self.values.get_mut(name)
+    }
+
+    pub(super) fn remove<Q: Eq + Hash + ?Sized>(&mut self, name: &Q)
+    where
+        K: Borrow<Q>,
+    {
+        if self.values.remove(name).is_some() {
+            self.order.retain(|known| known.borrow() != name);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+}
+
+/// Shared by the statement and what runs it.
+pub(super) type SharedText = Arc<Text>;
+
 /// Follows one connection after its login.
 pub enum Observer {
-    Postgres(pg::statements::Observer),
+    Mysql(Box<mysql::statements::Observer>),
+    Postgres(Box<pg::statements::Observer>),
 }
 
 impl Observer {
+    pub fn mysql(limits: Limits) -> Self {
+        Self::Mysql(Box::new(mysql::statements::Observer::new(limits)))
+    }
+
     pub fn postgres(limits: Limits) -> Self {
-        Self::Postgres(pg::statements::Observer::new(limits))
+        Self::Postgres(Box::new(pg::statements::Observer::new(limits)))
     }
 
     /// Bytes of the client, in order; what they ask for is appended to `found`.
     pub fn up(&mut self, bytes: &[u8], found: &mut Vec<Statement>) {
         match self {
+            Self::Mysql(observer) => observer.up(bytes, found),
             Self::Postgres(observer) => observer.up(bytes, found),
         }
     }
 
     /// Bytes of the upstream, in order.
-    pub fn down(&mut self, _bytes: &[u8]) {
+    pub fn down(&mut self, bytes: &[u8]) {
         match self {
+            Self::Mysql(observer) => observer.down(bytes),
             // The client's messages say it all.
+            Self::Postgres(_) => {}
+        }
+    }
+
+    /// A command that the relay answers itself, which begins at the start of `bytes`. What was prepared is gone.
+    pub fn answered(&mut self, bytes: &[u8], found: &mut Vec<Statement>) {
+        match self {
+            Self::Mysql(observer) => observer.answered(bytes, found),
             Self::Postgres(_) => {}
         }
     }

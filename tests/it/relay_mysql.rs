@@ -320,3 +320,49 @@ async fn nothing_secret_is_sent_without_tls_or_to_another_name() {
     assert_eq!(world.database.verifier_log(), "");
     world.stop().await;
 }
+
+#[tokio::test]
+async fn statements_are_in_the_audit_log() {
+    let world = World::start(Flaws::default(), |config| {
+        config["audit"] = json!("statements");
+        config["redact"] = json!(true);
+    })
+    .await;
+    let mut client = world.client().await;
+    let literal = "select id from events where id < 3 and 'S3CRET' <> \"x\"";
+    assert_eq!(client.query::<u64, _>(literal).await.unwrap().len(), 2);
+    // Its answer has more packets than there are numbers for them.
+    assert_eq!(client.query::<u64, _>("select id from events limit 600").await.unwrap().len(), 600);
+    let by_id = "select actor from events where id = ?";
+    for id in [1_u64, 2] {
+        assert!(client.exec_first::<String, _, _>(by_id, (id,)).await.unwrap().is_some());
+    }
+    // A new session forgets what was prepared, so the driver prepares it again.
+    client.change_user(mysql_async::ChangeUserOpts::default()).await.unwrap();
+    assert!(client.exec_first::<String, _, _>(by_id, (3_u64,)).await.unwrap().is_some());
+    // Longer than one packet can be: cut in the log, whole in the database.
+    let long = format!("select length('{}')", "x".repeat(17 << 20));
+    assert_eq!(client.query_first::<i64, _>(&long).await.unwrap(), Some(17 << 20));
+    assert_eq!(client.query_first::<i64, _>("select 7").await.unwrap(), Some(7));
+    client.disconnect().await.unwrap();
+    world.wait_for("connection_closed").await;
+    // A database that the command line client changes to, and a statement that it kills.
+    let (code, out, err) = world.mariadb(3306, &[], "use scratch; select database(); kill query 4711").await;
+    assert!(code == 1 && out == "scratch" && err.contains("4711"), "{out} {err}");
+    let log = world.log();
+    let records: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let count = |kind: &str, sql: &str| {
+        let found =
+            records.iter().filter(|line| line["event"] == "statement" && line["kind"] == kind && line["sql"] == sql);
+        found.count()
+    };
+    assert_eq!(count("query", "select id from events where id < ? and ? <> ?"), 1, "{log}");
+    assert_eq!((count("prepare", by_id), count("execute", by_id)), (2, 3), "{log}");
+    assert_eq!((count("query", "select ?"), count("query", "kill query ?")), (1, 1), "{log}");
+    assert_eq!(count("command", "scratch"), 1, "{log}");
+    let long = records.iter().find(|line| line["truncated"] == true).unwrap();
+    assert_eq!((&long["sql"], &long["db_user"]), (&json!("select length(?"), &json!("db_read")));
+    assert!(records.iter().any(|line| line["kind"] == "command" && line["name"] == "change_user"), "{log}");
+    assert!(!log.contains("S3CRET"), "{log}");
+    world.stop().await;
+}

@@ -22,8 +22,9 @@ impl Watch {
     pub(in crate::relay) fn new(audit: &Audit, engine: Engine, redact: bool, conn: &ConnRecord) -> Option<Self> {
         let limits = Limits { text: TEXT_MAX, redact };
         let observer = match engine {
+            Engine::Mysql => Observer::mysql(limits),
             Engine::Postgres => Observer::postgres(limits),
-            Engine::Mysql | Engine::Tcp => return None,
+            Engine::Tcp => return None,
         };
         Some(Self { observer, stream: audit.stream(), conn: conn.clone(), found: Vec::new() })
     }
@@ -31,9 +32,20 @@ impl Watch {
     /// Bytes of the client that go on once [`Watch::poll`] is ready.
     pub(in crate::relay) fn up(&mut self, bytes: &[u8]) {
         self.observer.up(bytes, &mut self.found);
+        self.push();
+    }
+
+    fn push(&mut self) {
         for statement in self.found.drain(..) {
             push_statement(self.stream.push(), &self.conn, &statement);
         }
+    }
+
+    /// A command that the relay answers itself, once its record is on its way into the log.
+    pub(in crate::relay) async fn answered(&mut self, bytes: &[u8]) -> Result<(), NotWritten> {
+        self.observer.answered(bytes, &mut self.found);
+        self.push();
+        std::future::poll_fn(|context| self.poll(context)).await
     }
 
     pub(in crate::relay) fn down(&mut self, bytes: &[u8]) {

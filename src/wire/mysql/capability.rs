@@ -14,6 +14,7 @@ pub const PLUGIN_AUTH: u32 = 1 << 19;
 pub const CONNECT_ATTRS: u32 = 1 << 20;
 pub const PLUGIN_AUTH_LENENC: u32 = 1 << 21;
 pub const ZSTD_COMPRESSION: u32 = 1 << 26;
+pub const QUERY_ATTRIBUTES: u32 = 1 << 27;
 pub const MULTI_FACTOR: u32 = 1 << 28;
 pub const CAPABILITY_EXTENSION: u32 = 1 << 29;
 pub const SSL_VERIFY_SERVER_CERT: u32 = 1 << 30;

@@ -122,6 +122,7 @@ pub(super) mod tests {
                 | capability::MASKED
                 | capability::CONNECT_ATTRS
                 | CONNECT_WITH_DB
+                | capability::QUERY_ATTRIBUTES
                 | 1 << 24)
                 & !1,
             charset: 45,

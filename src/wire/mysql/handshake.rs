@@ -11,7 +11,9 @@ use bytes::{Bytes, BytesMut};
 use zeroize::Zeroizing;
 
 use super::auth::Exchange;
-use super::capability::{CONNECT_ATTRS, CONNECT_WITH_DB, LONG_PASSWORD, MASKED, NEEDED, PLUGIN_AUTH, SSL};
+use super::capability::{
+    CONNECT_ATTRS, CONNECT_WITH_DB, LONG_PASSWORD, MASKED, NEEDED, PLUGIN_AUTH, QUERY_ATTRIBUTES, SSL,
+};
 use super::change_user::{ChangeUser, Session};
 use super::commands::Commands;
 use super::door::{self, Admitted, Verifier};
@@ -39,6 +41,15 @@ pub struct Settings {
     pub read_only: bool,
     /// What a client has to prove; `None`: any answer lets it in.
     pub demand: Option<Arc<Verifier>>,
+    /// Whether somebody reads the statements: then none may hide behind attributes.
+    pub statements: bool,
+}
+
+impl Settings {
+    /// What holds on neither side.
+    fn masked(&self) -> u32 {
+        if self.statements { MASKED | QUERY_ATTRIBUTES } else { MASKED }
+    }
 }
 
 struct Login {
@@ -319,7 +330,7 @@ impl Handshake {
                 None
             }
             None => {
-                let mut capabilities = greeting.capabilities & !MASKED;
+                let mut capabilities = greeting.capabilities & !self.settings.masked();
                 if self.settings.offer_tls {
                     capabilities |= SSL;
                 }
@@ -358,7 +369,7 @@ impl Handshake {
                 if response.head.capabilities & SSL != 0 && !self.client_tls {
                     return self.refuse(malformed("it says that it uses TLS and does not"));
                 }
-                response.head.capabilities &= !MASKED;
+                response.head.capabilities &= !self.settings.masked();
                 response.head.mask_extended(self.greeting.as_ref().map_or(0, Greeting::extended));
                 let plugins = response.head.capabilities & PLUGIN_AUTH != 0;
                 let plugin = match plugins {

@@ -2,7 +2,8 @@
 //!
 //! Follows "Connection Phase" of the MySQL Source Code Documentation and `sql/auth/sql_authentication.cc`,
 //! `sql-common/client.cc` of MySQL; "Connecting" of the MariaDB documentation and `sql/sql_acl.cc` of MariaDB, where
-//! they differ. Only the login and COM_CHANGE_USER are understood; everything else passes. Left out on purpose: protocol
+//! they differ. Only the login and COM_CHANGE_USER are understood, and
+//! statements are read where an audit log wants them; everything else passes. Left out on purpose: protocol
 //! 4.0 and older, compression, multi-factor logins, and the plugins that need a dialogue with a person.
 
 #[cfg(feature = "relay")]
@@ -20,3 +21,5 @@ pub mod handshake;
 pub mod packet;
 #[cfg(feature = "relay")]
 pub mod response;
+#[cfg(feature = "relay")]
+pub mod statements;

@@ -4,60 +4,18 @@
 //! The extended protocol runs what was bound: Parse gives a text a name, Bind gives a statement to a portal, Execute runs
 //! the portal. A text is reported where it runs, and where it gets a name that may outlive what is kept here.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::wire::redact::{self, Dialect};
-use crate::wire::statements::{Kind, Limits, Statement};
+use crate::wire::redact::Dialect;
+use crate::wire::statements::{Kind, Limits, Recent, SharedText, Statement, Text};
 
 /// Names are short; a longer one cuts the text that follows it.
 const NAMES: usize = 512;
-/// Prepared statements and portals that are kept, each.
-const KEPT: usize = 256;
-
-/// A text as it is reported.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Text {
-    sql: String,
-    truncated: bool,
-}
-
-/// The last [`KEPT`] values by name; the oldest goes.
-struct Names<T> {
-    values: HashMap<String, T>,
-    order: VecDeque<String>,
-}
-
-impl<T> Default for Names<T> {
-    fn default() -> Self {
-        Self { values: HashMap::new(), order: VecDeque::new() }
-    }
-}
-
-impl<T> Names<T> {
-    fn insert(&mut self, name: String, value: T) {
-        if self.values.insert(name.clone(), value).is_some() {
-            return;
-        }
-        self.order.push_back(name);
-        if self.order.len() > KEPT
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.values.remove(&oldest);
-        }
-    }
-
-    fn remove(&mut self, name: &str) {
-        if self.values.remove(name).is_some() {
-            self.order.retain(|known| known != name);
-        }
-    }
-}
 
 /// What a portal runs.
 struct Portal {
     name: String,
-    text: Option<Arc<Text>>,
+    text: Option<SharedText>,
     /// A portal that is fetched from in parts runs once.
     ran: bool,
 }
@@ -80,14 +38,14 @@ enum State {
 pub struct Observer {
     limits: Limits,
     state: State,
-    statements: Names<Arc<Text>>,
-    portals: Names<Portal>,
+    statements: Recent<String, SharedText>,
+    portals: Recent<String, Portal>,
 }
 
 impl Observer {
     pub fn new(limits: Limits) -> Self {
         let state = State::Head(Vec::with_capacity(5));
-        Self { limits, state, statements: Names::default(), portals: Names::default() }
+        Self { limits, state, statements: Recent::default(), portals: Recent::default() }
     }
 
     /// Bytes of the client, in order; what they run is appended to `found`.
@@ -131,7 +89,7 @@ impl Observer {
         // A server ends the connection here; nothing after it runs.
         let Some(body) = length.checked_sub(4).and_then(|body| usize::try_from(body).ok()) else {
             self.state = State::Lost;
-            found.push(Statement { kind: Kind::Unreadable, name: None, sql: None, truncated: false });
+            found.push(Statement::new(Kind::Unreadable, None, None));
             return;
         };
         let of_interest = matches!(tag, b'B' | b'C' | b'E' | b'F' | b'P' | b'Q');
@@ -153,44 +111,38 @@ impl Observer {
         let mut rest = kept.as_slice();
         match tag {
             b'Q' => {
-                let Text { sql, truncated } = self.text(rest);
-                found.push(Statement { kind: Kind::Query, name: None, sql: Some(sql), truncated });
+                found.push(Statement::new(Kind::Query, None, Some(&self.text(rest))));
             }
             b'P' => {
                 let name = string(&mut rest);
                 let text = Arc::new(self.text(rest));
                 if !name.is_empty() {
-                    let Text { sql, truncated } = (*text).clone();
-                    found.push(Statement { kind: Kind::Prepare, name: Some(name.clone()), sql: Some(sql), truncated });
+                    found.push(Statement::new(Kind::Prepare, Some(name.clone()), Some(&text)));
                 }
                 self.statements.insert(name, text);
             }
             b'B' => {
                 let portal = string(&mut rest);
                 let name = string(&mut rest);
-                let text = self.statements.values.get(&name).cloned();
+                let text = self.statements.get(&name).cloned();
                 self.portals.insert(portal, Portal { name, text, ran: false });
             }
             b'E' => {
-                let portal = self.portals.values.get_mut(&string(&mut rest)).filter(|portal| !portal.ran);
+                let portal = self.portals.get_mut(&string(&mut rest)).filter(|portal| !portal.ran);
                 if let Some(Portal { name, text, ran }) = portal {
                     *ran = true;
-                    found.push(Statement {
-                        kind: Kind::Execute,
-                        name: Some(name.clone()).filter(|name| !name.is_empty()),
-                        sql: text.as_ref().map(|text| text.sql.clone()),
-                        truncated: text.as_ref().is_some_and(|text| text.truncated),
-                    });
+                    let name = Some(name.clone()).filter(|name| !name.is_empty());
+                    found.push(Statement::new(Kind::Execute, name, text.as_deref()));
                 }
             }
             b'C' => match rest.split_first() {
-                Some((b'S', mut name)) => self.statements.remove(&string(&mut name)),
-                Some((b'P', mut name)) => self.portals.remove(&string(&mut name)),
+                Some((b'S', mut name)) => self.statements.remove(string(&mut name).as_str()),
+                Some((b'P', mut name)) => self.portals.remove(string(&mut name).as_str()),
                 _ => {}
             },
             b'F' => {
                 let function = rest.first_chunk::<4>().map(|oid| u32::from_be_bytes(*oid).to_string());
-                found.push(Statement { kind: Kind::Function, name: function, sql: None, truncated: false });
+                found.push(Statement::new(Kind::Function, function, None));
             }
             _ => {}
         }
@@ -200,11 +152,7 @@ impl Observer {
     fn text(&self, bytes: &[u8]) -> Text {
         let whole = bytes.iter().position(|byte| *byte == 0);
         let bytes = bytes.get(..whole.unwrap_or(bytes.len())).unwrap_or_default();
-        let truncated = whole.is_none() || bytes.len() > self.limits.text;
-        let bytes = bytes.get(..self.limits.text).unwrap_or(bytes);
-        let sql = String::from_utf8_lossy(bytes);
-        let sql = if self.limits.redact { redact::literals(&sql, Dialect::Postgres) } else { sql.into_owned() };
-        Text { sql, truncated }
+        self.limits.apply(bytes, whole.is_none(), Dialect::Postgres)
     }
 }
 
@@ -223,6 +171,7 @@ mod tests {
 
     use super::*;
     use crate::wire::pg::message;
+    use crate::wire::statements::KEPT;
 
     const LIMITS: Limits = Limits { text: 64, redact: false };
 
@@ -328,7 +277,7 @@ mod tests {
             observer.up(&message(b'B', &[name.as_bytes(), name.as_bytes(), &[0, 0]]), &mut found);
         }
         assert_eq!(found.iter().filter(|statement| statement.kind == Kind::Prepare).count(), 10_000);
-        assert_eq!((observer.statements.values.len(), observer.portals.values.len()), (KEPT, KEPT));
+        assert_eq!((observer.statements.len(), observer.portals.len()), (KEPT, KEPT));
         found.clear();
         observer.up(&message(b'E', &[b"s9999\0", &[0, 0, 0, 0]]), &mut found);
         assert_eq!(found, [statement(Kind::Execute, Some("s9999"), Some("select 1"))]);

@@ -17,6 +17,7 @@ fn settings() -> Settings {
         attributes: vec![("bastion_connection", "7".to_owned())],
         read_only: false,
         demand: None,
+        statements: false,
     }
 }
 
@@ -98,6 +99,8 @@ fn the_client_sees_the_upstreams_greeting_without_what_must_not_hold() {
     assert_eq!((shown.status, shown.reserved), (real.status, real.reserved));
     assert_eq!(shown.capabilities, real.capabilities & !MASKED);
     assert_eq!(&shown.scramble[..], &[3; 20]);
+    let (_, read) = greeted(Settings { statements: true, ..settings() });
+    assert_eq!(read.capabilities, real.capabilities & !(MASKED | QUERY_ATTRIBUTES));
     let (_, with_tls) = greeted(Settings { offer_tls: true, ..settings() });
     assert_eq!(with_tls.capabilities & SSL, SSL);
 }
