@@ -317,6 +317,7 @@ fn router(shared: &Arc<Shared>) -> Router {
         .route("/metadata/{task}/task", get(task_metadata))
         .route("/_sandbox/faults", post(set_faults))
         .route("/_sandbox/gateway", post(change_gateway))
+        .route("/_sandbox/throttle", get(throttle))
         .route("/_sandbox/sessions", get(sessions))
         .route("/_sandbox/sessions/{id}", axum::routing::delete(end_session))
         .with_state(Arc::clone(shared))
@@ -416,6 +417,12 @@ async fn change_gateway(
     }
 }
 
+/// What the pauses of the agents have cost: `bytes / slept_s` is the most that one session can bring down.
+async fn throttle(State(_): State<Arc<Shared>>) -> axum::Json<Value> {
+    let (bytes, slept) = agent::throttle();
+    std::future::ready(axum::Json(json!({"bytes": bytes, "slept_s": slept.as_secs_f64()}))).await
+}
+
 async fn sessions(State(shared): State<Arc<Shared>>) -> axum::Json<Vec<String>> {
     std::future::ready(axum::Json(shared.gateway.session_ids())).await
 }
@@ -447,6 +454,8 @@ pub(crate) fn wall_clock() -> SystemTime {
 
 /// The relay's configuration and the environment of `demo`, for a database on this machine.
 pub mod demo {
+    use anyhow::Context as _;
+
     use super::mariadb::{self, MariaDb};
     use super::postgres::{self, Postgres};
     use super::{BTreeMap, Config, Duration, Identity, Path, TaskDefinition, Value, gateway, iam, json};
@@ -526,5 +535,28 @@ pub mod demo {
             rds_state: Some((database.state_file.clone(), endpoints)),
             gateway: gateway::Options::default(),
         }
+    }
+
+    /// Targets that are only bytes, with no name to verify: ports of this machine, for measurements.
+    ///
+    /// # Errors
+    /// Never, as long as `config` is the one above.
+    pub fn add_tcp_targets(config: &mut Config, targets: &[(String, u16)]) -> anyhow::Result<()> {
+        let parameter = config.parameters.get_mut("/bastion/demo").context("no environment")?;
+        let mut environment: Value = serde_json::from_str(parameter)?;
+        for (name, port) in targets {
+            let target = json!({"engine": "tcp", "host": "127.0.0.1", "port": port});
+            for definition in &mut config.task_definitions {
+                let text = definition.environment.get_mut("BASTION_CONFIG").context("no configuration")?;
+                let mut relay: Value = serde_json::from_str(text)?;
+                relay["target"][name] = target.clone();
+                *text = relay.to_string();
+            }
+            for access in ["read", "write"] {
+                environment["access"][access]["target"][name] = target.clone();
+            }
+        }
+        *parameter = environment.to_string();
+        Ok(())
     }
 }

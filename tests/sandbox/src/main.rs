@@ -26,6 +26,9 @@ enum Command {
         /// The bastion program that tasks run; the one beside this program if not given
         #[arg(long)]
         bastion: Option<PathBuf>,
+        /// A further target of engine tcp in both access levels: a port of this machine
+        #[arg(long = "tcp", value_name = "NAME=PORT", value_parser = tcp_target)]
+        tcp_targets: Vec<(String, u16)>,
     },
     /// Check the RDS IAM token on standard input for a login as PAM_USER; exit 0 if it is good
     VerifyRdsToken {
@@ -36,28 +39,36 @@ enum Command {
     },
 }
 
+fn tcp_target(text: &str) -> Result<(String, u16), String> {
+    let (name, port) = text.split_once('=').ok_or("it is written NAME=PORT, for example echo=7")?;
+    let port = port.parse().map_err(|_| format!("{port:?} is no port, a number from 1 to 65535"))?;
+    Ok((name.to_owned(), port))
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Up { bastion } => {
+        Command::Up { bastion, tcp_targets } => {
             let program = std::env::current_exe()?;
             let bastion = bastion.unwrap_or_else(|| program.with_file_name("bastion"));
             anyhow::ensure!(bastion.exists(), "there is no {}; run cargo build first", bastion.display());
             let bastion = std::path::absolute(bastion)?;
-            tokio::runtime::Runtime::new()?.block_on(up(&program, &bastion))?;
+            tokio::runtime::Runtime::new()?.block_on(up(&program, &bastion, &tcp_targets))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::VerifyRdsToken { state, log } => Ok(verify(&state, &log)),
     }
 }
 
-async fn up(program: &Path, bastion: &Path) -> anyhow::Result<()> {
+async fn up(program: &Path, bastion: &Path, tcp_targets: &[(String, u16)]) -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let folder = tempfile::Builder::new().prefix("bastion-sandbox-").tempdir()?;
     // The servers run as other users and must get through.
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let database = Postgres::start(folder.path(), program, Flaws::default()).await?;
     let mysql = MariaDb::start(folder.path(), program, Flaws::default()).await?;
-    let sandbox = Sandbox::start(demo::config(folder.path(), bastion, &database, Some(&mysql))).await?;
+    let mut config = demo::config(folder.path(), bastion, &database, Some(&mysql));
+    demo::add_tcp_targets(&mut config, tcp_targets)?;
+    let sandbox = Sandbox::start(config).await?;
     let callers: Map<String, Value> = ["alice", "bob", "carol", "eve"]
         .into_iter()
         .map(|name| {

@@ -49,6 +49,11 @@ impl Default for Options {
     }
 }
 
+/// Bytes of full messages of all sessions so far, and the pauses after them.
+pub(crate) fn throttle() -> (u64, Duration) {
+    smux::throttle()
+}
+
 /// What became of a data message.
 #[derive(Debug, PartialEq, Eq)]
 enum Handled {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, W
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +30,15 @@ const BACKLOG: usize = 1024;
 const PIPE: usize = 208 * 1024;
 /// Bytes of one message.
 const READ: usize = 1024;
+
+/// Full messages of all sessions, and how long was paused after them.
+static FULL: AtomicU64 = AtomicU64::new(0);
+static SLEPT_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of full messages, and the pauses after them.
+pub(super) fn throttle() -> (u64, Duration) {
+    (FULL.load(Ordering::Relaxed) * READ as u64, Duration::from_nanos(SLEPT_NS.load(Ordering::Relaxed)))
+}
 
 type Chunk = (Bytes, OwnedSemaphorePermit);
 
@@ -167,14 +178,19 @@ async fn publish(mut pipe: ReadHalf<DuplexStream>, pause: Duration, out: Arc<Out
         while out.is_paused() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        match pipe.read(&mut buffer).await {
+        let length = match pipe.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(length) => {
-                let payload = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
-                out.send(PayloadType::OUTPUT, payload).await;
-            }
-        }
+            Ok(length) => length,
+        };
+        let payload = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
+        out.send(PayloadType::OUTPUT, payload).await;
+        let pausing = Instant::now();
         tokio::time::sleep(pause).await;
+        if length == READ {
+            FULL.fetch_add(1, Ordering::Relaxed);
+            let slept = u64::try_from(pausing.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            SLEPT_NS.fetch_add(slept, Ordering::Relaxed);
+        }
     }
 }
 
