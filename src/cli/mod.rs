@@ -100,7 +100,8 @@ fn launcher<F: Future<Output = Result<(), CommandError>>>(
     let filter = telemetry::filter(&filter)
         .map_err(|error| CommandError::new(Kind::Config, anyhow::anyhow!("{}: is {filter:?}: {error}", vars::LOG)))?;
     telemetry::init(telemetry::Format::Text, filter);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CommandError::failed)?;
+    // One thread carries more than a tunnel brings, and a message that wakes no second one costs half.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CommandError::failed)?;
     let result = runtime.block_on(async {
         let (shutdown, listening) = shutdown::listen().map_err(CommandError::failed)?;
         let now = shutdown.now.clone();

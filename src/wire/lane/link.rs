@@ -21,6 +21,8 @@ pub const LANES_MAX: usize = 64;
 pub const TARGET_MAX: usize = 255;
 /// A stream that was quiet may send so much before busy ones have their turn.
 const BONUS: u64 = 32 * 1024;
+/// One that is so far behind the others was quiet; streams that all have much to send differ by a segment or two.
+const SMALL_LAG: u64 = 4 * 1024;
 /// And may put so much on a lane that is full already.
 const SMALL_EXTRA: usize = 4 * 1024;
 /// So long after a quiet stream has sent something, one lane is kept nearly empty for it.
@@ -652,7 +654,7 @@ impl Link {
         }
         while let Some((tag, id)) = self.turns.first().copied() {
             // It was quiet while others sent: what somebody types, most likely.
-            let small = self.served.saturating_sub(tag) > BONUS >> 1;
+            let small = self.served.saturating_sub(tag) > SMALL_LAG;
             let Some((lane, limit)) = self.choose(now, small) else { return };
             if small {
                 self.clear_until = Some(later(now, KEEP_CLEAR));
@@ -705,13 +707,18 @@ impl Link {
 
     /// The lane for the next piece, and how much that lane may have under way; `None`: all are full.
     fn choose(&mut self, now: Instant, small: bool) -> Option<(u32, usize)> {
-        let keep_clear = self.clear_until.is_some_and(|until| now < until) && self.lanes.len() > 1;
+        let moving = self.lanes.values().filter(|lane| !lane.stalled).count();
+        let keep_clear = self.clear_until.is_some_and(|until| now < until) && moving > 1;
         let mut best: Option<((Duration, u64), u32, usize)> = None;
         let mut clear = keep_clear && !small;
         for (id, lane) in self.lanes.iter_mut().filter(|(_, lane)| !lane.stalled) {
             let budget = &mut lane.budget;
             let limit = match std::mem::take(&mut clear) {
-                true => budget.holds().saturating_sub(budget.segment()),
+                true => match budget.holds().saturating_sub(budget.segment()) {
+                    // Even one segment would be in the way.
+                    0 => continue,
+                    some => some,
+                },
                 _ if small => budget.bytes().saturating_add(SMALL_EXTRA),
                 _ if budget.wants_empty(now) && budget.best().is_some() => 1,
                 _ => budget.bytes(),

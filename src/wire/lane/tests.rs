@@ -370,7 +370,7 @@ fn four_lanes_carry_four_times_as_much_as_one_and_queues_stay_short() {
         let most = world.lanes.iter().map(|lane| lane.pipes[OPENER].most).max().unwrap();
         (world.now - began, most)
     };
-    for latency in [1, 20] {
+    for latency in [0, 1, 20] {
         let (one, _) = took(1, latency);
         let (four, most) = took(4, latency);
         let ratio = one.as_secs_f64() / four.as_secs_f64();
@@ -382,7 +382,7 @@ fn four_lanes_carry_four_times_as_much_as_one_and_queues_stay_short() {
 
 #[test]
 fn what_somebody_types_overtakes_a_download() {
-    for latency in [1, 20] {
+    for latency in [0, 1, 20] {
         let mut world = World::new(4, || agent(Duration::from_millis(latency)), 3);
         let bulk = world.open("open", Vec::new());
         let typed = world.open("echo", Vec::new());
@@ -402,7 +402,9 @@ fn what_somebody_types_overtakes_a_download() {
         let mut loaded: Vec<Duration> = (0..50).map(|_| ping(&mut world)).collect();
         loaded.sort();
         assert!(loaded[25] < 2 * idle, "{idle:?} alone, {:?} beside a download", loaded[25]);
-        assert!(loaded[49] < 4 * idle, "{idle:?} alone, at most {:?} beside a download", loaded[49]);
+        // The first one finds no lane that is clear.
+        let worst = 4 * idle.max(Duration::from_millis(1));
+        assert!(loaded[49] < worst, "{idle:?} alone, at most {:?} beside a download", loaded[49]);
     }
 }
 
