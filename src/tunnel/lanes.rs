@@ -5,7 +5,6 @@
 //! lanes is served the plain way: every client has a stream of the first tunnel.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -91,13 +90,23 @@ struct Inner {
     way: watch::Sender<Way>,
     lanes: watch::Sender<LanesState>,
     state: watch::Sender<State>,
-    /// Tunnels that keep their sessions alive only while clients are there.
-    tunnels: Mutex<Vec<Tunnel>>,
-    clients: AtomicUsize,
+    used: Mutex<Used>,
     /// Of links that are over.
     past: Mutex<link::Stats>,
     stop: CancellationToken,
     tracker: TaskTracker,
+}
+
+/// Tunnels, which keep their sessions alive only while clients are there.
+struct Used {
+    tunnels: Vec<Tunnel>,
+    clients: usize,
+}
+
+impl Used {
+    fn keep_alive(&self) {
+        self.tunnels.iter().for_each(|tunnel| tunnel.keep_alive(self.clients > 0));
+    }
 }
 
 /// See the module. Cheap to clone; ends with [`Lanes::close`].
@@ -111,9 +120,9 @@ pub(super) struct Present<'a>(&'a Inner);
 
 impl Drop for Present<'_> {
     fn drop(&mut self) {
-        if self.0.clients.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.keep_alive(false);
-        }
+        let mut used = self.0.used();
+        used.clients = used.clients.saturating_sub(1);
+        used.keep_alive();
     }
 }
 
@@ -123,7 +132,7 @@ impl Lanes {
     pub(crate) fn begin(first: Tunnel, wanted: usize, pass: Arc<dyn Pass>, opener: Arc<dyn Opener>) -> Self {
         let state = first.state().borrow().clone();
         let inner = Arc::new(Inner {
-            tunnels: Mutex::new(vec![first.clone()]),
+            used: Mutex::new(Used { tunnels: vec![first.clone()], clients: 0 }),
             first,
             wanted,
             pass,
@@ -131,12 +140,11 @@ impl Lanes {
             way: watch::Sender::new(Way::None),
             lanes: watch::Sender::new(LanesState { wanted, ..LanesState::default() }),
             state: watch::Sender::new(state),
-            clients: AtomicUsize::new(0),
             past: Mutex::default(),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
         });
-        inner.keep_alive(false);
+        inner.used().keep_alive();
         let stop = inner.stop.clone();
         if wanted == 0 {
             inner.lanes.send_modify(|lanes| lanes.plain = true);
@@ -204,14 +212,22 @@ impl Lanes {
 
     /// Counts a client for as long as the result lives.
     pub(super) fn present(&self) -> Present<'_> {
-        if self.inner.clients.fetch_add(1, Ordering::AcqRel) == 0 {
-            self.inner.keep_alive(true);
-        }
+        let mut used = self.inner.used();
+        used.clients = used.clients.saturating_add(1);
+        used.keep_alive();
         Present(&self.inner)
     }
 
     pub(crate) fn clients(&self) -> usize {
-        self.inner.clients.load(Ordering::Acquire)
+        self.inner.used().clients
+    }
+
+    /// How many sessions are kept alive, and how many are not.
+    #[cfg(test)]
+    pub(super) fn kept_alive(&self) -> (usize, usize) {
+        let used = self.inner.used();
+        let kept = used.tunnels.iter().filter(|tunnel| tunnel.keeps_alive()).count();
+        (kept, used.tunnels.len() - kept)
     }
 
     /// What the lanes together are doing.
@@ -225,7 +241,7 @@ impl Lanes {
 
     /// Of the first tunnel, with what the link carried in it and in the other lanes.
     pub(crate) fn stats(&self) -> (Stats, link::Stats) {
-        let tunnels = self.inner.tunnels().iter().map(Tunnel::stats).collect::<Vec<_>>();
+        let tunnels = self.inner.used().tunnels.iter().map(Tunnel::stats).collect::<Vec<_>>();
         let mut stats = self.inner.first.stats();
         stats.reconnects = tunnels.iter().map(|stats| stats.reconnects).sum();
         let past = *self.inner.past.lock().unwrap_or_else(PoisonError::into_inner);
@@ -252,12 +268,8 @@ impl Lanes {
 }
 
 impl Inner {
-    fn tunnels(&self) -> MutexGuard<'_, Vec<Tunnel>> {
-        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep_alive(&self, on: bool) {
-        self.tunnels().iter().for_each(|tunnel| tunnel.keep_alive(on));
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a client may use now; the outer `None`: nothing.
@@ -382,11 +394,14 @@ impl Inner {
                 }
             };
             let began = Instant::now();
-            tunnel.keep_alive(self.clients.load(Ordering::Acquire) > 0);
-            self.tunnels().push(tunnel.clone());
+            {
+                let mut used = self.used();
+                used.tunnels.push(tunnel.clone());
+                used.keep_alive();
+            }
             let carried = self.stop.run_until_cancelled(self.join(&tunnel, &current)).await;
             tracing::debug!(number, ?carried, "a lane is gone");
-            self.tunnels().retain(|known| !known.is(&tunnel));
+            self.used().tunnels.retain(|known| !known.is(&tunnel));
             tunnel.close().await;
             self.opener.end(&session_id).await;
             wait = if began.elapsed() > GOOD { BACKOFF.0 } else { wait.saturating_mul(2).min(BACKOFF.1) };
@@ -438,7 +453,7 @@ impl Inner {
             });
             let mut state = first.borrow_and_update().clone();
             // A lane that carries nothing just now seems to move even if its tunnel is lost.
-            let linked = self.tunnels().iter().any(|tunnel| *tunnel.state().borrow() == State::Connected);
+            let linked = self.used().tunnels.iter().any(|tunnel| *tunnel.state().borrow() == State::Connected);
             if now.moving > 0 && linked {
                 stuck_since = None;
                 state = State::Connected;

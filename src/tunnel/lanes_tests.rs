@@ -1,270 +1,15 @@
-//! Lanes over the sandbox's gateway and agents, to a small relay in this process.
+//! Lanes come, go, are lost and end.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use bastion_sandbox::gateway::{Event, Gateway, Knobs, Odds, Options, Path, SessionSpec, Started, WhenDown};
+use bastion_sandbox::gateway::{Event, Knobs, Odds, Path, WhenDown};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::client::CarryError;
-use super::lanes::{Lanes, Opener};
+use super::world::{PATIENCE, World, exchange, noise};
 use super::*;
-use crate::link::Link;
-use crate::types::Engine;
-
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Sessions of one gateway, to one port.
-#[derive(Clone)]
-struct Sessions {
-    gateway: Gateway,
-    address: std::net::SocketAddr,
-    port: u16,
-    count: Arc<AtomicUsize>,
-    /// A session that is over is followed by another.
-    goes_on: bool,
-    refuses: Arc<AtomicBool>,
-}
-
-impl Sessions {
-    fn grant(&self, started: Started) -> SessionGrant {
-        SessionGrant {
-            session_id: started.session_id,
-            token: started.token.into(),
-            stream_url: format!("ws://{}{}", self.address, started.stream_path).into(),
-        }
-    }
-
-    fn start(&self) -> SessionGrant {
-        let number = self.count.fetch_add(1, Ordering::SeqCst);
-        self.grant(self.gateway.start_session(SessionSpec {
-            session_id: format!("alice@example.com-{number:016}"),
-            target: "ecs:c_t_r".to_owned(),
-            agent_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: self.port,
-        }))
-    }
-
-    async fn tunnel(&self) -> Result<(Tunnel, String), ControlError> {
-        if self.refuses.load(Ordering::SeqCst) {
-            return Err(ControlError("too many sessions".to_owned()));
-        }
-        let grant = self.start();
-        let id = grant.session_id.clone();
-        let tunnel = Tunnel::open(Config::default(), grant, Arc::new(self.clone()), CancellationToken::new()).await;
-        Ok((tunnel.map_err(|error| ControlError(error.to_string()))?, id))
-    }
-}
-
-impl Control for Sessions {
-    fn sign_upgrade<'a>(
-        &'a self,
-        _url: &'a str,
-        _now: SystemTime,
-    ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn start(&self, _wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>> {
-        let gone = || StartError::Gone("one session".to_owned());
-        Box::pin(async move { self.goes_on.then(|| Self::start(self)).ok_or_else(gone) })
-    }
-
-    fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
-        Box::pin(async move { Ok(self.gateway.resume_session(session_id).map(|started| self.grant(started))) })
-    }
-}
-
-impl Opener for Sessions {
-    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), ControlError>> {
-        Box::pin(self.tunnel())
-    }
-
-    fn end<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, ()> {
-        Box::pin(async {
-            let _over_already = self.gateway.terminate_session(session_id);
-        })
-    }
-}
-
-impl Pass for () {
-    fn token(&self) -> Option<SecretString> {
-        None
-    }
-
-    fn renew<'a>(&'a self, _refused: Option<&'a SecretString>) -> BoxFuture<'a, Result<(), ControlError>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-}
-
-/// Joins lanes to links, as the relay does. Its targets: `echo`; `hash` answers with the SHA-256 of what came.
-#[derive(Default)]
-struct Relay {
-    links: Mutex<HashMap<String, Link>>,
-    /// No lane is answered while this is set.
-    held: watch::Sender<bool>,
-    /// Lanes that are not answered.
-    waiting: watch::Sender<usize>,
-}
-
-impl Relay {
-    async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let mut tasks = JoinSet::new();
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            tasks.spawn(Arc::clone(&self).lane(stream));
-        }
-    }
-
-    async fn lane(self: Arc<Self>, mut stream: TcpStream) {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => head.push(byte),
-                Err(_) => return,
-            }
-        }
-        let head = String::from_utf8(head).unwrap();
-        self.waiting.send_modify(|waiting| *waiting += 1);
-        self.held.subscribe().wait_for(|held| !held).await.unwrap();
-        self.waiting.send_modify(|waiting| *waiting -= 1);
-        let header = |name: &str| {
-            let line = head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-            line.unwrap_or_default().to_owned()
-        };
-        let link = match header("bastion-lane").as_str() {
-            "new" => Some(self.begin(header("bastion-link"))),
-            _ => self.links.lock().unwrap().get(&header("bastion-link")).cloned(),
-        };
-        let Some(link) = link.filter(|link| link.over().is_none()) else {
-            stream.write_all(b"HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-            return;
-        };
-        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
-        let _gone = link.carry(stream).await;
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "ends with its link")]
-    fn begin(&self, secret: String) -> Link {
-        let link = Link::acceptor();
-        self.links.lock().unwrap().insert(secret, link.clone());
-        let serving = link.clone();
-        tokio::spawn(async move {
-            let mut streams = JoinSet::new();
-            let serve = async {
-                while let Some((stream, target)) = serving.accept().await {
-                    streams.spawn(serve(stream, target));
-                }
-            };
-            tokio::join!(serving.keep_time(), serve);
-        });
-        link
-    }
-}
-
-async fn serve(stream: crate::link::Stream, target: String) {
-    let (mut read, mut write) = tokio::io::split(stream);
-    if target == "echo" {
-        let _gone = tokio::io::copy(&mut read, &mut write).await;
-    } else {
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(length @ 1..) = read.read(&mut buffer).await {
-            hash.update(&buffer[..length]);
-        }
-        let _gone = write.write_all(&hash.finalize()).await;
-    }
-    let _gone = write.shutdown().await;
-}
-
-struct World {
-    sessions: Sessions,
-    relay: Arc<Relay>,
-    first: Tunnel,
-    lanes: Lanes,
-    servers: JoinSet<()>,
-}
-
-impl World {
-    async fn new(wanted: usize) -> Self {
-        let gateway = Gateway::new(Options::default(), Arc::new(|_| Ok(())));
-        let mut servers = JoinSet::new();
-        let relay = Arc::new(Relay::default());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        servers.spawn(Arc::clone(&relay).serve(listener));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let router = gateway.router();
-        servers.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let (count, refuses) = Default::default();
-        let sessions = Sessions { gateway, address, port, count, goes_on: false, refuses };
-        let (first, _) = Sessions { goes_on: true, ..sessions.clone() }.tunnel().await.unwrap();
-        let lanes = Lanes::begin(first.clone(), wanted, Arc::new(()), Arc::new(sessions.clone()));
-        lanes.known(PATIENCE).await;
-        Self { sessions, relay, first, lanes, servers }
-    }
-
-    async fn all_joined(&self) {
-        let mut states = self.lanes.lanes();
-        let joined = states.wait_for(|state| state.open == state.wanted);
-        tokio::time::timeout(PATIENCE, joined).await.expect("lanes are missing").unwrap();
-    }
-
-    /// A local client of a target, and what became of carrying it.
-    async fn client(&self, target: &'static str) -> (TcpStream, tokio::task::JoinHandle<Result<(), CarryError>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (served, _) = listener.accept().await.unwrap();
-        let lanes = self.lanes.clone();
-        #[expect(clippy::disallowed_methods, reason = "it is awaited")]
-        let carried = tokio::spawn(async move { client::carry(&lanes, target, Engine::Tcp, served).await });
-        (client, carried)
-    }
-
-    async fn end(mut self) {
-        self.lanes.close().await;
-        self.first.close().await;
-        assert!(self.sessions.gateway.session_ids().len() <= 1, "{:?}", self.sessions.gateway.session_ids());
-        self.servers.shutdown().await;
-    }
-}
-
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut out = Vec::with_capacity(length);
-    while out.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out
-}
-
-/// Sends all of it, half-closes, reads the answer to its end.
-async fn exchange(client: TcpStream, sent: &[u8]) -> Vec<u8> {
-    let (mut read, mut write) = client.into_split();
-    let mut answer = Vec::new();
-    let both = async {
-        tokio::join!(
-            async {
-                write.write_all(sent).await.unwrap();
-                write.shutdown().await.unwrap();
-            },
-            async { read.read_to_end(&mut answer).await.unwrap() }
-        )
-    };
-    tokio::time::timeout(PATIENCE, both).await.expect("stuck");
-    answer
-}
 
 #[tokio::test]
 async fn four_sessions_carry_one_link_and_end_with_it() {
@@ -380,6 +125,54 @@ async fn the_relay_hears_of_the_end_at_once_also_while_lanes_are_opening() {
         carried.await.unwrap().unwrap_err();
         world.end().await;
     }
+}
+
+#[tokio::test]
+async fn sessions_are_kept_alive_while_a_client_is_there_and_no_longer() {
+    let world = World::new(2).await;
+    world.all_joined().await;
+    assert_eq!(world.lanes.kept_alive(), (0, 2));
+    let (mut client, carried) = world.client("echo").await;
+    client.write_all(b"hello").await.unwrap();
+    client.read_exact(&mut [0; 5]).await.unwrap();
+    assert_eq!(world.lanes.kept_alive(), (2, 0));
+    // A session that comes while the client is there.
+    let mut ids = world.sessions.gateway.session_ids();
+    ids.sort();
+    assert!(world.sessions.gateway.terminate_session(&ids[1]));
+    world.lanes.lanes().wait_for(|lanes| lanes.open == 1).await.unwrap();
+    world.all_joined().await;
+    assert_eq!(world.lanes.kept_alive(), (2, 0));
+    drop(client);
+    drop(carried.await.unwrap());
+    assert_eq!(world.lanes.kept_alive(), (0, 2));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_target_that_reads_nothing_holds_up_nobody_else() {
+    let world = World::new(2).await;
+    world.all_joined().await;
+    let (mut deaf, ignored) = world.client("deaf").await;
+    let filling = async {
+        let noise = noise(1 << 20);
+        while deaf.write_all(&noise).await.is_ok() {}
+    };
+    let sent = noise(1_000_000);
+    let others = async {
+        for _ in 0..2 {
+            let (client, carried) = world.client("echo").await;
+            assert!(exchange(client, &sent).await == sent);
+            carried.await.unwrap().unwrap();
+        }
+    };
+    tokio::select! {
+        () = filling => panic!("somebody took all of it"),
+        () = others => {}
+    }
+    // As over TCP alone: what it has sent goes before its end, which the target would have to read first.
+    ignored.abort();
+    world.end().await;
 }
 
 #[tokio::test]

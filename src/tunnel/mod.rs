@@ -287,6 +287,11 @@ impl Tunnel {
         self.shared.lock().session.keep_alive(on);
     }
 
+    #[cfg(test)]
+    fn keeps_alive(&self) -> bool {
+        self.shared.lock().session.keeps_alive()
+    }
+
     /// Whether it is the same tunnel.
     fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
@@ -304,4 +309,8 @@ mod fault_tests;
 #[cfg(test)]
 mod lanes_tests;
 #[cfg(test)]
+mod matrix_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;

@@ -156,6 +156,10 @@ impl PortSession {
         self.keeps_alive = on;
     }
 
+    pub fn keeps_alive(&self) -> bool {
+        self.keeps_alive
+    }
+
     /// Queues bytes; false if the stream is closed.
     pub fn write(&mut self, stream: u32, data: Bytes) -> bool {
         self.mux.write(stream, data)

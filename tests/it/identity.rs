@@ -105,6 +105,30 @@ impl Relay<'_> {
     }
 }
 
+impl Relay<'_> {
+    async fn token(&self, world: &World, name: &str) -> String {
+        let claim = Proof::new(world, self, name, &self.challenge().await).claim();
+        let (status, granted) = self.authorize(&claim).await;
+        assert_eq!(status, 200, "{granted}");
+        granted["token"].as_str().unwrap().to_owned()
+    }
+
+    /// A lane of a link: the relay's answer, and the lane.
+    async fn link(&self, token: &str, secret: &str, wish: &str) -> (String, TcpStream) {
+        let request = format!(
+            "GET /v1/lane HTTP/1.1\r\nHost: bastion\r\nConnection: Upgrade\r\nUpgrade: bastion-lane/1\r\n\
+             Bastion-Link: {secret}\r\nBastion-Lane: {wish}\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        let mut stream = TcpStream::connect((self.address, 7070)).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tokio::time::timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+        }
+        (String::from_utf8(head).unwrap(), stream)
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "signatures carry the time of day")]
 fn now() -> SystemTime {
     SystemTime::now()
@@ -193,6 +217,35 @@ async fn patterns_let_others_in_and_optional_identity_opens_the_plain_ports() {
     assert!(relay.lane(None).await.starts_with("HTTP/1.1 101"));
     assert!(relay.lane(Some("wrong")).await.starts_with("HTTP/1.1 401"));
     assert_eq!(relay.psql(5432, &[], "select 1").await.0, 0);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_link_is_joined_by_the_person_who_began_it_and_by_nobody_else() {
+    let world = World::start().await;
+    let relay = world
+        .task_of_alice(|config| config["allow"] = json!(["arn:aws:sts::123456789012:assumed-role/Developer/b*"]))
+        .await;
+    let (alice, bob) = (relay.token(&world, "alice").await, relay.token(&world, "bob").await);
+    let secret = "0123456789abcdef0123456789abcdef";
+    let (answer, _first) = relay.link(&alice, secret, "new").await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    // He may come in, and knows its number, but it is not his link.
+    let (answer, _) = relay.link(&bob, secret, "join").await;
+    assert!(answer.starts_with("HTTP/1.1 410"), "{answer}");
+    let (answer, _) = relay.link(&bob, secret, "new").await;
+    assert!(answer.starts_with("HTTP/1.1 409"), "{answer}");
+    // She is known by who she is, not by the token.
+    let another = relay.token(&world, "alice").await;
+    assert_ne!(another, alice);
+    let (answer, _second) = relay.link(&another, secret, "join").await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    let (answer, _) = relay.link("wrong", secret, "join").await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    for (secret, wish) in [("0123", "new"), (&"g".repeat(32), "new"), (secret, "take")] {
+        let (answer, _) = relay.link(&bob, secret, wish).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
     world.stop().await;
 }
 

@@ -132,7 +132,7 @@ class Soak:
                 break
         else:
             sys.exit("bastion up ended; what it said stands above")
-        self.events = []
+        self.events, self.began = [], time.monotonic()
         threading.Thread(target=self.listen, daemon=True).start()
         kinds = {"postgres": Postgres, "mysql": Mysql}
         # Targets that refuse every login are there for other tests.
@@ -142,7 +142,10 @@ class Soak:
 
     def listen(self):
         for line in self.up.stdout:
-            self.events.append(json.loads(line))
+            event = json.loads(line)
+            self.events.append(event)
+            if event["event"] == "warning":
+                print(f"launcher, {time.monotonic() - self.began:.0f} s: {event['message']}", flush=True)
 
     def admin(self, path, document):
         request = urllib.request.Request(f"{self.ready['endpoint']}/_sandbox/{path}", json.dumps(document).encode(), {"content-type": "application/json"})
@@ -210,6 +213,11 @@ class Soak:
             self.faults[name] += 1
         self.admin("gateway", change)
 
+    def relay_log(self):
+        """What the relay has said of itself, without its INFO lines."""
+        lines = [line for path in pathlib.Path(self.ready["folder"]).rglob("task-*.log") for line in path.read_text().splitlines()]
+        return [line for line in lines if '"level":"WARN"' in line or '"level":"ERROR"' in line]
+
     def memory(self):
         def rss(pid):
             text = pathlib.Path(f"/proc/{pid}/status").read_text()
@@ -245,6 +253,8 @@ class Soak:
         if self.up.poll() is not None:
             self.fail(f"bastion up ended with exit {self.up.returncode}")
         self.admin("gateway", {"knobs": {}})
+        for line in self.relay_log()[-20:]:
+            print(f"relay: {line}", flush=True)
         self.over.set()
         for client in clients:
             client.join(STUCK)

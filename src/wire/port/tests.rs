@@ -617,6 +617,15 @@ fn a_keepalive_goes_out_only_while_a_stream_is_open() {
     pair.run(125_000);
     let kept = pair.sent_frames - quiet;
     assert!((3..10).contains(&kept), "{kept}");
+    // A lane is always open; it counts only while somebody uses it.
+    pair.client.keep_alive(false);
+    pair.run(70_000);
+    let quiet = pair.sent_frames;
+    pair.run(200_000);
+    assert_eq!(pair.sent_frames, quiet);
+    pair.client.keep_alive(true);
+    pair.run(125_000);
+    assert!(pair.sent_frames > quiet);
     pair.client.reset(stream);
     pair.run(70_000);
     let after = pair.sent_frames;

@@ -19,16 +19,17 @@ use super::pace::{PaceConfig, Pacer, Size, is_quick, later};
 use super::payload::{Acknowledge, ChannelClosed, from_json, to_json};
 use super::retransmit::{Cargo, Unacked};
 
-/// Messages kept that came ahead of a missing one; the plugin keeps as many. At 1 KiB each that is 10 MB.
-const EARLY_MAX: usize = 10_000;
+/// Messages kept that came ahead of a missing one. The agent repeats ten lost ones a second and sends on meanwhile; what
+/// is not kept is lost too, so there is room for 80 s of it.
+const EARLY_MAX: usize = 65_536;
 /// Acknowledgements waiting for the socket before it is no longer read.
 const ACKS_MAX: usize = 20_000;
 /// Messages without an acknowledgement, however small.
 const UNACKED_MAX: usize = 8192;
 /// A pause that nobody ends is over after this time: the word that ends it may be lost.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Bytes kept that came ahead of a missing message.
-const EARLY_BYTES: usize = 16 << 20;
+/// Bytes of them.
+const EARLY_BYTES: usize = 64 << 20;
 /// A close with this much under way counts as the gateway's answer to our speed.
 const LOAD: usize = 256 * 1024;
 

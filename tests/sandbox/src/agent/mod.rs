@@ -37,7 +37,8 @@ const VERSION: &str = "3.3.1142.0";
 /// What differs between machines and versions.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// After each message of at most 1024 bytes. 1 ms in the source; no version waits less.
+    /// After each message of at most 1024 bytes. 1 ms in the source; no version waits less, but tests of other things
+    /// than speed may.
     pub pause: Duration,
     /// So long after HandshakeComplete data is refused: the port handler is not there yet.
     pub refuse_for: Duration,

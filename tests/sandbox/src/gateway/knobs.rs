@@ -174,6 +174,9 @@ pub enum Event {
     CutClient,
     /// The next `count` frames of that kind and direction are lost.
     DropNext { direction: Direction, kind: Kind, count: u32 },
+    /// The client gets frames that nobody understands: no message at all, messages of an unknown type or with a header
+    /// that is wrong. None of them is data of the agent.
+    Junk,
     /// The client's socket falls silent for good: no byte either way, no close. A new one works.
     FreezeClient,
 }

@@ -178,6 +178,11 @@ impl Link {
         state.queue.clear();
     }
 
+    /// Counts a frame that was lost before it came in.
+    pub(crate) fn lost(&self) {
+        self.state().counts.lost += 1;
+    }
+
     /// While muted, frames that come in are lost.
     pub(crate) fn mute(&self, muted: bool) {
         self.state().muted = muted;

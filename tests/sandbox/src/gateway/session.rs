@@ -194,6 +194,7 @@ impl Session {
     /// A frame of the agent. False if its leg is down: the frame is lost.
     pub(crate) async fn take_from_agent(&self, frame: Bytes) -> bool {
         if !self.state().agent_is_up {
+            self.down.lost();
             return false;
         }
         if frame.get(4..36).is_some_and(|name| name.starts_with(b"agent_session_state")) {
@@ -246,6 +247,7 @@ impl Session {
             Event::CutClient => Order::Cut,
             Event::FreezeClient => Order::Freeze,
             Event::CutAgent => return self.cut_agent(),
+            Event::Junk => return frames::junk().into_iter().for_each(|frame| self.down.push_own(frame)),
             Event::DropNext { direction: Direction::Up, kind, count } => return self.up.drop_next(kind, count),
             Event::DropNext { direction: Direction::Down, kind, count } => return self.down.drop_next(kind, count),
         };
