@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "scripts"))
 from measure import Crowd, interleaved, percentile, postgres_log_in, rss_kb  # noqa: E402
 from stand import PASSWORD, POSTGRES_HOST, Stand, free_port, wait_port  # noqa: E402
 
-LISTEN = "127.63.200.1"
+LISTEN, AUDITED = "127.63.200.1", "127.63.200.2"
 # What PostgreSQL's max_connections in the sandbox leaves room for.
 IDLE, BUSY = 700, 100
 
@@ -39,6 +39,7 @@ class Bench:
             "bytes": {**target, "engine": "tcp", "relay_port": 6000},
         }
         self.relay = stand.relay(arguments.relay, targets, LISTEN)
+        stand.relay(arguments.relay, {"login": targets["login"]}, AUDITED, audit="statements")
         self.start_pgbouncer()
         self.start_haproxy()
 
@@ -70,6 +71,7 @@ class Bench:
         return {
             "direct TLS": ("127.0.0.1", self.port, "scram_user", tls),
             "bastion": (LISTEN, 5432, "anyone", {"PGSSLMODE": "disable"}),
+            "audited": (AUDITED, 5432, "anyone", {"PGSSLMODE": "disable"}),
             "PgBouncer": ("127.0.0.1", self.bouncer_port, "anyone", {"PGSSLMODE": "disable"}),
             "bastion tcp": (LISTEN, 6000, "scram_user", tls),
             "HAProxy tcp": ("127.0.0.1", self.haproxy_port, "scram_user", tls),
@@ -96,7 +98,8 @@ class Bench:
         return statistics.median(times), percentile(times, 99)
 
     def table(self, title, options, clients):
-        tps = interleaved(self.ways(), self.arguments.rounds, lambda way: self.pgbench(way, options, clients))
+        ways = [way for way in self.ways() if way != "audited"]
+        tps = interleaved(ways, self.arguments.rounds, lambda way: self.pgbench(way, options, clients))
         print(
             f"{title:<26} {tps['direct TLS']:>9.0f} {tps['bastion']:>9.0f} {tps['PgBouncer']:>9.0f}"
             f" {tps['bastion'] / tps['direct TLS']:>8.2f} {tps['bastion'] / tps['PgBouncer']:>8.2f}"
@@ -104,7 +107,17 @@ class Bench:
             flush=True,
         )
 
+    def audit(self):
+        """What a record of every statement costs; short rounds, because both ways must meet the same machine."""
+        print(f"\n{'with statement audit':<26} {'without':>9} {'with':>9} {'ratio':>8}")
+        for clients in (1, 16):
+            tps = interleaved(["bastion", "audited"], 3 * self.arguments.rounds, lambda way: self.pgbench(way, ["-S"], clients))
+            ratio = tps["audited"] / tps["bastion"]
+            print(f"{f'select, {clients} clients':<26} {tps['bastion']:>9.0f} {tps['audited']:>9.0f} {ratio:>8.2f} (at least 0.90)", flush=True)
+
     def run(self):
+        if self.arguments.only == "audit":
+            return self.audit()
         size = os.path.getsize(self.arguments.relay) / 1e6
         print(f"relay binary {size:.2f} MB ({size / 12:.2f} of 12 MB)")
         idle = rss_kb(self.relay.pid) / 1024
@@ -115,6 +128,7 @@ class Bench:
         for clients in (1, 16, 256):
             self.table(f"read-write, {clients} clients", [], clients)
         self.table("new connections, 4 clients", ["-S", "-C"], 4)
+        self.audit()
         print(f"\n{'latency of a select, ms':<26} {'median':>9} {'p99':>9} {'added':>9}")
         base = None
         for way in self.ways():
@@ -147,6 +161,7 @@ def main():
     parser.add_argument("--programs", required=True)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["audit"], help="this table alone")
     arguments = parser.parse_args()
     with Stand(arguments.programs) as stand:
         Bench(arguments, stand).run()
