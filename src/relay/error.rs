@@ -129,6 +129,12 @@ impl ConnError {
         }
     }
 
+    /// Whether the connection with the database is gone, or says nothing of use.
+    pub(super) fn is_lost_upstream(&self) -> bool {
+        let handshake = matches!(self, Self::Tls(UpstreamTlsError::Handshake(_)));
+        handshake || matches!(self, Self::UpstreamIo(_) | Self::Refused(Refusal::UpstreamGone))
+    }
+
     /// Whether a fresh credential may help: the database did not accept this one.
     pub(super) fn is_stale_credential(&self) -> bool {
         matches!(self, Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate))

@@ -262,6 +262,14 @@ async fn mysql_clients_show_the_local_password() {
             }
         }
     }
+    // What the client says itself about its connection.
+    for (tls, part) in [("--ssl", "Cipher in use is TLS_"), ("--skip-ssl", "Not in use")] {
+        let mut client = Command::new("mariadb");
+        client.args(["--no-defaults", "-u", "anyone", "-h", &listen.to_string(), "-P", "3306", tls, "-e", "status"]);
+        let output = client.arg(format!("--password={password}")).kill_on_drop(true).output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.lines().any(|line| line.starts_with("SSL:") && line.contains(part)), "{said}");
+    }
     for wrong in [None, Some("guess")] {
         let refused = mysql_with(listen, 3306, wrong).await.unwrap_err();
         assert!(matches!(&refused, mysql_async::Error::Server(error) if error.code == 1045), "{refused}");

@@ -17,6 +17,7 @@ use crate::tunnel::lanes::Lanes;
 use crate::tunnel::upgrade::{self, UpgradeError};
 use crate::tunnel::{ConnectError, ControlError, Tunnel};
 use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN};
+use crate::wire::mysql::packet::ErrPacket;
 use crate::wire::pg::message::ErrorFields;
 use crate::wire::pg::startup::{self, Opening};
 
@@ -27,6 +28,8 @@ const LINK_CHUNK: usize = 48 * 1024;
 const LINGER_DATABASE: Duration = Duration::from_secs(30);
 /// Other protocols may half-close and wait.
 const LINGER_TCP: Duration = Duration::from_secs(600);
+/// What the relay's answers have for a lost connection too (`mysqld_error.h`).
+const ER_NET_READ_ERROR: u16 = 1158;
 /// For a client that is told about a failure and does not read.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -59,8 +62,8 @@ impl From<UpgradeError> for CarryError {
     }
 }
 
-/// Carries `client` to `target` until both sides are done. A cut tunnel is told to the client: as an ErrorResponse
-/// before its login where it speaks PostgreSQL, otherwise by a reset, never by a clean end.
+/// Carries `client` to `target` until both sides are done. A cut tunnel is told to the client: before its login as an
+/// error of the protocol that it speaks, otherwise by a reset, never by a clean end.
 ///
 /// # Errors
 /// [`CarryError`], for the person at the terminal; the client knows already.
@@ -83,13 +86,13 @@ pub(crate) async fn carry(
         Err(error) => Err(error.into()),
     };
     if let Err(error) = &carried {
-        if engine == Engine::Postgres && !began.down && !matches!(error, CarryError::Client(_)) {
-            let told = tell(&mut client, opening, error);
-            // Whoever does not read it cannot be helped.
-            let _in_time = tokio::time::timeout(GOODBYE_TIMEOUT, told).await;
-        } else {
+        if engine == Engine::Tcp || began.down || matches!(error, CarryError::Client(_)) {
             // A reset: the client must not take this for the end of its data.
             let _best_effort = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        } else {
+            let told = tell(&mut client, engine, opening, error);
+            // Whoever does not read it cannot be helped.
+            let _in_time = tokio::time::timeout(GOODBYE_TIMEOUT, told).await;
         }
     }
     carried
@@ -237,33 +240,42 @@ async fn run(
     }
 }
 
-/// Answers a PostgreSQL client that has had no answer yet: its TLS and GSSAPI requests with no, its startup with the
-/// error. libpq shows no text of an error that comes before.
-async fn tell(client: &mut TcpStream, mut buffer: BytesMut, error: &CarryError) -> io::Result<()> {
-    loop {
-        match startup::decode(&mut buffer) {
-            Ok(None) => {
-                if client.read_buf(&mut buffer).await? == 0 {
-                    return Ok(());
-                }
-            }
-            Ok(Some(Opening::GssEncRequest | Opening::SslRequest)) => client.write_all(b"N").await?,
-            Ok(Some(Opening::Cancel(_))) => return Ok(()),
-            Ok(Some(Opening::DirectTls | Opening::Startup(_))) | Err(_) => break,
-        }
-    }
-    let fields = ErrorFields {
-        severity: "FATAL".to_owned(),
-        code: "08006".to_owned(),
-        message: format!("bastion: {error}"),
-        detail: String::new(),
-        hint: "Look at the terminal where bastion runs; bastion status shows the task.".to_owned(),
-    };
+/// Tells a client that has heard nothing yet. MySQL's reads an ERR packet in place of the greeting, without an SQLSTATE:
+/// nobody has agreed on protocol 4.1.
+async fn tell(client: &mut TcpStream, engine: Engine, opening: BytesMut, error: &CarryError) -> io::Result<()> {
+    const HINT: &str = "Look at the terminal where bastion runs; bastion status shows the task.";
+    let message = format!("bastion: {error}");
     let mut packet = BytesMut::new();
-    fields.encode(&mut packet);
+    if engine == Engine::Mysql {
+        let message = format!("{message}. {HINT}");
+        ErrPacket { number: ER_NET_READ_ERROR, sqlstate: None, message }.encode(0, &mut packet);
+    } else {
+        if !refuse_all_before_startup(client, opening).await? {
+            return Ok(());
+        }
+        let (severity, code, hint) = ("FATAL".to_owned(), "08006".to_owned(), HINT.to_owned());
+        ErrorFields { severity, code, message, detail: String::new(), hint }.encode(&mut packet);
+    }
     client.write_all(&packet).await?;
     client.shutdown().await?;
     let mut rest = [0; 512];
     while client.read(&mut rest).await? > 0 {}
     Ok(())
+}
+
+/// Answers a PostgreSQL client's TLS and GSSAPI requests with no, up to its startup: libpq shows no text of an error that
+/// comes before. False if it has left, or only wanted to cancel.
+async fn refuse_all_before_startup(client: &mut TcpStream, mut buffer: BytesMut) -> io::Result<bool> {
+    loop {
+        match startup::decode(&mut buffer) {
+            Ok(None) => {
+                if client.read_buf(&mut buffer).await? == 0 {
+                    return Ok(false);
+                }
+            }
+            Ok(Some(Opening::GssEncRequest | Opening::SslRequest)) => client.write_all(b"N").await?,
+            Ok(Some(Opening::Cancel(_))) => return Ok(false),
+            Ok(Some(Opening::DirectTls | Opening::Startup(_))) | Err(_) => return Ok(true),
+        }
+    }
 }

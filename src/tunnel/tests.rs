@@ -480,3 +480,28 @@ async fn a_client_whose_token_is_too_old_is_served_with_a_new_one() {
     }
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_mysql_client_is_told_in_place_of_the_greeting() {
+    let (port, _server) = guarded("2").await;
+    let world = World::new(port, Config::default()).await;
+    let pass = TestPass { token: Mutex::new(7), good: 9 };
+    let lanes = Lanes::begin(world.tunnel.clone(), 1, Arc::new(pass), Arc::new(NoOpener));
+    lanes.known(PATIENCE).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = tokio::process::Command::new("mariadb");
+    client.args(["--no-defaults", "-h", "127.0.0.1", "-u", "anyone", "-e", "select 1", "-P"]);
+    client.arg(listener.local_addr().unwrap().port().to_string()).kill_on_drop(true);
+    let carrying = async {
+        let (served, _) = listener.accept().await.unwrap();
+        client::carry(&lanes, "events", Engine::Mysql, served).await
+    };
+    let both = async { tokio::join!(carrying, client.output()) };
+    let (ended, output) = tokio::time::timeout(PATIENCE, both).await.expect("stuck");
+    let said = String::from_utf8_lossy(&output.unwrap().stderr).into_owned();
+    // Newer clients put a warning before it: nobody has proven yet who speaks.
+    assert!(ended.is_err() && said.starts_with("ERROR ") && said.contains("1158"), "{said}");
+    assert!(said.contains("bastion: prove who you are first. Look at the terminal where bastion runs"), "{said}");
+    lanes.close().await;
+    world.end().await;
+}

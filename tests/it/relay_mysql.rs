@@ -366,3 +366,35 @@ async fn statements_are_in_the_audit_log() {
     assert!(!log.contains("S3CRET"), "{log}");
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_client_that_takes_longer_than_the_database_waits_still_logs_in() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start(Flaws::default(), |_| ()).await;
+    // Tests of their own ask the database as its superuser, over its socket.
+    let root = async |sql: &str| {
+        let mut client = Command::new("mariadb");
+        client.args(["--no-defaults", "-N", "-u", "root", "-S"]).arg(world.database.socket()).args(["-e", sql]);
+        finish(client).await.1
+    };
+    root("set global connect_timeout = 2").await;
+    // A client as behind a slow tunnel: it reads the greeting, and its login comes when the database has given up.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let before = root("show global status like 'Aborted_connects'").await;
+    let slow = async {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut relay = tokio::net::TcpStream::connect((world.address, 3306)).await.unwrap();
+        let mut greeting = vec![0; 16 * 1024];
+        let length = relay.read(&mut greeting).await.unwrap();
+        while root("show global status like 'Aborted_connects'").await == before {}
+        client.write_all(&greeting[..length]).await.unwrap();
+        tokio::io::copy_bidirectional(&mut client, &mut relay).await.unwrap();
+    };
+    let mut client = Command::new("mariadb");
+    client.args(["--no-defaults", "-N", "-B", "-u", "anyone", "-h", "127.0.0.1", "-P", &port.to_string()]);
+    client.args(["-e", "select current_user()"]);
+    let ((), (code, out, err)) = tokio::join!(slow, finish(client));
+    assert_eq!((code, out.as_str()), (0, "db_read@127.0.0.1"), "{err}");
+    world.stop().await;
+}

@@ -69,6 +69,8 @@ pub(super) struct Driver<'a> {
     tried: Vec<Loan>,
     /// The login of the next attempt, if it has been chosen already.
     next: Option<Loan>,
+    /// The upstream was dialled for a client that had not said anything: it may have lost its patience with the client.
+    dialed_early: bool,
     buffer: BytesMut,
 }
 
@@ -91,6 +93,7 @@ impl<'a> Driver<'a> {
             completed: None,
             tried: Vec::new(),
             next: None,
+            dialed_early: false,
             buffer,
         }
     }
@@ -141,8 +144,14 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Whether another attempt is worth it, and under way: the database refused a login and the source has another one.
+    /// Whether another attempt is worth it, and under way: the database refused a login and the source has another one, or
+    /// it has closed a connection on which it had waited for the client (`connect_timeout` of MySQL, 10 s).
     async fn start_over(&mut self, failure: &ConnError) -> bool {
+        if std::mem::take(&mut self.dialed_early) && self.tried.is_empty() && failure.is_lost_upstream() {
+            debug!(conn_id = self.conn_id, "the database has closed the connection before the login, dialling again");
+            self.upstream = None;
+            return self.handshake.retry();
+        }
         if !failure.is_stale_credential() {
             return false;
         }
@@ -186,6 +195,7 @@ impl<'a> Driver<'a> {
             Action::Cancel(packet) => return Ok(Some(Outcome::Cancel(packet))),
             Action::Dial => {
                 self.complete_target().await?;
+                self.dialed_early = !self.handshake.has_opened();
                 self.upstream = Some(Upstream::Plain(upstream::dial(self.target()).await?));
                 self.handshake.handle_dialed();
             }
