@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""The relay's MySQL login against a direct TLS connection, with sysbench on a MariaDB of the sandbox.
+"""The relay's MySQL login against HAProxy (TCP mode) and a direct TLS connection, with sysbench on a MariaDB of the sandbox.
+
+On a machine whose cores sysbench and the server fill alone, any proxy takes its share from them: HAProxy, which only moves
+bytes, shows how much that is at least.
 
 Rounds are interleaved, medians are compared, and ratios are printed: the numbers of one machine mean little by
 themselves. Started by scripts/bench.
@@ -9,6 +12,7 @@ import argparse
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +20,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "scripts"))
 
 from measure import Crowd, interleaved, mysql_log_in, rss_kb  # noqa: E402
-from stand import MYSQL_HOST, PASSWORD, Stand  # noqa: E402
+from stand import MYSQL_HOST, PASSWORD, Stand, free_port, wait_port  # noqa: E402
 
 LISTEN = "127.63.202.1"
 RELAY_PORT = 3306
@@ -38,11 +42,23 @@ class Bench:
         }
         self.relay = stand.relay(arguments.relay, {"login": target}, LISTEN)
         self.client_certificate()
+        self.start_haproxy()
+        tls = ["--mysql-host=127.0.0.1", "--mysql-user=native_user", f"--mysql-password={PASSWORD}", "--mysql-ssl=on"]
         self.ways = {
-            "direct": ["--mysql-host=127.0.0.1", f"--mysql-port={self.port}", "--mysql-user=native_user",
-                       f"--mysql-password={PASSWORD}", "--mysql-ssl=on"],
+            "direct": [*tls, f"--mysql-port={self.port}"],
+            "HAProxy": [*tls, f"--mysql-port={self.haproxy_port}"],
             "bastion": [f"--mysql-host={LISTEN}", f"--mysql-port={RELAY_PORT}", "--mysql-user=anyone"],
         }
+
+    def start_haproxy(self):
+        self.haproxy_port = free_port()
+        settings = self.stand.folder / "haproxy.cfg"
+        settings.write_text(
+            "defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
+            f"listen database\n bind 127.0.0.1:{self.haproxy_port}\n server one 127.0.0.1:{self.port}\n"
+        )
+        self.stand.spawn([shutil.which("haproxy") or "/usr/sbin/haproxy", "-q", "-f", settings])
+        wait_port("127.0.0.1", self.haproxy_port)
 
     def client_certificate(self):
         """sysbench does TLS only with files of these names in its folder, though the server asks for none."""
@@ -75,17 +91,19 @@ class Bench:
         """Connections per second that log in, ask once and leave, from four clients at a time; with a token both ways."""
         number = 100 * self.arguments.seconds
         options = ["--no-defaults", "--concurrency=4", f"--number-of-queries={number}", "--detach=1", "--query=select 1"]
-        if way == "direct":
-            token = self.stand.rds_token(f"{MYSQL_HOST}:{self.port}", "db_read")
-            at = ["-h127.0.0.1", f"-P{self.port}", "-udb_read", f"-p{token}", "--ssl"]
-        else:
+        if way == "bastion":
             at = [f"-h{LISTEN}", f"-P{RELAY_PORT}", "-uanyone", "--skip-ssl"]
+        else:
+            token = self.stand.rds_token(f"{MYSQL_HOST}:{self.port}", "db_read")
+            port = self.port if way == "direct" else self.haproxy_port
+            at = ["-h127.0.0.1", f"-P{port}", "-udb_read", f"-p{token}", "--ssl"]
         started = time.monotonic()
         subprocess.run(["mariadb-slap", *options, *at, "--create-schema=bench"], check=True, capture_output=True)
         return number / (time.monotonic() - started)
 
     def run(self):
-        print(f"\n{'MySQL, per second':<26} {'direct':>9} {'bastion':>9} {'/direct':>8}")
+        titles = f"{'direct':>9} {'bastion':>9} {'HAProxy':>9} {'/direct':>8} {'/HAProxy':>8} {'HAProxy/direct':>15}"
+        print(f"\n{'MySQL, per second':<26} {titles}")
         for test, title in (("oltp_point_select", "point select"), ("oltp_read_only", "read only"), ("oltp_read_write", "read-write")):
             for clients in (1, 16, 256):
                 self.row(f"{title}, {clients} clients", lambda way: self.rate(test, way, clients))
@@ -105,8 +123,12 @@ class Bench:
 
     def row(self, title, measure):
         rates = interleaved(self.ways, self.arguments.rounds, measure)
-        direct, bastion = rates["direct"], rates["bastion"]
-        print(f"{title:<26} {direct:>9.0f} {bastion:>9.0f} {bastion / direct:>8.2f}", flush=True)
+        direct, bastion, haproxy = rates["direct"], rates["bastion"], rates["HAProxy"]
+        print(
+            f"{title:<26} {direct:>9.0f} {bastion:>9.0f} {haproxy:>9.0f}"
+            f" {bastion / direct:>8.2f} {bastion / haproxy:>8.2f} {haproxy / direct:>15.2f}",
+            flush=True,
+        )
 
 
 def main():
