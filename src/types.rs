@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 #[cfg(feature = "launcher")]
 use std::time::Duration;
@@ -86,6 +87,26 @@ pub(crate) enum CredentialConfig {
     RdsIam { user: String },
     /// User and password from a secret, by name or ARN; of the relay's region if none is given.
     SecretsManager { secret_id: String, region: Option<String> },
+    /// A database user that Vault makes for the task role.
+    Vault(Box<VaultConfig>),
+}
+
+/// Where Vault is and what to ask of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VaultConfig {
+    pub(crate) address: String,
+    /// Path of the AWS auth method.
+    pub(crate) mount: String,
+    /// Role of the AWS auth method.
+    pub(crate) role: String,
+    /// Path of the database user: `<mount>/creds/<role>`.
+    pub(crate) creds: String,
+    pub(crate) namespace: Option<String>,
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Value of `X-Vault-AWS-IAM-Server-ID`, if the auth method wants one.
+    pub(crate) server_id: Option<String>,
+    /// The STS region that the auth method asks; the global endpoint if none is given.
+    pub(crate) sts_region: Option<String>,
 }
 
 #[cfg(feature = "relay")]
@@ -96,6 +117,7 @@ impl CredentialConfig {
             Self::Client => "client",
             Self::RdsIam { .. } => "rds_iam",
             Self::SecretsManager { .. } => "secrets_manager",
+            Self::Vault(_) => "vault",
         }
     }
 
@@ -103,7 +125,7 @@ impl CredentialConfig {
     pub(crate) fn db_user(&self) -> Option<&str> {
         match self {
             Self::RdsIam { user } => Some(user),
-            Self::Client | Self::SecretsManager { .. } => None,
+            Self::Client | Self::SecretsManager { .. } | Self::Vault(_) => None,
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The parts of the environment schema that the relay and the launcher both read: targets and credentials.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::str::FromStr as _;
 
 use serde_json::Value;
 
 use crate::config::problem::Problems;
 use crate::config::table::{Table, nearest};
-use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target};
+use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target, VaultConfig};
 
 /// Longest name of an environment, access level or target; it becomes part of tags, parameter names and log lines.
 const NAME_MAX: usize = 64;
@@ -133,8 +134,9 @@ fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Prob
             let mut kinds = table.table("credential", problems)?;
             let rds_iam = kinds.table("rds_iam", problems).and_then(|table| rds_iam(table, problems));
             let secret = kinds.table("secrets_manager", problems).and_then(|table| secrets_manager(table, problems));
+            let vault = kinds.table("vault", problems).and_then(|table| vault(table, problems));
             kinds.finish(problems);
-            rds_iam.or(secret)
+            rds_iam.or(secret).or(vault)
         }
         Value::Object(kinds) if kinds.len() > 1 => {
             let names: Vec<&str> = kinds.keys().map(String::as_str).collect();
@@ -168,6 +170,80 @@ fn secrets_manager(mut table: Table<'_>, problems: &mut Problems) -> Option<Cred
     let region = table.string("region", problems).map(str::to_owned);
     table.finish(problems);
     Some(CredentialConfig::SecretsManager { secret_id: secret_id?, region })
+}
+
+fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConfig> {
+    const ADDRESS: &str = "https://vault.example.com:8200";
+    let address = table.required("address", ADDRESS, problems).map(|url| url.trim_end_matches('/').to_owned());
+    if let Some(url) = &address
+        && !is_vault_address(url)
+    {
+        let fix = format!("write https:// and a host name, for example {ADDRESS:?}; http:// is for loopback only");
+        table.problem(problems, "address", format!("is {url:?}"), fix);
+    }
+    for (key, only) in [("auth", "aws"), ("login", "task")] {
+        if let Some(word) = table.string(key, problems).filter(|word| *word != only) {
+            table.problem(problems, key, format!("is {word:?}"), format!("this version has {only:?} only"));
+        }
+    }
+    let mount = table.string("mount", problems).unwrap_or("aws").trim_matches('/').to_owned();
+    let role = table.required("role", "bastion-read", problems).map(str::to_owned);
+    let creds = table.required("creds", "database/creds/read", problems).map(|path| path.trim_matches('/').to_owned());
+    for (key, path) in [("mount", Some(&mount)), ("creds", creds.as_ref())] {
+        if let Some(path) = path.filter(|path| !is_vault_path(path)) {
+            let fix = "write a path of letters, digits and -._/, for example \"database/creds/read\"";
+            table.problem(problems, key, format!("is {path:?}"), fix);
+        }
+    }
+    let mut text = |key| table.string(key, problems).map(str::to_owned);
+    let (namespace, ca_file) = (text("namespace"), text("ca_file").map(PathBuf::from));
+    let (server_id, sts_region) = (text("server_id"), text("sts_region"));
+    // They become headers and a part of a host name.
+    for (key, value) in [("namespace", &namespace), ("server_id", &server_id)] {
+        if let Some(value) = value.as_ref().filter(|value| !value.bytes().all(|byte| byte.is_ascii_graphic())) {
+            table.problem(problems, key, format!("is {value:?}"), "write ASCII letters, digits and signs, no blanks");
+        }
+    }
+    if let Some(region) = sts_region.as_ref().filter(|region| !is_host(region)) {
+        table.problem(
+            problems,
+            "sts_region",
+            format!("is {region:?}"),
+            "write an AWS region, for example \"eu-west-1\"",
+        );
+    }
+    table.finish(problems);
+    let (address, role, creds) = (address?, role?, creds?);
+    Some(CredentialConfig::Vault(Box::new(VaultConfig {
+        address,
+        mount,
+        role,
+        creds,
+        namespace,
+        ca_file,
+        server_id,
+        sts_region,
+    })))
+}
+
+/// Tokens and passwords come from there: only TLS, or a Vault agent in the same task.
+fn is_vault_address(url: &str) -> bool {
+    let (loopback, rest) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+        (Some(rest), _) => (false, rest),
+        (None, Some(rest)) => (true, rest),
+        (None, None) => return false,
+    };
+    let (host, port) = rest.split_once(':').unwrap_or((rest, "8200"));
+    let near = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0) && (near || !loopback)
+}
+
+fn is_vault_path(path: &str) -> bool {
+    path.split('/').all(|part| {
+        !part.is_empty()
+            && part != ".."
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    })
 }
 
 /// A DNS name: letters, digits, hyphens and dots (RFC 1123).

@@ -9,10 +9,13 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::credential::vault::lease::{Hold, Lease};
 use crate::credential::{Credential, MintError, Reuse, Source};
 
 /// How long before its expiry a credential is no longer handed out: a login may take this long.
 const MARGIN: Duration = Duration::from_secs(120);
+/// Longer than a relay lives.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long an old secret goes on when it should be read again and cannot be.
 const GO_ON: Duration = Duration::from_secs(60);
 /// Logins of one connection: the cached one, then the current, the pending and the previous version.
@@ -30,6 +33,27 @@ pub(crate) struct Loan {
     minted: bool,
     /// Lent after a refusal: the cache keeps it only if the database accepts it.
     candidate: bool,
+    /// Keeps the lease of the credential, if it has one.
+    hold: Option<Arc<Hold>>,
+}
+
+impl Loan {
+    /// `None`: its lease takes no new connection.
+    fn of(credential: &Arc<Credential>) -> Option<Self> {
+        let hold = match &credential.lease {
+            None => None,
+            Some(lease) => Some(Arc::new(lease.hold()?)),
+        };
+        Some(Self { credential: Arc::clone(credential), minted: false, candidate: false, hold })
+    }
+
+    /// Waits until the connection must end because its database user does. Cancel safe.
+    pub(crate) async fn ended(&self) {
+        match &self.hold {
+            Some(hold) => hold.ended().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Deref for Loan {
@@ -72,8 +96,9 @@ impl Cache {
         let mut state = self.state.lock().await;
         if let Some(entry) = &state.newest
             && now < entry.use_until
+            && let Some(loan) = Loan::of(&entry.credential)
         {
-            return Ok(Loan { credential: Arc::clone(&entry.credential), minted: false, candidate: false });
+            return Ok(loan);
         }
         self.mint(&mut state, now).await
     }
@@ -84,12 +109,13 @@ impl Cache {
                 let credential = Arc::new(credential);
                 state.newest =
                     Some(Entry { credential: Arc::clone(&credential), use_until: use_until(now, &credential) });
-                Ok(Loan { credential, minted: true, candidate: false })
+                let hold = credential.lease.as_ref().and_then(Lease::hold).map(Arc::new);
+                Ok(Loan { credential, minted: true, candidate: false, hold })
             }
             (Err(error), Some(old)) if matches!(old.credential.reuse, Reuse::ReadAgainAt(_)) => {
                 warn!(%error, "cannot read the login again, going on with the old one");
                 old.use_until = now + GO_ON;
-                Ok(Loan { credential: Arc::clone(&old.credential), minted: false, candidate: false })
+                Ok(Loan { credential: Arc::clone(&old.credential), minted: false, candidate: false, hold: None })
             }
             (Err(error), _) => Err(error),
         }
@@ -109,13 +135,14 @@ impl Cache {
             // Somebody else may have found a newer one meanwhile.
             if let Some(entry) = state.newest.as_ref().filter(|entry| now < entry.use_until)
                 && is_new(&entry.credential, refused)
+                && let Some(loan) = Loan::of(&entry.credential)
             {
-                return Ok(Some(Loan { credential: Arc::clone(&entry.credential), minted: false, candidate: false }));
+                return Ok(Some(loan));
             }
             match self.versions(&mut state, now).await? {
                 Some(versions) => {
                     if let Some(credential) = versions.into_iter().find(|version| is_new(version, refused)) {
-                        return Ok(Some(Loan { credential, minted: false, candidate: true }));
+                        return Ok(Some(Loan { credential, minted: false, candidate: true, hold: None }));
                     }
                 }
                 None if refused.len() == 1 && !first.minted => {
@@ -145,6 +172,13 @@ impl Cache {
         }
     }
 
+    /// Gives back what the source has lent. New credentials must not be asked for any more.
+    pub(crate) async fn close(&self) {
+        if let Source::Vault(vault) = &self.source {
+            vault.close().await;
+        }
+    }
+
     /// The versions that the source has, not older than [`LOOK_AGAIN`].
     async fn versions(
         &self,
@@ -171,6 +205,7 @@ fn is_new(credential: &Credential, refused: &[Loan]) -> bool {
 fn use_until(now: SystemTime, credential: &Credential) -> SystemTime {
     match credential.reuse {
         Reuse::ReadAgainAt(at) => at,
+        Reuse::WhileLeased => now + FOR_EVER,
         Reuse::UntilExpiry(expires_at) => {
             let lifetime = expires_at.duration_since(now).unwrap_or_default();
             now + lifetime.saturating_sub(MARGIN).max(lifetime / 2)

@@ -10,15 +10,20 @@ mod secret;
 mod secrets_manager;
 mod sources;
 mod task_role;
+mod vault;
 
 pub(crate) use cache::{Cache, Loan};
 pub(crate) use secrets_manager::SecretError;
 pub(crate) use sources::Sources;
+pub(crate) use vault::VaultError;
 
 use rds_iam::RdsIam;
 use secrets_manager::SecretsManager;
 use task_role::TaskRole;
+use vault::Vault;
+use vault::lease::Lease;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
@@ -42,6 +47,8 @@ pub(crate) enum Reuse {
     ReadAgainAt(SystemTime),
     /// Until safely before it ends at this time.
     UntilExpiry(SystemTime),
+    /// As long as its lease takes new connections.
+    WhileLeased,
 }
 
 /// Where the database is, as far as a secret says it.
@@ -61,13 +68,15 @@ pub(crate) struct Credential {
     pub(crate) kind: Kind,
     pub(crate) place: Place,
     reuse: Reuse,
+    /// What must live as long as somebody uses it.
+    lease: Option<Arc<Lease>>,
     /// Whether a database has accepted it.
     worked: AtomicBool,
 }
 
 impl Credential {
     fn new(user: String, secret: SecretString, kind: Kind, reuse: Reuse) -> Self {
-        Self { user, secret, kind, place: Place::default(), reuse, worked: AtomicBool::new(false) }
+        Self { user, secret, kind, place: Place::default(), reuse, lease: None, worked: AtomicBool::new(false) }
     }
 
     /// Whether trying `other` as well could bring anything new.
@@ -87,6 +96,8 @@ pub(crate) enum MintError {
     Secret { id: String, error: SecretError },
     #[error("the token could not be signed: {0}")]
     Sign(String),
+    #[error("Vault at {address}: {error}")]
+    Vault { address: String, error: VaultError },
     #[error("the container credentials endpoint did not answer within {0} s")]
     Timeout(u64),
 }
@@ -98,6 +109,7 @@ pub(crate) enum Source {
     Fixed(fixed::Fixed),
     RdsIam(RdsIam),
     SecretsManager(SecretsManager),
+    Vault(Box<Vault>),
 }
 
 impl Source {
@@ -109,6 +121,7 @@ impl Source {
             Self::RdsIam(source) => source.mint(now).await,
             // Boxed: the future of the SDK is large, and few connections need it.
             Self::SecretsManager(source) => Box::pin(source.mint(now)).await,
+            Self::Vault(source) => Box::pin(source.mint(now)).await,
         }
     }
 
@@ -117,7 +130,7 @@ impl Source {
         match self {
             #[cfg(test)]
             Self::Fixed(source) => Ok(source.versions(now)),
-            Self::RdsIam(_) => Ok(None),
+            Self::RdsIam(_) | Self::Vault(_) => Ok(None),
             Self::SecretsManager(source) => Box::pin(source.versions(now)).await.map(Some),
         }
     }

@@ -1,12 +1,12 @@
 //! What the sources of one relay share: the task role, the HTTPS client, the region.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_sdk_secretsmanager::config::SharedHttpClient;
 
 use crate::credential::task_role::https_client;
-use crate::credential::{Cache, RdsIam, SecretsManager, Source, TaskRole};
+use crate::credential::{Cache, RdsIam, SecretsManager, Source, TaskRole, Vault};
 use crate::tls::TlsConfigError;
 use crate::types::{CredentialConfig, Target};
 
@@ -16,6 +16,7 @@ pub(crate) struct Sources {
     http: SharedHttpClient,
     region: String,
     secrets_manager_endpoint: Option<String>,
+    extra_ca: Option<PathBuf>,
 }
 
 impl Sources {
@@ -29,14 +30,23 @@ impl Sources {
         secrets_manager_endpoint: Option<String>,
     ) -> Result<Self, TlsConfigError> {
         let role = Arc::new(TaskRole::from_container());
-        Ok(Self { role, http: https_client(extra_ca)?, region, secrets_manager_endpoint })
+        Ok(Self {
+            role,
+            http: https_client(extra_ca)?,
+            region,
+            secrets_manager_endpoint,
+            extra_ca: extra_ca.map(Path::to_owned),
+        })
     }
 
     /// The credentials of a target, or `None` where its clients bring their own.
-    pub(crate) fn cache(&self, target: &Target) -> Option<Cache> {
+    ///
+    /// # Errors
+    /// When a file that the source needs cannot be used.
+    pub(crate) fn cache(&self, target: &Target) -> Result<Option<Cache>, TlsConfigError> {
         let role = Arc::clone(&self.role);
         let source = match &target.credential {
-            CredentialConfig::Client => return None,
+            CredentialConfig::Client => return Ok(None),
             CredentialConfig::RdsIam { user } => Source::RdsIam(RdsIam {
                 role,
                 region: self.region.clone(),
@@ -52,7 +62,11 @@ impl Sources {
                 region: region.clone().unwrap_or_else(|| self.region.clone()),
                 endpoint: self.secrets_manager_endpoint.clone(),
             }),
+            CredentialConfig::Vault(config) => {
+                let tls = crate::tls::vault(self.extra_ca.as_deref(), config.ca_file.as_deref())?;
+                Source::Vault(Box::new(Vault::new(role, (**config).clone(), &tls)?))
+            }
         };
-        Some(Cache::new(source))
+        Ok(Some(Cache::new(source)))
     }
 }

@@ -2,14 +2,17 @@
 
 mod driver;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use crate::credential::Loan;
 use crate::relay::audit::{ConnRecord, Ended, Refused, Watch};
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, TUNNEL_OPENING_TIMEOUT, Upstream};
 use crate::relay::error::{ConnError, ErrorKind};
@@ -40,6 +43,13 @@ pub(super) struct Conn {
     person: Option<Arc<Person>>,
 }
 
+async fn lease_ended(loan: Option<&Loan>) {
+    match loan {
+        Some(loan) => loan.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A logged-in connection, ready to splice.
 struct Login {
     client: Box<dyn Io>,
@@ -51,6 +61,8 @@ struct Login {
     early: Bytes,
     /// Knows how to tell the client an error.
     handshake: Option<Handshake>,
+    /// What the relay has logged in with; a lease lives as long as this.
+    loan: Option<Loan>,
 }
 
 impl Conn {
@@ -124,13 +136,28 @@ impl Conn {
             login_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "connection ready"
         );
+        let loan = login.loan.take();
+        let cut = self.shared.cut.child_token();
+        let copying = async {
+            tokio::select! {
+                handed = hand_over(&mut login.client, &login.to_client) => match handed {
+                    Ok(()) => self.copy(login, &cut).await,
+                    Err(error) => Spliced { up: 0, down: 0, ended_by: EndedBy::Client, error: Some(error), stopped: None },
+                },
+                () = cut.cancelled() => {
+                    Spliced { up: 0, down: 0, ended_by: EndedBy::Shutdown, error: None, stopped: None }
+                }
+            }
+        };
+        let mut copying = pin!(copying);
         let spliced = tokio::select! {
-            handed = hand_over(&mut login.client, &login.to_client) => match handed {
-                Ok(()) => self.copy(login).await,
-                Err(error) => Spliced { up: 0, down: 0, ended_by: EndedBy::Client, error: Some(error), stopped: None },
-            },
-            () = self.shared.cut.cancelled() => {
-                Spliced { up: 0, down: 0, ended_by: EndedBy::Shutdown, error: None, stopped: None }
+            spliced = &mut copying => spliced,
+            () = lease_ended(loan.as_ref()) => {
+                let db_user = &record.db_user;
+                warn!(conn_id = self.id, target = target.name, db_user, "closed: the lease of the database user has ended");
+                cut.cancel();
+                // Ends at once, with what it has counted.
+                Spliced { ended_by: EndedBy::Lease, ..copying.await }
             }
         };
         self.log_end(&spliced, started);
@@ -140,8 +167,8 @@ impl Conn {
     }
 
     /// Copies until the end, but for commands of the client that go through the door again.
-    async fn copy(&self, mut login: Login) -> Spliced {
-        let (metrics, cut, config) = (&self.served.metrics, &self.shared.cut, &self.shared.config.audit);
+    async fn copy(&self, mut login: Login, cut: &CancellationToken) -> Spliced {
+        let (metrics, config) = (&self.served.metrics, &self.shared.config.audit);
         let counters = (&metrics.up, &metrics.down);
         let mut watch = None;
         if config.statements && !matches!(self.served.target.credential, CredentialConfig::Client) {
@@ -197,7 +224,7 @@ impl Conn {
                 let handed = hand_over(&mut client, &to_client).await;
                 handed.map_err(|error| ConnError::ClientIo(error.to_string()))?;
                 let (to_client, handshake) = (Bytes::new(), Some(handshake));
-                Ok(Login { client, upstream, record, to_client, early, handshake })
+                Ok(Login { client, upstream, record, to_client, early, handshake, loan: None })
             }
             (Err(failure), Some(mut client), _) => {
                 let user = record.db_user.as_deref();
@@ -284,6 +311,7 @@ impl Conn {
                 to_client: Bytes::new(),
                 early: Bytes::new(),
                 handshake: None,
+                loan: None,
             }),
             Err(error) => {
                 self.refuse(&mut client, handshake.as_ref(), &error.into(), target, None).await;
@@ -300,9 +328,10 @@ impl Conn {
             Ok(Outcome::Splice { early, to_client }) => {
                 let mut record = self.record(driver.target(), driver.user());
                 record.client_program = driver.handshake.client_program();
+                let loan = driver.take_loan();
                 let Driver { client, upstream, handshake, .. } = driver;
                 let handshake = Some(handshake);
-                return Some(Login { client: client?, upstream: upstream?, record, to_client, early, handshake });
+                return Some(Login { client: client?, upstream: upstream?, record, to_client, early, handshake, loan });
             }
             Ok(Outcome::Cancel(packet)) => {
                 match self.cancel(&packet).await {

@@ -198,7 +198,7 @@ impl Relay {
         drain: CancellationToken,
         now: CancellationToken,
         log: impl std::io::Write + Send + 'static,
-        credential: impl Fn(&Target) -> Option<Cache>,
+        credential: impl Fn(&Target) -> Result<Option<Cache>, tls::TlsConfigError>,
     ) -> Result<Self, StartError> {
         let upstream_tls = tls::upstream(config.extra_ca_file.as_deref())?;
         let client_tls = config.client_tls.as_ref().map(|tls| tls::server(&tls.certificate, &tls.key)).transpose()?;
@@ -209,14 +209,14 @@ impl Relay {
             .targets
             .iter()
             .map(|target| {
-                Arc::new(Served {
+                Ok(Arc::new(Served {
                     target: target.clone(),
                     room: Semaphore::new(target.max_connections.unwrap_or(config.max_connections)),
-                    credential: credential(target),
+                    credential: credential(target)?,
                     metrics: metrics.target(&target.name),
-                })
+                }))
             })
-            .collect();
+            .collect::<Result<_, tls::TlsConfigError>>()?;
         let http = listen(config.listen, RELAY_HTTP_PORT).await?;
         let mut plain = Vec::with_capacity(served.len());
         // Nobody can say on a plain port who they are.
@@ -286,6 +286,18 @@ impl Relay {
         shared.drain.cancel();
         drain(&shared, ended).await;
         shared.links.close().await;
+        // Together: each has a few seconds.
+        let closing = TaskTracker::new();
+        for served in &shared.served {
+            let served = Arc::clone(served);
+            closing.spawn(async move {
+                if let Some(cache) = &served.credential {
+                    cache.close().await;
+                }
+            });
+        }
+        closing.close();
+        closing.wait().await;
         health.cancel();
         emf.cancel();
         listeners.close();

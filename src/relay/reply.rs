@@ -186,6 +186,7 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
         ConnError::Refused(Refusal::WantsPassword(what)) => iam::wants_password(what, target, user),
         ConnError::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.sqlstate) => match &target.credential {
             CredentialConfig::SecretsManager { secret_id, .. } => password::refused(said, target, user, secret_id),
+            CredentialConfig::Vault(_) => password::vault_refused(said, target, user),
             _ => iam::refused(said, target, user),
         },
         ConnError::Refused(Refusal::UpstreamRefused(said)) => ErrorText {

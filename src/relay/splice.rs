@@ -35,6 +35,8 @@ pub(super) enum EndedBy {
     /// A statement could not be written into the audit log.
     Audit,
     Client,
+    /// The database user's lease is over.
+    Lease,
     Shutdown,
     Upstream,
 }
@@ -44,6 +46,7 @@ impl EndedBy {
         match self {
             Self::Audit => "audit",
             Self::Client => "client",
+            Self::Lease => "lease",
             Self::Shutdown => "shutdown",
             Self::Upstream => "upstream",
         }

@@ -75,7 +75,7 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
 async fn serve(config: Config, password: &'static str) -> (CancellationToken, tokio::task::JoinHandle<Ended>) {
     let drain = CancellationToken::new();
     let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), move |target| {
-        Some(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))
+        Ok(Some(Cache::new(Source::Fixed(Fixed::new(&target.name, password)))))
     });
     let relay = relay.await.unwrap();
     #[expect(clippy::disallowed_methods, reason = "joined by the test")]
@@ -168,7 +168,7 @@ async fn serve_with_door(config: Config) -> (CancellationToken, tokio::task::Joi
     let drain = CancellationToken::new();
     let config = Config { local_password: true, ..config };
     let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), |target| {
-        Some(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD))))
+        Ok(Some(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD)))))
     });
     let relay = relay.await.unwrap();
     let password = relay.shared.local_password.as_ref().unwrap().reveal();

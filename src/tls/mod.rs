@@ -8,7 +8,7 @@ mod relay;
 #[cfg(feature = "launcher")]
 pub(crate) use laptop::laptop;
 #[cfg(feature = "relay")]
-pub(crate) use relay::{TlsConfigError, aws, aws_roots, random, random_hex, server, server_end_point, upstream};
+pub(crate) use relay::{TlsConfigError, aws, aws_roots, random, random_hex, server, server_end_point, upstream, vault};
 
 use std::sync::Arc;
 

@@ -64,6 +64,17 @@ pub(crate) fn aws(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsConfi
     client(extra_ca, aws_roots())
 }
 
+/// The configuration for Vault: its own CA if one is named, otherwise those of [`aws`].
+///
+/// # Errors
+/// As [`upstream`].
+pub(crate) fn vault(extra_ca: Option<&Path>, ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsConfigError> {
+    match ca_file {
+        Some(file) => client(Some(file), &[]),
+        None => client(extra_ca, aws_roots()),
+    }
+}
+
 fn client(extra_ca: Option<&Path>, pem: &[u8]) -> Result<Arc<ClientConfig>, TlsConfigError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem).flatten() {

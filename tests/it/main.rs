@@ -12,6 +12,7 @@ mod relay_mysql;
 mod secrets;
 mod support;
 mod up;
+mod vault;
 
 /// A file that is not a module here would never run.
 #[test]

@@ -98,6 +98,11 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// The login that the database has accepted.
+    pub(super) fn take_loan(&mut self) -> Option<Loan> {
+        self.tried.pop()
+    }
+
     /// Where the login goes, as far as it is known.
     pub(super) fn target(&self) -> &Target {
         self.completed.as_ref().unwrap_or(&self.served.target)

@@ -1,6 +1,6 @@
 //! What to do when there is no credential: the next step for each cause.
 
-use crate::credential::{MintError, SecretError};
+use crate::credential::{MintError, SecretError, VaultError};
 
 /// One sentence or two for the client.
 pub(super) fn credential(reason: &MintError) -> &'static str {
@@ -11,6 +11,7 @@ pub(super) fn credential(reason: &MintError) -> &'static str {
         }
         MintError::Sign(_) => "Check region, host and user of the target in the relay's configuration.",
         MintError::Secret { error, .. } => secret(error),
+        MintError::Vault { error, .. } => vault(error),
     }
 }
 
@@ -38,6 +39,50 @@ fn secret(reason: &SecretError) -> &'static str {
         SecretError::Unreachable(_) => {
             "Give the task's subnets a way to Secrets Manager: a VPC endpoint (com.amazonaws.REGION.secretsmanager) whose \
              security group lets the task in on port 443, or NAT."
+        }
+    }
+}
+
+fn vault(reason: &VaultError) -> &'static str {
+    match reason {
+        VaultError::Answer | VaultError::Refused(_) => {
+            "Check that address is that of Vault, and look into its audit log."
+        }
+        VaultError::CredsDenied(_) => {
+            "Give the role of the AWS auth method a policy with capability read on this path, and check creds."
+        }
+        VaultError::Database => {
+            "Look into Vault's log: its connection to the database, or the creation statements of the role, do not work."
+        }
+        VaultError::Denied | VaultError::LoginDenied(_) => {
+            "Check role, mount and namespace in the target's configuration, and bound_iam_principal_arn of the role in Vault."
+        }
+        VaultError::NoCredsRole(_) => "Check creds in the target's configuration: <mount>/creds/<role>.",
+        VaultError::NoLease => "Connect again: a new user is made.",
+        VaultError::NoLoginRole(_) => {
+            "Check role in the target's configuration, or write it: vault write auth/aws/role/…"
+        }
+        VaultError::NoMount => {
+            "Check mount and namespace in the target's configuration, or enable it: vault auth enable aws."
+        }
+        VaultError::OtherPrincipal(_) => {
+            "Add the ARN of the task role to bound_iam_principal_arn of the role in Vault."
+        }
+        VaultError::Sealed => "Ask whoever runs Vault to unseal it.",
+        VaultError::ServerId => {
+            "Set server_id in the target's configuration to iam_server_id_header_value of the auth method's client \
+             configuration."
+        }
+        VaultError::Standby => {
+            "Configure the address of the active node, or of the load balancer in front of the cluster."
+        }
+        VaultError::Sts => {
+            "Set sts_region in the target's configuration to the region whose STS the auth method asks, and check the clocks."
+        }
+        VaultError::Throttled => "Try again in a minute; the limit is a quota of Vault.",
+        VaultError::Unavailable(_) => "Try again; if it stays so, look at the load balancer in front of Vault.",
+        VaultError::Unreachable(_) => {
+            "Let the task's security group and routes reach Vault; for a certificate of a private CA set ca_file."
         }
     }
 }

@@ -20,3 +20,14 @@ pub(super) fn refused(said: &ErrorText, target: &Target, user: &str, secret_id: 
         format!("Let whoever keeps the secret rotate it (aws secretsmanager rotate-secret --secret-id {secret_id})");
     ErrorText { message, detail, hint, ..said.clone() }
 }
+
+/// The database does not accept a user that Vault has made, and a new one was tried.
+pub(super) fn vault_refused(said: &ErrorText, target: &Target, user: &str) -> ErrorText {
+    let name = &target.name;
+    let message = format!("bastion: target {name} refused the login of {user} from Vault: {}", said.message);
+    let hint =
+        "Check that Vault's database connection leads to this very database, and that its creation statements give \
+                a user that may log in."
+            .to_owned();
+    ErrorText { message, detail: String::new(), hint, ..said.clone() }
+}

@@ -53,6 +53,8 @@ pub(crate) struct Task {
     pub(crate) runtime_id: String,
     pub(crate) address: Ipv4Addr,
     pub(crate) last_status: &'static str,
+    /// Of its relay.
+    pub(crate) pid: Option<u32>,
     desired_status: &'static str,
     stop_code: Option<&'static str>,
     stopped_reason: Option<String>,
@@ -312,6 +314,7 @@ fn new_task(
         started_by: input["startedBy"].as_str().unwrap_or_default().to_owned(),
         client_token,
         last_status: "PROVISIONING",
+        pid: None,
         desired_status: "RUNNING",
         stop_code: None,
         stopped_reason: None,
@@ -410,6 +413,7 @@ async fn live(shared: Arc<Shared>, id: String, stop: CancellationToken) {
     };
     shared.tasks.update(&id, |task| {
         task.last_status = "RUNNING";
+        task.pid = child.id();
         task.started_at = Some(epoch());
     });
     let agent = async {

@@ -20,6 +20,7 @@ mod server;
 pub mod sigv4;
 mod ssm;
 pub mod tools;
+pub mod vault;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -251,6 +252,31 @@ impl Sandbox {
         variables
     }
 
+    /// Who signed a `GetCallerIdentity` that somebody else sends: what STS answers to Vault. Task roles count too.
+    pub fn identity_verifier(&self) -> vault::VerifyIdentity {
+        let shared = Arc::clone(&self.shared);
+        Arc::new(move |headers, body| {
+            let all = shared.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let roles = all.into_iter().map(|(task, (keys, _))| {
+                let text = |name: &str| keys[name].as_str().unwrap_or_default().to_owned();
+                let role = text("RoleArn").rsplit('/').next().unwrap_or_default().to_owned();
+                Identity {
+                    access_key: text("AccessKeyId"),
+                    secret_key: text("SecretAccessKey"),
+                    session_token: Some(text("Token")),
+                    expires_at: None,
+                    arn: format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{task}"),
+                    allow: Vec::new(),
+                }
+            });
+            let identities: Vec<Identity> = shared.identities.iter().cloned().chain(roles).collect();
+            let request = sigv4::Request { method: "POST", path: "/", query: "", headers, body };
+            sigv4::verify(&request, "sts", REGION, &identities, wall_clock())
+                .map(|identity| identity.arn.clone())
+                .map_err(|rejection| format!("{rejection:?}"))
+        })
+    }
+
     /// Runs a task of this definition without an API call; its id and the loopback address of its relay.
     pub fn run_directly(&self, definition: &TaskDefinition) -> (String, Ipv4Addr) {
         ecs::run_directly(&self.shared, definition)
@@ -281,6 +307,11 @@ impl Sandbox {
     /// Id and last status of every task, oldest first.
     pub fn tasks(&self) -> Vec<(String, &'static str)> {
         self.shared.tasks.with(|tasks| tasks.iter().map(|task| (task.id.clone(), task.last_status)).collect())
+    }
+
+    /// The process of a task's relay, once it runs.
+    pub fn task_pid(&self, id: &str) -> Option<u32> {
+        self.shared.tasks.with(|tasks| tasks.iter().find(|task| task.id == id).and_then(|task| task.pid))
     }
 
     /// Everything that a task's relay wrote.

@@ -1,0 +1,137 @@
+//! Database users that Vault makes: login with the task role, a user from the database engine, and its lease.
+//!
+//! Each lease has a token of its own. So the lease is revoked by ending the token, which every policy allows, and when
+//! the relay dies without a word nobody renews the token: Vault ends it, and the database user with it.
+
+mod api;
+mod keeper;
+pub(super) mod lease;
+mod sign;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::ClientConfig;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::credential::vault::api::Api;
+use crate::credential::vault::keeper::Keeper;
+use crate::credential::vault::lease::Lease;
+use crate::credential::{Credential, Kind, MintError, Reuse, TaskRole};
+use crate::tls::TlsConfigError;
+use crate::types::VaultConfig;
+
+/// For revoking everything at the end, between the drain and the SIGKILL of ECS.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Why Vault gives no login. No token, no password; what Vault says is sorted, not shown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum VaultError {
+    #[error("its answer could not be read")]
+    Answer,
+    #[error("the token of the login may not read {0}")]
+    CredsDenied(String),
+    #[error("it could not make a user in the database")]
+    Database,
+    #[error("permission denied")]
+    Denied,
+    #[error("it refused the login to role {0}")]
+    LoginDenied(String),
+    #[error("there is no role at {0}")]
+    NoCredsRole(String),
+    #[error("the lease has been revoked")]
+    NoLease,
+    #[error("its AWS auth method has no role {0}")]
+    NoLoginRole(String),
+    #[error("there is no AWS auth method at the configured mount")]
+    NoMount,
+    #[error("the task role is not among those of role {0}")]
+    OtherPrincipal(String),
+    #[error("it answered with HTTP status {0}")]
+    Refused(u16),
+    #[error("it is sealed")]
+    Sealed,
+    #[error("it wants another X-Vault-AWS-IAM-Server-ID")]
+    ServerId,
+    #[error("it is a standby that does not forward")]
+    Standby,
+    #[error("STS did not confirm the task role to it")]
+    Sts,
+    #[error("it is slowing the task down")]
+    Throttled,
+    #[error("nobody serves there just now (HTTP status {0})")]
+    Unavailable(u16),
+    #[error("it cannot be reached: {0}")]
+    Unreachable(String),
+}
+
+/// The database users of one target.
+pub(crate) struct Vault {
+    role: Arc<TaskRole>,
+    config: VaultConfig,
+    api: Arc<Api>,
+    /// Logins under way and leases.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vault({} at {})", self.config.creds, self.config.address)
+    }
+}
+
+impl Vault {
+    /// # Errors
+    /// If the HTTP client cannot be made.
+    pub(super) fn new(role: Arc<TaskRole>, config: VaultConfig, tls: &ClientConfig) -> Result<Self, TlsConfigError> {
+        let api = Arc::new(Api::new(config.clone(), tls).map_err(TlsConfigError::AwsClient)?);
+        Ok(Self { role, config, api, tasks: TaskTracker::new(), stop: CancellationToken::new() })
+    }
+
+    /// Logs in and makes a new user, whose lease is kept from now on. Cancel safe: it goes on by itself, and what nobody
+    /// uses is revoked.
+    pub(super) async fn mint(&self, now: SystemTime) -> Result<Credential, MintError> {
+        let identity = sign::identity(&self.role.credentials().await?, &self.config, now)?;
+        let issuing = issue(Arc::clone(&self.api), identity, self.config.creds.clone());
+        let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+        let minted = self.tasks.spawn(async move {
+            let (issued, keeper) = issuing.await?;
+            tasks.spawn(keeper.run(stop));
+            Ok(issued)
+        });
+        let failed = |error| MintError::Vault { address: self.config.address.clone(), error };
+        minted.await.unwrap_or(Err(VaultError::Answer)).map_err(failed)
+    }
+
+    /// Revokes every lease.
+    pub(super) async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {
+            warn!(vault = self.config.address, "Vault did not revoke every lease in time; they end with their time");
+        }
+    }
+}
+
+async fn issue(
+    api: Arc<Api>,
+    identity: sign::SignedIdentity,
+    creds: String,
+) -> Result<(Credential, Keeper), VaultError> {
+    let session = api.log_in(&identity).await?;
+    let issued = match session.issue(&creds).await {
+        Ok(issued) => issued,
+        Err(error) => {
+            session.end().await;
+            return Err(error);
+        }
+    };
+    let lease = Arc::new(Lease::new());
+    let keeper = Keeper::new(session, &issued, Arc::clone(&lease), creds);
+    let credential = Credential::new(issued.user, issued.password, Kind::Password, Reuse::WhileLeased);
+    Ok((Credential { lease: Some(lease), ..credential }, keeper))
+}
