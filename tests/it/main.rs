@@ -5,6 +5,7 @@
 mod access;
 mod audit;
 mod cli;
+mod container;
 mod identity;
 mod local_password;
 mod relay;

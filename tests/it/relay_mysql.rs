@@ -50,6 +50,7 @@ impl World {
         let sandbox = Sandbox::start(Config {
             folder: folder.path().to_owned(),
             relay: Path::new(BASTION).to_owned(),
+            container: None,
             identities: Vec::new(),
             task_definitions: vec![definition.clone()],
             parameters: BTreeMap::new(),

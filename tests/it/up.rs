@@ -109,7 +109,7 @@ pub(crate) async fn ports() -> [String; 4] {
     [option(), format!("orders={}", port(&a)), option(), format!("orders-admin={}", port(&b))]
 }
 
-async fn up(world: &World) -> Up {
+pub(crate) async fn up(world: &World) -> Up {
     up_with(world, &[]).await
 }
 

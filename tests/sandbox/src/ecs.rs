@@ -1,5 +1,5 @@
 //! ECS: RunTask, DescribeTasks, ListTasks, StopTask, with the life cycle of a Fargate task. Each task is a real
-//! `bastion relay` process on a loopback address of its own.
+//! `bastion relay` process, or container, on a loopback address of its own.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -446,6 +446,9 @@ async fn live(shared: Arc<Shared>, id: String, stop: CancellationToken) {
             match tokio::time::timeout(stop_timeout, child.wait()).await {
                 Ok(status) => status.ok(),
                 Err(_) => {
+                    if let Some(container) = &shared.container {
+                        container.remove(&container_name(&id)).await;
+                    }
                     // SIGKILL cannot be refused; the status says the rest.
                     let _killed = child.kill().await;
                     child.wait().await.ok()
@@ -453,6 +456,9 @@ async fn live(shared: Arc<Shared>, id: String, stop: CancellationToken) {
             }
         }
     };
+    if let Some(container) = &shared.container {
+        container.remove(&container_name(&id)).await;
+    }
     shared.gateway.end_target(&target(&shared, &id));
     let code = status.map(|status| status.code().unwrap_or(137));
     shared.tasks.update(&id, |task| task.exit_code = code);
@@ -491,7 +497,7 @@ fn end(shared: &Shared, id: &str, cause: Option<(&'static str, String)>) {
 
 /// Starts the relay with the environment that ECS would give it, and nothing of ours.
 fn spawn(shared: &Shared, id: &str) -> anyhow::Result<tokio::process::Child> {
-    let (environment, address) = shared
+    let (mut environment, address) = shared
         .tasks
         .with(|tasks| {
             tasks.iter().find(|task| task.id == id).map(|task| {
@@ -501,18 +507,31 @@ fn spawn(shared: &Shared, id: &str) -> anyhow::Result<tokio::process::Child> {
             })
         })
         .unwrap_or((BTreeMap::new(), Ipv4Addr::LOCALHOST));
-    let log = std::fs::File::create(log_file(shared, id))?;
-    let mut relay = Command::new(&shared.relay);
-    relay.arg("relay").env_clear().envs(environment);
-    relay.env("BASTION_LISTEN", address.to_string());
-    relay.env(
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        format!("{}/credentials/{}", shared.endpoint(), shared.credential_path(id)),
+    let endpoint = shared.endpoint();
+    environment.extend(
+        [
+            ("BASTION_LISTEN", address.to_string()),
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{endpoint}/credentials/{}", shared.credential_path(id))),
+            ("ECS_CONTAINER_METADATA_URI_V4", format!("{endpoint}/metadata/{id}")),
+            ("AWS_ENDPOINT_URL_STS", endpoint),
+        ]
+        .map(|(name, value)| (name.to_owned(), value)),
     );
-    relay.env("ECS_CONTAINER_METADATA_URI_V4", format!("{}/metadata/{id}", shared.endpoint()));
-    relay.env("AWS_ENDPOINT_URL_STS", shared.endpoint());
+    let log = std::fs::File::create(log_file(shared, id))?;
+    let mut relay = match &shared.container {
+        Some(container) => container.run(&container_name(id), &environment),
+        None => {
+            let mut relay = Command::new(&shared.relay);
+            relay.arg("relay").env_clear().envs(environment);
+            relay
+        }
+    };
     relay.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     Ok(relay.spawn()?)
+}
+
+fn container_name(id: &str) -> String {
+    format!("bastion-task-{id}")
 }
 
 fn log_file(shared: &Shared, id: &str) -> PathBuf {

@@ -9,6 +9,7 @@
 
 pub mod agent;
 mod api;
+pub mod container;
 mod ecs;
 pub mod gateway;
 pub mod iam;
@@ -44,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{ApiError, caller, ok, query_rejection, reply};
+use crate::container::Container;
 use crate::ecs::Tasks;
 pub use crate::ecs::{TaskDefinition, task_arn};
 use crate::gateway::Gateway;
@@ -72,6 +74,8 @@ pub struct Config {
     pub folder: PathBuf,
     /// The `bastion` program that tasks run.
     pub relay: PathBuf,
+    /// The image that tasks run instead, if the sandbox shall run containers.
+    pub container: Option<Container>,
     pub identities: Vec<Identity>,
     pub task_definitions: Vec<TaskDefinition>,
     /// SSM parameters by name.
@@ -89,6 +93,7 @@ pub struct Config {
 pub(crate) struct Shared {
     pub(crate) folder: PathBuf,
     pub(crate) relay: PathBuf,
+    pub(crate) container: Option<Container>,
     identities: Vec<Identity>,
     pub(crate) task_definitions: Vec<TaskDefinition>,
     pub(crate) parameters: BTreeMap<String, String>,
@@ -202,6 +207,7 @@ impl Sandbox {
         let shared = Arc::new(Shared {
             folder: config.folder,
             relay: config.relay,
+            container: config.container,
             identities: config.identities,
             task_definitions: config.task_definitions,
             parameters: config.parameters,
@@ -553,6 +559,7 @@ pub mod demo {
         Config {
             folder: folder.to_owned(),
             relay: relay.to_owned(),
+            container: None,
             identities: vec![
                 Identity::session("Developer", "alice", &iam::DEVELOPER),
                 Identity::session("Developer", "bob", &iam::DEVELOPER),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use bastion_sandbox::container::Container;
 use bastion_sandbox::mariadb::MariaDb;
 use bastion_sandbox::postgres::{Flaws, Postgres};
 use bastion_sandbox::{Sandbox, demo, rds};
@@ -29,6 +30,9 @@ enum Command {
         /// A further target of engine tcp in both access levels: a port of this machine
         #[arg(long = "tcp", value_name = "NAME=PORT", value_parser = tcp_target)]
         tcp_targets: Vec<(String, u16)>,
+        /// Run tasks as containers of this image, with podman, instead of as processes
+        #[arg(long)]
+        image: Option<String>,
     },
     /// Check the RDS IAM token on standard input for a login as PAM_USER; exit 0 if it is good
     VerifyRdsToken {
@@ -47,19 +51,24 @@ fn tcp_target(text: &str) -> Result<(String, u16), String> {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Up { bastion, tcp_targets } => {
+        Command::Up { bastion, tcp_targets, image } => {
             let program = std::env::current_exe()?;
             let bastion = bastion.unwrap_or_else(|| program.with_file_name("bastion"));
             anyhow::ensure!(bastion.exists(), "there is no {}; run cargo build first", bastion.display());
             let bastion = std::path::absolute(bastion)?;
-            tokio::runtime::Runtime::new()?.block_on(up(&program, &bastion, &tcp_targets))?;
+            tokio::runtime::Runtime::new()?.block_on(up(&program, &bastion, &tcp_targets, image))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::VerifyRdsToken { state, log } => Ok(verify(&state, &log)),
     }
 }
 
-async fn up(program: &Path, bastion: &Path, tcp_targets: &[(String, u16)]) -> anyhow::Result<()> {
+async fn up(
+    program: &Path,
+    bastion: &Path,
+    tcp_targets: &[(String, u16)],
+    image: Option<String>,
+) -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let folder = tempfile::Builder::new().prefix("bastion-sandbox-").tempdir()?;
     // The servers run as other users and must get through.
@@ -68,6 +77,7 @@ async fn up(program: &Path, bastion: &Path, tcp_targets: &[(String, u16)]) -> an
     let mysql = MariaDb::start(folder.path(), program, Flaws::default()).await?;
     let mut config = demo::config(folder.path(), bastion, &database, Some(&mysql));
     demo::add_tcp_targets(&mut config, tcp_targets)?;
+    config.container = image.map(|image| Container { engine: vec!["podman".to_owned()], image });
     let sandbox = Sandbox::start(config).await?;
     let callers: Map<String, Value> = ["alice", "bob", "carol", "eve"]
         .into_iter()
