@@ -1,5 +1,5 @@
-//! `task-definitions/*.json` against the relay and the image that they run. `tests/task_definitions.py` holds the same
-//! files against ECS's own model.
+//! `task-definitions/*.json`, and those that `cdk/` makes, against the relay and the image that they run.
+//! `tests/task_definitions.py` holds the files against ECS's own model.
 
 #![cfg(feature = "relay")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
+
+#[path = "template/mod.rs"]
+mod template;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -69,15 +72,33 @@ fn both_kinds_are_there() {
 #[test]
 fn the_relay_accepts_each_environment() {
     for (name, definition) in task_definitions() {
-        let mut check = Command::new(env!("CARGO_BIN_EXE_bastion"));
-        check.args(["relay", "--check"]).env_clear();
-        for variable in relay_of(&definition)["environment"].as_array().unwrap() {
-            check.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
-        }
-        let output = check.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), said.as_ref()), (Some(0), ""), "{name}");
+        let variables = relay_of(&definition)["environment"].as_array().unwrap().iter();
+        let said = check(variables.map(|variable| {
+            (variable["name"].as_str().unwrap().to_owned(), variable["value"].as_str().unwrap().to_owned())
+        }));
+        assert_eq!(said, Vec::<String>::new(), "{name}");
     }
+}
+
+#[test]
+fn the_relay_accepts_each_environment_that_cdk_makes() {
+    let definitions = template::resources("AWS::ECS::TaskDefinition");
+    assert_eq!(definitions.len(), 3);
+    for (name, definition) in definitions {
+        let config = template::relay_config(&definition);
+        assert!(config.contains(template::REGION), "{config}");
+        let said = check([("BASTION_CONFIG".to_owned(), config)]);
+        assert_eq!(said, Vec::<String>::new(), "{name}");
+    }
+}
+
+/// The mistakes that the relay finds in its environment.
+fn check(variables: impl IntoIterator<Item = (String, String)>) -> Vec<String> {
+    let mut check = Command::new(env!("CARGO_BIN_EXE_bastion"));
+    let output = check.args(["relay", "--check"]).env_clear().envs(variables).output().unwrap();
+    let said: Vec<String> = String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
+    assert_eq!(output.status.code() == Some(0), said.is_empty(), "{said:?}");
+    said
 }
 
 #[test]

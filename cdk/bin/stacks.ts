@@ -3,7 +3,7 @@ import * as ec2 from 'aws-cdk-lib/aws-ec2';
 import type * as ecs from 'aws-cdk-lib/aws-ecs';
 import * as rds from 'aws-cdk-lib/aws-rds';
 import type { Construct } from 'constructs';
-import { Bastion, BastionCredential, BastionTarget } from '../src';
+import { Bastion, BastionAudit, BastionCredential, BastionTarget } from '../src';
 
 /** Stands for what you have already: a VPC and databases. In your own app this is your own stack, or imported. */
 export class Databases extends Stack {
@@ -82,6 +82,8 @@ export class Environment extends Stack {
       vpc,
       environmentName,
       image: props.image?.(this),
+      audit: BastionAudit.REDACTED_STATEMENTS,
+      metrics: true,
       accessLevels: { read: {}, write: { reasonRequired: true }, admin: { reasonRequired: true, breakGlass: true } },
       targets: [
         BastionTarget.cluster(orders, {

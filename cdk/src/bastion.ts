@@ -10,6 +10,7 @@ import { LogGroup, RetentionDays } from 'aws-cdk-lib/aws-logs';
 import * as ssm from 'aws-cdk-lib/aws-ssm';
 import { Construct, type IConstruct } from 'constructs';
 import type { BastionAccessLevel } from './access';
+import { BastionAudit } from './audit';
 import { Endpoints } from './endpoints';
 import { Guard } from './guard';
 import { duration, Level, tasksOf } from './level';
@@ -53,6 +54,12 @@ export interface BastionProps {
    * @default ecs.CpuArchitecture.ARM64
    */
   readonly architecture?: ecs.CpuArchitecture;
+  /**
+   * What the audit log records.
+   *
+   * @default BastionAudit.CONNECTIONS
+   */
+  readonly audit?: BastionAudit;
   /**
    * The cluster that the tasks run in.
    *
@@ -120,6 +127,13 @@ export interface BastionProps {
    * @default Duration.hours(8)
    */
   readonly maxAge?: Duration;
+  /**
+   * Whether relays count connections, bytes and callers in CloudWatch, which the dashboard then shows. CloudWatch bills five
+   * metrics for each target of an access level and two for each level, in the hours in which they are used.
+   *
+   * @default false
+   */
+  readonly metrics?: boolean;
   /**
    * How large the task is.
    *
@@ -198,6 +212,7 @@ export class Bastion extends Construct implements ec2.IConnectable {
     for (const level of Object.keys(this.levelOptions)) {
       const made = new Level(this, `Access-${level}`, {
         architecture,
+        audit: props.audit ?? BastionAudit.CONNECTIONS,
         environment: this.environmentName,
         executionRole,
         idleStop: props.idleStop ?? Duration.minutes(30),
@@ -206,6 +221,7 @@ export class Bastion extends Construct implements ec2.IConnectable {
         localPassword: props.localPassword,
         logGroup: this.logGroup,
         maxAge,
+        metrics: props.metrics ?? false,
         problems,
         size: props.size ?? BastionSize.SMALL,
         targets: props.targets.filter((target) => this.levelOf(target) === level),
@@ -268,6 +284,9 @@ export class Bastion extends Construct implements ec2.IConnectable {
       environment: this.environmentName,
       logGroup: this.logGroup,
       guard,
+      targets: props.metrics
+        ? [...this.levels].map(([level, { targetsJson }]) => ({ access: level, names: Object.keys(targetsJson) }))
+        : [],
       dashboard: props.dashboard ?? true,
       alarmActions: props.alarmActions ?? [],
     });

@@ -1,4 +1,5 @@
 export * from './access';
+export * from './audit';
 export * from './bastion';
 export * from './credential';
 export * from './size';

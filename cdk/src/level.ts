@@ -4,6 +4,7 @@ import * as ecs from 'aws-cdk-lib/aws-ecs';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import type { ILogGroup } from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
+import type { BastionAudit } from './audit';
 import type { Problems } from './problems';
 import type { BastionSize } from './size';
 import type { BastionTarget } from './target';
@@ -11,6 +12,7 @@ import type { BastionTarget } from './target';
 /** One access level. */
 export interface LevelProps {
   readonly architecture: ecs.CpuArchitecture;
+  readonly audit: BastionAudit;
   readonly environment: string;
   readonly executionRole: iam.IRole;
   readonly idleStop: Duration;
@@ -19,6 +21,7 @@ export interface LevelProps {
   readonly localPassword?: boolean;
   readonly logGroup: ILogGroup;
   readonly maxAge: Duration;
+  readonly metrics: boolean;
   readonly problems: Problems;
   readonly size: BastionSize;
   readonly targets: BastionTarget[];
@@ -81,6 +84,9 @@ export class Level extends Construct {
       idle_stop: duration(props.idleStop),
       max_age: duration(props.maxAge),
       local_password: props.localPassword,
+      audit: props.audit.level,
+      redact: props.audit.redact,
+      metrics: props.metrics ? 'emf' : undefined,
       target: this.targetsJson,
     });
   }

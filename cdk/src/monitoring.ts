@@ -14,7 +14,7 @@ import { FilterPattern, type ILogGroup } from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 import type { Guard } from './guard';
 
-/** The namespace of the metrics that are counted out of log lines. */
+/** The namespace of the relay's own metrics and of those that are counted out of its records. */
 const NAMESPACE = 'Bastion';
 
 /** What is watched. */
@@ -22,6 +22,8 @@ export interface MonitoringProps {
   readonly environment: string;
   readonly logGroup: ILogGroup;
   readonly guard: Guard;
+  /** The targets of each access level whose relays write metrics. */
+  readonly targets: { readonly access: string; readonly names: string[] }[];
   readonly dashboard: boolean;
   readonly alarmActions: IAlarmAction[];
 }
@@ -34,10 +36,12 @@ export class Monitoring extends Construct {
   constructor(scope: Construct, id: string, props: MonitoringProps) {
     super(scope, id);
     const { environment, logGroup, guard } = props;
-    const count = (name: string, group: ILogGroup, pattern: string): Metric => {
+    const count = (name: string, group: ILogGroup, fields: Record<string, string>): Metric => {
       const metricName = `${environment}-${name}`;
       group.addMetricFilter(name, {
-        filterPattern: FilterPattern.literal(pattern),
+        filterPattern: FilterPattern.all(
+          ...Object.entries(fields).map(([field, value]) => FilterPattern.stringValue(`$.${field}`, '=', value)),
+        ),
         metricNamespace: NAMESPACE,
         metricName,
         metricValue: '1',
@@ -45,7 +49,7 @@ export class Monitoring extends Construct {
       const period = Duration.minutes(5);
       return new Metric({ namespace: NAMESPACE, metricName, statistic: Stats.SUM, period });
     };
-    const stopped = count('TasksStopped', guard.logGroup, '{ $.type = "TaskStateEntered" && $.details.name = "Stop" }');
+    const stopped = count('TasksStopped', guard.logGroup, { type: 'TaskStateEntered', 'details.name': 'Stop' });
     const refused = count('RefusedIdentities', logGroup, REFUSED_IDENTITIES);
     const failed = count('AuthenticationFailures', logGroup, AUTHENTICATION_FAILURES);
     const broken = guard.stateMachine.metricFailed({ period: Duration.minutes(15), statistic: Stats.SUM });
@@ -74,6 +78,38 @@ export class Monitoring extends Construct {
     }
   }
 
+  /** What the relays say of themselves, where they do. */
+  private graphs({ environment, targets }: MonitoringProps): GraphWidget[] {
+    const metric = (metricName: string, dimensions: Record<string, string>, label: string) =>
+      new Metric({
+        namespace: NAMESPACE,
+        metricName,
+        dimensionsMap: { env: environment, ...dimensions },
+        label,
+        // Each relay tells once a minute what came since.
+        statistic: Stats.SUM,
+        period: Duration.minutes(1),
+      });
+    const ofTargets = (...names: string[]) =>
+      targets.flatMap(({ access, names: known }) =>
+        known.flatMap((target) => names.map((name) => metric(name, { access, target }, `${access} ${target} ${name}`))),
+      );
+    const ofCallers = (...names: string[]) =>
+      targets.flatMap(({ access }) => names.map((name) => metric(name, { access }, `${access} ${name}`)));
+    const { region } = Stack.of(this);
+    const width = 8;
+    return [
+      new GraphWidget({ title: 'Open connections', region, width, left: ofTargets('OpenConnections'), stacked: true }),
+      new GraphWidget({ title: 'Bytes', region, width, left: ofTargets('BytesUp', 'BytesDown') }),
+      new GraphWidget({
+        title: 'Came and refused',
+        region,
+        width,
+        left: [...ofTargets('Connections', 'RefusedConnections'), ...ofCallers('AuthorizedCallers', 'RefusedCallers')],
+      }),
+    ];
+  }
+
   private addDashboard(props: MonitoringProps, metrics: Metric[]): void {
     const region = Stack.of(this).region;
     const logGroupNames = [props.logGroup.logGroupName];
@@ -81,6 +117,7 @@ export class Monitoring extends Construct {
       dashboardName: `bastion-${props.environment}`,
       widgets: [
         [new GraphWidget({ title: 'What needs a look', region, left: metrics, width: 24, stacked: true })],
+        ...(props.targets.length > 0 ? [this.graphs(props)] : []),
         [
           new LogQueryWidget({
             title: 'Who was connected',
@@ -88,7 +125,7 @@ export class Monitoring extends Construct {
             logGroupNames,
             width: 24,
             height: 10,
-            queryLines: CONNECTIONS,
+            queryLines: RECORDS,
           }),
         ],
       ],
@@ -96,14 +133,15 @@ export class Monitoring extends Construct {
   }
 }
 
-/**
- * Lines of the relay. The terms are texts of `src/relay`; `tests/contract.rs` fails if one is not there any more.
+/*
+ * Records of the relay's audit log (docs/audit.md of bastion). `tests/it/deployed.rs` lets a real relay write them and
+ * compares.
  */
-const REFUSED_IDENTITIES = '"a caller was refused" "not_owner"';
-const AUTHENTICATION_FAILURES = '"connection refused" "upstream_auth"';
-const CONNECTIONS = [
-  'filter message in ["connection ready", "connection refused", "a caller was refused"]',
-  'fields @timestamp, message, person, `target`, db_user, `client.program`, error',
+const REFUSED_IDENTITIES = { event: 'identity_refused', kind: 'not_owner' };
+const AUTHENTICATION_FAILURES = { event: 'connection_refused', kind: 'upstream_auth' };
+const RECORDS = [
+  'filter event in ["connection_opened", "connection_closed", "connection_refused", "identity_refused"]',
+  'fields time, event, access, session_name, person, reason, `target`, db_user, client_program, ended_by, kind, error',
   'sort @timestamp desc',
   'limit 100',
 ];

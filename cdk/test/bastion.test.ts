@@ -9,7 +9,7 @@ import { RetentionDays } from 'aws-cdk-lib/aws-logs';
 import * as rds from 'aws-cdk-lib/aws-rds';
 import { Secret } from 'aws-cdk-lib/aws-secretsmanager';
 import { describe, expect, test } from 'vitest';
-import { BastionCredential, BastionEngine, BastionSize, BastionTarget } from '../src';
+import { BastionAudit, BastionCredential, BastionEngine, BastionSize, BastionTarget } from '../src';
 import { ORDERS_ID, SHOP_ID, World } from './world';
 
 /** The template of a world in which this was done. */
@@ -150,6 +150,38 @@ describe('by choice', () => {
     const environment = JSON.parse(deployed.one('AWS::SSM::Parameter').Value);
     expect(environment).toMatchObject({ idle_stop: '90m', max_age: '2h', lanes: 4 });
     expect(deployed.all('AWS::CloudWatch::Dashboard')).toEqual({});
+  });
+
+  test('SQL in the audit log, with its literals or without', () => {
+    const config = (audit?: BastionAudit) => {
+      const world = new World();
+      world.bastion({ audit });
+      const [container] = world.deployed().one('AWS::ECS::TaskDefinition').ContainerDefinitions;
+      return JSON.parse(container.Environment[0].Value);
+    };
+    const keys = (audit?: BastionAudit) => [config(audit).audit, config(audit).redact];
+    expect(keys()).toEqual([undefined, undefined]);
+    expect(keys(BastionAudit.CONNECTIONS)).toEqual([undefined, undefined]);
+    expect(keys(BastionAudit.STATEMENTS)).toEqual(['statements', undefined]);
+    expect(keys(BastionAudit.REDACTED_STATEMENTS)).toEqual(['statements', true]);
+  });
+
+  test('metrics of the relay, which the dashboard shows for each target and access level', () => {
+    const world = new World();
+    world.bastion({
+      accessLevels: { read: {}, write: {} },
+      metrics: true,
+      targets: [world.target('db_read'), world.target('db_write', 'write')],
+    });
+    const deployed = world.deployed();
+    const [container] = deployed.one('AWS::ECS::TaskDefinition', 'Accesswrite').ContainerDefinitions;
+    expect(JSON.parse(container.Environment[0].Value).metrics).toBe('emf');
+    const { widgets } = JSON.parse(deployed.one('AWS::CloudWatch::Dashboard').DashboardBody);
+    const [open] = widgets.filter((widget: { properties: object }) => 'metrics' in widget.properties).slice(1);
+    expect(open.properties.metrics.map((metric: unknown[]) => metric.slice(0, -1))).toEqual([
+      ['Bastion', 'OpenConnections', 'access', 'read', 'env', 'prod', 'target', 'orders'],
+      ['Bastion', 'OpenConnections', 'access', 'write', 'env', 'prod', 'target', 'orders'],
+    ]);
   });
 
   test('a key for the logs, and how long they are kept', () => {

@@ -18,7 +18,7 @@ const SIGNED: &str = "content-type;host;x-amz-date;x-amz-security-token;x-bastio
 
 impl World {
     /// A task that alice has started.
-    async fn task_of_alice(&self, change: impl FnOnce(&mut Value)) -> Relay<'_> {
+    pub(crate) async fn task_of_alice(&self, change: impl FnOnce(&mut Value)) -> Relay<'_> {
         let mut definition = self.definition(change);
         definition.environment.insert("BASTION_OWNER".to_owned(), self.person("alice").arn);
         self.relay_of(&definition).await
@@ -30,7 +30,7 @@ impl World {
 }
 
 /// What a launcher would sign, to be changed before it is.
-struct Proof {
+pub(crate) struct Proof {
     who: Identity,
     nonce: String,
     method: &'static str,
@@ -42,7 +42,7 @@ struct Proof {
 }
 
 impl Proof {
-    fn new(world: &World, relay: &Relay<'_>, name: &str, challenge: &Value) -> Self {
+    pub(crate) fn new(world: &World, relay: &Relay<'_>, name: &str, challenge: &Value) -> Self {
         let who = world.person(name);
         let text = |key: &str| challenge[key].as_str().unwrap().to_owned();
         assert_eq!((text("task"), text("region")), (task_arn(&relay.id), REGION.to_owned()));
@@ -60,7 +60,7 @@ impl Proof {
         Self { who, nonce, method, body, headers, signed, service: "sts", region: REGION }
     }
 
-    fn claim(&self) -> Value {
+    pub(crate) fn claim(&self) -> Value {
         let Self { method, body, headers, .. } = self;
         let request = sigv4::Request { method, path: "/", query: "", headers, body: body.as_bytes() };
         let authorization = sigv4::authorization(&request, &self.signed, self.service, self.region, &self.who).unwrap();
@@ -72,15 +72,15 @@ impl Proof {
 }
 
 impl Relay<'_> {
-    async fn challenge(&self) -> Value {
+    pub(crate) async fn challenge(&self) -> Value {
         serde_json::from_str(&self.get("/v1/authorize").await.unwrap()).unwrap()
     }
 
-    async fn authorize(&self, claim: &Value) -> (u16, Value) {
+    pub(crate) async fn authorize(&self, claim: &Value) -> (u16, Value) {
         self.authorize_with(&claim.to_string()).await
     }
 
-    async fn authorize_with(&self, body: &str) -> (u16, Value) {
+    pub(crate) async fn authorize_with(&self, body: &str) -> (u16, Value) {
         let head = "POST /v1/authorize HTTP/1.1\r\nHost: bastion\r\nConnection: close\r\nContent-Length: ";
         let (status, body) = http(self.address, &format!("{head}{}\r\n\r\n{body}", body.len())).await;
         (status, serde_json::from_str(&body).unwrap_or_default())

@@ -6,12 +6,15 @@ mod access;
 mod audit;
 mod cli;
 mod container;
+mod deployed;
 mod identity;
 mod local_password;
 mod relay;
 mod relay_mysql;
 mod secrets;
 mod support;
+#[path = "../template/mod.rs"]
+mod template;
 mod up;
 mod vault;
 

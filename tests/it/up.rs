@@ -35,7 +35,7 @@ impl Up {
         Self::of(command).await
     }
 
-    async fn of(mut command: Command) -> Self {
+    pub(crate) async fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = async {
