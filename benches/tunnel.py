@@ -176,6 +176,36 @@ class Process:
         return int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path(f"/proc/{self.pid}/status").read_text())[1]) / 1024
 
 
+class Quota:
+    """A part of a CPU for one process, as a task's size gives it; needs root and a cgroup controller for cpu (v1 or v2)."""
+
+    V1, V2 = pathlib.Path("/sys/fs/cgroup/cpu"), pathlib.Path("/sys/fs/cgroup")
+
+    def __init__(self, process, cpus):
+        version_1 = (self.V1 / "cpu.cfs_period_us").exists() or (self.V1 / "cpu.shares").exists()
+        self.root = self.V1 if version_1 else self.V2
+        self.group = self.root / f"bastion-bench-{process.pid}"
+        self.group.mkdir()
+        try:
+            if version_1:
+                (self.group / "cpu.cfs_quota_us").write_text(str(int(cpus * 100_000)))
+            else:
+                (self.root / "cgroup.subtree_control").write_text("+cpu")
+                (self.group / "cpu.max").write_text(f"{int(cpus * 100_000)} 100000")
+            (self.group / "cgroup.procs").write_text(str(process.pid))
+        except OSError:
+            self.group.rmdir()
+            raise
+        self.process = process
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        (self.root / "cgroup.procs").write_text(str(self.process.pid))
+        self.group.rmdir()
+
+
 class Up:
     """`bastion up demo` with so many lanes, until its end."""
 
@@ -337,6 +367,28 @@ class Bench:
             self.round_trip(round_trip)
             ways = {("plain" if lanes == 0 else f"{lanes} lanes"): self.measure(lanes, round_trip) for lanes in self.arguments.lanes}
             self.print_table(round_trip, ways)
+        self.task_sizes(max(self.arguments.lanes))
+
+    def task_sizes(self, lanes):
+        """Rows through a relay with a part of a CPU; in a task the agent takes its part of the same CPU."""
+        self.round_trip(0)
+        up = Up(self, lanes)
+        try:
+            relay, session = self.relay(), Session(up.ports["orders"])
+            print(f"\n{f'relay, {lanes} lanes':<18}{'rows MB/s':>12}{'CPU s/GB':>12}")
+            for cpus in (0.25, 0.5, 1):
+                try:
+                    with Quota(relay, cpus):
+                        began, used = time.perf_counter(), relay.cpu()
+                        brought = session.query("copy bench to stdout")
+                        took, used = time.perf_counter() - began, relay.cpu() - used
+                except OSError as error:
+                    print(f"no quota can be set here: {error}")
+                    break
+                print(f"{f'{cpus} vCPU':<18}{brought / MB / took:>12.2f}{used * 1e9 / brought:>12.1f}", flush=True)
+            session.close()
+        finally:
+            up.end()
 
     @staticmethod
     def print_table(round_trip, ways):
