@@ -44,6 +44,15 @@ def wait_port(host, port):
     wait_until(listens, f"a listener on {host}:{port}")
 
 
+def sign(secret, date, scope, request):
+    """The signature of a canonical request (Signature Version 4)."""
+    signed = f"AWS4-HMAC-SHA256\n{date}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+    key = f"AWS4{secret}".encode()
+    for word in [*scope.split("/"), signed]:
+        key = hmac.digest(key, word.encode(), "sha256")
+    return key.hex()
+
+
 class Stand:
     """Use as a context manager: what was started ends with it, the latest first."""
 
@@ -108,6 +117,7 @@ class Stand:
                 "BASTION_CONFIG": json.dumps(config), "BASTION_LISTEN": listen,
                 "BASTION_EXTRA_CA_FILE": self.ready["database"]["ca_file"],
                 "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.ready['endpoint']}/credentials/{self.task}",
+                "AWS_ENDPOINT_URL_STS": self.ready["endpoint"], "BASTION_TASK": "stand",
             },
         )
         for target in targets.values():
@@ -127,11 +137,31 @@ class Stand:
         }
         query = urllib.parse.urlencode(parameters, quote_via=urllib.parse.quote, safe="")
         request = f"GET\n/\n{query}\nhost:{endpoint}\n\nhost\n{hashlib.sha256(b'').hexdigest()}"
-        signed = f"AWS4-HMAC-SHA256\n{date}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        secret = f"AWS4{key['SecretAccessKey']}".encode()
-        for word in [*scope.split("/"), signed]:
-            secret = hmac.digest(secret, word.encode(), "sha256")
-        return f"{endpoint}/?{query}&X-Amz-Signature={secret.hex()}"
+        return f"{endpoint}/?{query}&X-Amz-Signature={sign(key['SecretAccessKey'], date, scope, request)}"
+
+    def local_password(self, listen):
+        """What alice is told when she has proven to the relay on `listen` who she is (docs/identity.md)."""
+        def ask(body=None):
+            with urllib.request.urlopen(f"http://{listen}:7070/v1/authorize", body and json.dumps(body).encode()) as answer:
+                return json.load(answer)
+
+        challenge, key = ask(), self.ready["callers"]["alice"]
+        date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        headers = {
+            "content-type": "application/x-www-form-urlencoded; charset=utf-8", "host": challenge["sts_host"], "x-amz-date": date,
+            "x-amz-security-token": key["AWS_SESSION_TOKEN"], "x-bastion-nonce": challenge["nonce"],
+            "x-bastion-task": challenge["task"],
+        }
+        names, body = ";".join(headers), b"Action=GetCallerIdentity&Version=2011-06-15"
+        lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
+        request = f"POST\n/\n\n{lines}\n{names}\n{hashlib.sha256(body).hexdigest()}"
+        scope = f"{date[:8]}/{REGION}/sts/aws4_request"
+        signature = sign(key["AWS_SECRET_ACCESS_KEY"], date, scope, request)
+        authorization = (
+            f"AWS4-HMAC-SHA256 Credential={key['AWS_ACCESS_KEY_ID']}/{scope}, SignedHeaders={names}, Signature={signature}"
+        )
+        signed = {"authorization": authorization, "x-amz-date": date, "x-amz-security-token": key["AWS_SESSION_TOKEN"]}
+        return ask({"nonce": challenge["nonce"], "sts": signed})["local_password"]
 
     def psql(self, database, sql):
         """As superuser, over the Unix socket."""

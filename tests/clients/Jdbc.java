@@ -13,7 +13,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 
-/** The sibling of check.py for JDBC, with both drivers: java Jdbc.java ENGINE HOST PORT USER PASSWORD DATABASE TLS */
+/** The sibling of check.py for JDBC, with both drivers: java Jdbc.java ENGINE HOST PORT USER PASSWORD DATABASE TLS [CHECK] */
 final class Jdbc {
     private static final String UNICODE = "片山 葵 · žluťoučký · 𝄞🐘 · \u202eعربي";
     private final boolean postgres;
@@ -54,8 +54,12 @@ final class Jdbc {
         checks.put("big_parameter", jdbc::bigParameter);
         checks.put("unicode", jdbc::unicode);
         checks.put("reconnect", jdbc::reconnect);
-        try (Connection connection = jdbc.connect()) {
-            report("version", "got", connection.getMetaData().getDriverVersion());
+        if (arguments.length > 7) {
+            checks.keySet().retainAll(List.of(arguments[7]));
+        } else {
+            try (Connection connection = jdbc.connect()) {
+                report("version", "got", connection.getMetaData().getDriverVersion());
+            }
         }
         for (Map.Entry<String, Check> check : checks.entrySet()) {
             try (Connection connection = jdbc.connect()) {

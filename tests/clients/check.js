@@ -33,7 +33,8 @@ module.exports = {
   // Each check gets a connection of its own.
   async run(version, connect, checks) {
     report('version', { got: version });
-    for (const [name, check] of Object.entries(checks)) {
+    const { only } = module.exports.parameters;
+    for (const [name, check] of Object.entries(checks).filter(([name]) => !only || name === only)) {
       try {
         const client = await connect();
         report(name, { got: await check(client) });

@@ -32,6 +32,7 @@ CHECKS = {
     "big_parameter": ("20 MB parameter", "its length and hash in the server"),
     "unicode": ("Unicode", "beyond the basic plane and right to left, there and back"),
     "reconnect": ("reconnect", "the server ends the connection, the client notices, a new one works"),
+    "password": ("local password", "a relay with `local_password`: the login with it, and not with another one"),
     "round_trip": ("dump and restore", "dumped and restored with two jobs, then dumped again: the same text"),
 }
 # Name in the document, engine, program, parameters of its own.
@@ -60,7 +61,9 @@ def command(program, engine, parameters, tools):
         return ["node", HERE / program, json.dumps(parameters)]
     words = [parameters[name] for name in ("host", "port", "user", "password", "database")]
     options = ["-Xmx2g", "-Dfile.encoding=UTF-8", "-cp", JARS[engine]]
-    return ["java", *options, HERE / program, engine, *(str(word or "") for word in words), str(parameters["tls"]).lower()]
+    only = [parameters["only"]] if "only" in parameters else []
+    words = [engine, *(str(word or "") for word in words), str(parameters["tls"]).lower(), *only]
+    return ["java", *options, HERE / program, *words]
 
 
 def run(program, server, parameters, tools):
@@ -81,6 +84,8 @@ def run(program, server, parameters, tools):
 class Matrix:
     def __init__(self, tools):
         self.tools = tools
+        # Of the relay that asks for it.
+        self.password = None
         self.servers = {}
         self.rows = {}
         self.findings = []
@@ -93,6 +98,8 @@ class Matrix:
             parameters = {**parameters, **own, "database": f"clients_{way}", "sample": server.sample}
             lines[way] = run(program, server, parameters, self.tools)
         direct, relay = lines["direct"], lines["relay"]
+        relay["password"] = self.door(server, program, own)
+        direct["password"] = {"got": [direct["login"].get("got"), "access denied"]}
         version = direct.pop("version")["got"]
         relay.pop("version", None)
         cells = {}
@@ -104,6 +111,17 @@ class Matrix:
         self.rows.setdefault(server.name, []).append((name, version, cells))
         seconds = time.monotonic() - started
         print(f"  {server.name}, {name} {version}: {verdict(cells)} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+
+    def door(self, server, program, own):
+        """What a login gets with the local password, and with another one."""
+        tries = []
+        for password in (self.password, self.password[::-1]):
+            parameters = {**server.ways()["relay"], **own, "host": servers.DOOR, "database": "clients_relay"}
+            more = {"sample": server.sample, "password": password, "only": "login"}
+            tries.append(run(program, server, {**parameters, **more}, self.tools).get("login", {}))
+        right, wrong = tries
+        denied = "access denied" if "access denied" in wrong.get("failed", "") else wrong
+        return {"got": [right.get("got", right), denied]}
 
     def document(self):
         lines = [
@@ -145,6 +163,9 @@ def main():
         ]
         targets = {f"target-{server.target['relay_port']}": server.target for server in all_servers}
         stand.relay(f"{arguments.programs}/bastion", targets, servers.LISTEN)
+        allow = ["arn:aws:sts::123456789012:assumed-role/Developer/alice"]
+        stand.relay(f"{arguments.programs}/bastion", targets, servers.DOOR, local_password=True, allow=allow)
+        matrix.password = stand.local_password(servers.DOOR)
         for server in all_servers:
             for name, engine, program, own in CLIENTS:
                 wanted = not arguments.only or any(word in f"{name} {server.name}" for word in arguments.only)

@@ -9,6 +9,8 @@ import subprocess
 import stand
 
 LISTEN = "127.63.201.1"
+# Of the relay that asks for its local password.
+DOOR = "127.63.201.2"
 
 
 @dataclasses.dataclass

@@ -89,15 +89,28 @@ impl World {
         finish(client).await
     }
 
+    /// The database asked by its superuser, over its socket.
+    async fn root(&self, sql: &str) -> String {
+        let mut client = Command::new("mariadb");
+        client.args(["--no-defaults", "-N", "-u", "root", "-S"]).arg(self.database.socket()).args(["-e", sql]);
+        let (code, out, err) = finish(client).await;
+        assert_eq!(code, 0, "{err}");
+        out
+    }
+
     /// A connection of the Rust client.
     async fn client(&self) -> mysql_async::Conn {
+        self.connect().await.unwrap()
+    }
+
+    async fn connect(&self) -> Result<mysql_async::Conn, mysql_async::Error> {
         let options = mysql_async::OptsBuilder::default()
             .ip_or_hostname(self.address.to_string())
             .tcp_port(3306)
             .user(Some("anyone"))
             .prefer_socket(false)
             .max_allowed_packet(Some(64 << 20));
-        mysql_async::Conn::new(options).await.unwrap()
+        mysql_async::Conn::new(options).await
     }
 
     async fn stop(self) {
@@ -372,23 +385,17 @@ async fn statements_are_in_the_audit_log() {
 async fn a_client_that_takes_longer_than_the_database_waits_still_logs_in() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let world = World::start(Flaws::default(), |_| ()).await;
-    // Tests of their own ask the database as its superuser, over its socket.
-    let root = async |sql: &str| {
-        let mut client = Command::new("mariadb");
-        client.args(["--no-defaults", "-N", "-u", "root", "-S"]).arg(world.database.socket()).args(["-e", sql]);
-        finish(client).await.1
-    };
-    root("set global connect_timeout = 2").await;
+    world.root("set global connect_timeout = 2").await;
     // A client as behind a slow tunnel: it reads the greeting, and its login comes when the database has given up.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let before = root("show global status like 'Aborted_connects'").await;
+    let before = world.root("show global status like 'Aborted_connects'").await;
     let slow = async {
         let (mut client, _) = listener.accept().await.unwrap();
         let mut relay = tokio::net::TcpStream::connect((world.address, 3306)).await.unwrap();
         let mut greeting = vec![0; 16 * 1024];
         let length = relay.read(&mut greeting).await.unwrap();
-        while root("show global status like 'Aborted_connects'").await == before {}
+        while world.root("show global status like 'Aborted_connects'").await == before {}
         client.write_all(&greeting[..length]).await.unwrap();
         tokio::io::copy_bidirectional(&mut client, &mut relay).await.unwrap();
     };
@@ -397,5 +404,63 @@ async fn a_client_that_takes_longer_than_the_database_waits_still_logs_in() {
     client.args(["-e", "select current_user()"]);
     let ((), (code, out, err)) = tokio::join!(slow, finish(client));
     assert_eq!((code, out.as_str()), (0, "db_read@127.0.0.1"), "{err}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_database_says_at_a_failover_reaches_the_client() {
+    let world = World::start(Flaws::default(), |relay| relay["target"]["events"]["read_only"] = json!(false)).await;
+    let number = |error: mysql_async::Error| match error {
+        mysql_async::Error::Server(error) => (error.code, error.message),
+        other => panic!("{other}"),
+    };
+    let mut client = world.client().await;
+    client.query_drop("create or replace table scratch.failover (id int)").await.unwrap();
+    // Aurora's old writer is a reader now.
+    world.root("set global read_only = on").await;
+    let (code, said) = number(client.query_drop("insert into scratch.failover values (1)").await.unwrap_err());
+    assert!(code == 1290 && said.contains("--read-only option") && !said.contains("bastion"), "{code} {said}");
+    world.root("set global read_only = off").await;
+    client.query_drop("insert into scratch.failover values (1)").await.unwrap();
+    // Errors in place of a greeting.
+    world.root("set global max_connections = 10").await;
+    let mut all = Vec::new();
+    let full = loop {
+        assert!(all.len() < 20, "they never were too many");
+        match world.connect().await {
+            Ok(client) => all.push(client),
+            Err(error) => break number(error),
+        }
+    };
+    assert!(full.0 == 1040 && full.1.contains("Too many connections"), "{full:?}");
+    for client in all.into_iter().chain([client]) {
+        client.disconnect().await.unwrap();
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn garbage_and_impossible_lengths_are_answered_and_end() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start(Flaws::default(), |_| ()).await;
+    let http = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let longest = [&[0xff, 0xff, 0xff, 1][..], &[0; 64]].concat();
+    let empty = [0, 0, 0, 1];
+    let cut_short = [4, 0, 0, 1, 0, 2, 0, 0];
+    for garbage in [&http[..], &longest, &empty, &cut_short] {
+        let mut stream = tokio::net::TcpStream::connect((world.address, 3306)).await.unwrap();
+        let mut seen = Vec::new();
+        while seen.is_empty() {
+            assert!(stream.read_buf(&mut seen).await.unwrap() > 0, "no greeting");
+        }
+        stream.write_all(garbage).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut said = Vec::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("it hangs").unwrap();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains("#08S01bastion: target events speaks MySQL, but"), "{garbage:?} {said}");
+    }
+    // And it still serves.
+    assert_eq!(world.client().await.query_first::<i64, _>("select 7").await.unwrap(), Some(7));
     world.stop().await;
 }
