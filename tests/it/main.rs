@@ -9,6 +9,7 @@ mod container;
 mod deployed;
 mod identity;
 mod local_password;
+mod markers;
 mod relay;
 mod relay_mysql;
 mod secrets;

@@ -1,5 +1,6 @@
 //! Logins from Secrets Manager (moto) to a real PostgreSQL, while passwords rotate.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -14,14 +15,14 @@ use crate::support::{PATIENCE, Relay, World};
 const SECRET: &str = "prod/orders";
 
 /// Secrets Manager, and a client of whoever keeps the secrets.
-struct Secrets {
-    moto: Moto,
+pub(crate) struct Secrets {
+    pub(crate) moto: Moto,
     client: Client,
 }
 
 impl Secrets {
-    async fn start(world: &World) -> Self {
-        let moto = Moto::start(world.folder.path()).await.unwrap();
+    pub(crate) async fn start(folder: &Path) -> Self {
+        let moto = Moto::start(folder).await.unwrap();
         let http = aws_smithy_http_client::Builder::new().build_http();
         let config = aws_sdk_secretsmanager::Config::builder()
             .behavior_version(BehaviorVersion::latest())
@@ -33,7 +34,7 @@ impl Secrets {
         Self { moto, client: Client::from_conf(config) }
     }
 
-    async fn create(&self, name: &str, text: impl Into<String>) {
+    pub(crate) async fn create(&self, name: &str, text: impl Into<String>) {
         self.client.create_secret().name(name).secret_string(text).send().await.unwrap();
     }
 
@@ -68,7 +69,7 @@ impl Secrets {
     }
 }
 
-fn login(user: &str, password: &str) -> Value {
+pub(crate) fn login(user: &str, password: &str) -> Value {
     json!({"username": user, "password": password})
 }
 
@@ -82,7 +83,7 @@ fn target(port: u16, secret: &str) -> Value {
 #[tokio::test]
 async fn twenty_clients_do_not_notice_rotations() {
     let world = World::start().await;
-    let secrets = Secrets::start(&world).await;
+    let secrets = Secrets::start(world.folder.path()).await;
     secrets.create(SECRET, login("scram_user", PASSWORD).to_string()).await;
     let relay = secrets.relay(&world, json!({"orders": target(world.database.port, SECRET)})).await;
     let (stop, logins) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -161,7 +162,7 @@ async fn twenty_clients_do_not_notice_rotations() {
 async fn host_port_and_database_come_from_the_secret_and_every_cause_is_told() {
     let world = World::start().await;
     let port = world.database.port;
-    let secrets = Secrets::start(&world).await;
+    let secrets = Secrets::start(world.folder.path()).await;
     let whole = json!({
         "engine": "postgres", "host": HOST, "port": port.to_string(), "dbname": "orders", "username": "scram_user",
         "password": PASSWORD, "dbClusterIdentifier": "orders"

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bastion_sandbox::mariadb::MariaDb;
 use bastion_sandbox::postgres::{Flaws, Postgres};
 use bastion_sandbox::{Config, Sandbox, TaskDefinition, demo};
 use serde_json::{Value, json};
@@ -28,10 +29,25 @@ impl World {
     }
 
     pub(crate) async fn start_with(flaws: Flaws, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_in(Self::folder(), flaws, None, change).await
+    }
+
+    /// A folder that the database servers can read.
+    pub(crate) fn folder() -> tempfile::TempDir {
         let folder = tempfile::Builder::new().prefix("bastion-it-").tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        folder
+    }
+
+    /// In a folder where something runs already: with `events`, the MariaDB of the target of this name.
+    pub(crate) async fn start_in(
+        folder: tempfile::TempDir,
+        flaws: Flaws,
+        events: Option<&MariaDb>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let database = Postgres::start(folder.path(), &sandbox_program(), flaws).await.unwrap();
-        let mut config = demo::config(folder.path(), Path::new(BASTION), &database, None);
+        let mut config = demo::config(folder.path(), Path::new(BASTION), &database, events);
         config.phase = Duration::from_millis(20);
         change(&mut config);
         let sandbox = Sandbox::start(config.clone()).await.unwrap();

@@ -16,10 +16,10 @@ const CREATE: &str = r#"CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VAL
 const CREATE_MYSQL: &str =
     "CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}' REQUIRE SSL; GRANT SELECT ON events.* TO '{{name}}'@'%'";
 /// Of the database's administrator that Vault makes users with.
-const ADMIN: &str = "V4ULT-ADMIN";
+pub(crate) const ADMIN: &str = "V4ULT-ADMIN-S3CRET";
 
 /// How long things live, in seconds.
-struct Lives {
+pub(crate) struct Lives {
     lease: u64,
     lease_max: u64,
     token: u64,
@@ -31,20 +31,30 @@ impl Default for Lives {
     }
 }
 
-/// A Vault whose database role `read` makes users of the orders database; again in its namespace `team`.
-async fn vault(world: &World, lives: Lives) -> Vault {
+/// The login roles of [`prepare`]'s policies.
+pub(crate) fn login_roles(lives: &Lives) -> BTreeMap<String, LoginRole> {
     let role = |principal: &str, policy: &str| LoginRole {
         principal: principal.to_owned(),
         policy: policy.to_owned(),
         ttl: Duration::from_secs(lives.token),
     };
     let principal = format!("arn:aws:sts::{ACCOUNT}:assumed-role/bastion-demo-read/");
-    let roles = BTreeMap::from([
+    BTreeMap::from([
         ("bastion".to_owned(), role(&principal, "read")),
         ("powerless".to_owned(), role(&principal, "default")),
         ("others".to_owned(), role("arn:aws:sts::999", "read")),
-    ]);
-    let vault = Vault::start(world.folder.path(), world.sandbox.identity_verifier(), roles).await.unwrap();
+    ])
+}
+
+async fn vault(world: &World, lives: Lives) -> Vault {
+    let verifier = world.sandbox.identity_verifier();
+    let vault = Vault::start(world.folder.path(), verifier, login_roles(&lives)).await.unwrap();
+    prepare(&vault, world, &lives).await;
+    vault
+}
+
+/// A database role `read` that makes users of the orders database; again in the namespace `team`.
+pub(crate) async fn prepare(vault: &Vault, world: &World, lives: &Lives) {
     let make_admin = format!("create role vault_admin superuser login password '{ADMIN}'");
     world.database.sql("postgres", &make_admin).await.unwrap();
     vault.root("POST", "sys/namespaces/team", &json!({})).await.unwrap();
@@ -71,7 +81,6 @@ async fn vault(world: &World, lives: Lives) -> Vault {
             vault.root("POST", &format!("{namespace}{path}"), &body).await.unwrap();
         }
     }
-    vault
 }
 
 /// The same for MariaDB, as `database/creds/events`.

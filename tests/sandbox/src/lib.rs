@@ -320,6 +320,14 @@ impl Sandbox {
         self.shared.tasks.with(|tasks| tasks.iter().find(|task| task.id == id).and_then(|task| task.pid))
     }
 
+    /// The secrets of a task's role: key and session token.
+    pub fn task_secrets(&self, id: &str) -> Vec<String> {
+        let all = self.shared.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = all.get(id).map(|(keys, _)| keys);
+        let text = |name: &str| keys.and_then(|keys| keys[name].as_str()).map(str::to_owned);
+        ["SecretAccessKey", "Token"].into_iter().filter_map(text).collect()
+    }
+
     /// Everything that a task's relay wrote.
     pub fn task_log(&self, id: &str) -> String {
         std::fs::read_to_string(self.shared.folder.join(format!("task-{id}.log"))).unwrap_or_default()

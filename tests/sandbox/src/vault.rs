@@ -62,6 +62,8 @@ struct Shared {
     roles: BTreeMap<String, LoginRole>,
     /// Every token that was given.
     tokens: Mutex<Vec<String>>,
+    /// Every password of a database user.
+    passwords: Mutex<Vec<String>>,
 }
 
 /// A running server; ends when dropped.
@@ -115,7 +117,8 @@ impl Vault {
         let made: Value = serde_json::from_str(&made)?;
         let text = |value: &Value| value.as_str().map(str::to_owned).context("sys/init gave no keys");
         let (unseal_key, root) = (text(&made["keys_base64"][0])?, text(&made["root_token"])?);
-        let shared = Arc::new(Shared { bao, root, http, verify, roles, tokens: Mutex::default() });
+        let shared =
+            Arc::new(Shared { bao, root, http, verify, roles, tokens: Mutex::default(), passwords: Mutex::default() });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = format!("http://{}", listener.local_addr()?);
         let router =
@@ -175,6 +178,11 @@ impl Vault {
     /// Every token that a login was given.
     pub fn tokens(&self) -> Vec<String> {
         self.shared.tokens.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Every password of a database user that was given.
+    pub fn passwords(&self) -> Vec<String> {
+        self.shared.passwords.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// No answer from now on, as if the machine were away; [`Vault::resume`] brings it back as it was.
@@ -274,8 +282,11 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response<B
     }
     match call.send().await {
         Ok(answer) => {
-            let status = answer.status();
-            reply(status, answer.text().await.unwrap_or_default())
+            let (status, answer) = (answer.status(), answer.text().await.unwrap_or_default());
+            let made: Value = serde_json::from_str(&answer).unwrap_or_default();
+            let password = made["data"]["password"].as_str().map(str::to_owned);
+            shared.passwords.lock().unwrap_or_else(PoisonError::into_inner).extend(password);
+            reply(status, answer)
         }
         Err(error) => reply(StatusCode::BAD_GATEWAY, error.to_string()),
     }

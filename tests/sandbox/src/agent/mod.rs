@@ -10,7 +10,7 @@ mod out;
 mod smux;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bastion::wire::ssm::message::{Message, MessageType, PayloadType};
@@ -34,6 +34,18 @@ const DRAIN: Duration = Duration::from_secs(2);
 const RECONNECT: Duration = Duration::from_millis(100);
 const VERSION: &str = "3.3.1142.0";
 
+/// What a session carries, without the framing of Session Manager: each direction in its order.
+#[derive(Debug, Default)]
+pub struct Capture {
+    /// From the client.
+    pub up: Mutex<Vec<u8>>,
+    pub down: Mutex<Vec<u8>>,
+}
+
+fn keep(direction: &Mutex<Vec<u8>>, bytes: &[u8]) {
+    direction.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+}
+
 /// What differs between machines and versions.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -42,11 +54,13 @@ pub struct Options {
     pub pause: Duration,
     /// So long after HandshakeComplete data is refused: the port handler is not there yet.
     pub refuse_for: Duration,
+    /// Where to keep what crosses the tunnel, for tests with one session.
+    pub capture: Option<Arc<Capture>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { pause: Duration::from_millis(1), refuse_for: Duration::from_millis(3) }
+        Self { pause: Duration::from_millis(1), refuse_for: Duration::from_millis(3), capture: None }
     }
 }
 
@@ -266,6 +280,9 @@ impl Agent {
             (Phase::Greeting, _) => Handled::Taken,
             (Phase::Open { takes_from }, _) if Instant::now() < takes_from => Handled::Refused,
             (Phase::Open { .. }, PayloadType::OUTPUT) => {
+                if let Some(capture) = &self.options.capture {
+                    keep(&capture.up, &data.payload);
+                }
                 self.smux.input(&data.payload).await;
                 Handled::Taken
             }

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::agent::Options;
 use crate::agent::out::Out;
+use crate::agent::{Options, keep};
 use crate::gateway::SessionSpec;
 
 /// `MaxReceiveBuffer`: for all streams together; then the one reader waits.
@@ -88,7 +88,7 @@ impl Smux {
         });
         let (dials, queue) = mpsc::channel(BACKLOG);
         let cancel = shared.cancel.clone();
-        shared.tracker.spawn(cancel.clone().run_until_cancelled_owned(publish(read, options.pause, out)));
+        shared.tracker.spawn(cancel.clone().run_until_cancelled_owned(publish(read, options.clone(), out)));
         shared.tracker.spawn(cancel.run_until_cancelled_owned(dial(Arc::clone(&shared), queue)));
         Self { shared, room: Arc::new(Semaphore::new(RECEIVE_BUFFER)), dials, incoming: Vec::new(), broken: false }
     }
@@ -172,7 +172,8 @@ impl Shared {
 }
 
 /// The output loop: a small read, a message, a pause.
-async fn publish(mut pipe: ReadHalf<DuplexStream>, pause: Duration, out: Arc<Out>) {
+async fn publish(mut pipe: ReadHalf<DuplexStream>, options: Options, out: Arc<Out>) {
+    let pause = options.pause;
     let mut buffer = vec![0; READ];
     loop {
         while out.is_paused() {
@@ -183,6 +184,9 @@ async fn publish(mut pipe: ReadHalf<DuplexStream>, pause: Duration, out: Arc<Out
             Ok(length) => length,
         };
         let payload = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
+        if let Some(capture) = &options.capture {
+            keep(&capture.down, &payload);
+        }
         out.send(PayloadType::OUTPUT, payload).await;
         // Even a sleep of nothing takes a millisecond.
         if pause.is_zero() {
