@@ -154,6 +154,17 @@ pub(crate) struct Target {
     pub(crate) credential: CredentialConfig,
 }
 
+impl Target {
+    /// `host:port` as far as it is known, for messages.
+    pub(crate) fn address(&self) -> String {
+        match (&self.host, self.port) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (Some(host), None) => host.clone(),
+            (None, _) => "the address in its secret".to_owned(),
+        }
+    }
+}
+
 #[cfg(feature = "relay")]
 impl Target {
     /// Whether the configuration says all that a connection needs.
@@ -169,15 +180,6 @@ impl Target {
             port: self.port.or(port).or_else(|| self.engine.default_port()),
             database: self.database.clone().or_else(|| database.map(str::to_owned)),
             ..self.clone()
-        }
-    }
-
-    /// `host:port` as far as it is known, for messages.
-    pub(crate) fn address(&self) -> String {
-        match (&self.host, self.port) {
-            (Some(host), Some(port)) => format!("{host}:{port}"),
-            (Some(host), None) => host.clone(),
-            (None, _) => "the address in its secret".to_owned(),
         }
     }
 }

@@ -8,6 +8,8 @@ mod error;
 #[cfg(feature = "launcher")]
 mod explain;
 #[cfg(feature = "launcher")]
+mod grant_sql;
+#[cfg(feature = "launcher")]
 mod hold;
 #[cfg(feature = "launcher")]
 mod launch;
@@ -52,6 +54,8 @@ enum Command {
     #[cfg(feature = "launcher")]
     #[command(alias = "ps")]
     Status(status::StatusArgs),
+    #[cfg(feature = "launcher")]
+    GrantSql(grant_sql::GrantSqlArgs),
     #[cfg(feature = "relay")]
     Relay(relay::RelayArgs),
 }
@@ -80,6 +84,8 @@ fn run(command: Command) -> Result<(), CommandError> {
         Command::Down(args) => launcher(|drain| down::cmd_down(args, drain)),
         #[cfg(feature = "launcher")]
         Command::Status(args) => launcher(|drain| status::cmd_status(args, drain)),
+        #[cfg(feature = "launcher")]
+        Command::GrantSql(args) => launcher(|drain| grant_sql::cmd_grant_sql(args, drain)),
         #[cfg(feature = "relay")]
         Command::Relay(args) => relay::cmd_relay(&args),
     }

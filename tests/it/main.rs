@@ -7,6 +7,7 @@ mod audit;
 mod cli;
 mod container;
 mod deployed;
+mod grant_sql;
 mod identity;
 mod local_password;
 mod markers;

@@ -1,0 +1,194 @@
+//! `bastion grant-sql`: what an administrator of the database must run, and whether it has worked.
+
+mod check;
+mod statements;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::authorize::Badge;
+use crate::cli::error::{CommandError, Kind};
+use crate::cli::launch::{self, AwsArgs, Patience, Place};
+use crate::cli::session::{FurtherSessions, Purpose, Sessions};
+use crate::cli::target;
+use crate::cli::ui::Ui;
+use crate::tunnel::Tunnel;
+use crate::tunnel::lanes::Lanes;
+use crate::types::CredentialConfig;
+
+/// The relay answers at once when it runs.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Print the SQL that lets the bastion log in to a database, or check that it does
+///
+/// The statements are for an administrator of the database to read and run: the user of the access level with the grants
+/// that it needs, or the statements with which Vault makes users. It does not change databases. With --check it logs in
+/// through your running bastion, as any client would, and shows what the user may do.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Examples:
+  bastion grant-sql prod orders --server-version 16 > grants.sql
+  bastion grant-sql prod --access write --check
+
+Exit codes: 0 done, 1 failed and you can act (also a failed check), 2 bad command line, 64 bad configuration")]
+pub(super) struct GrantSqlArgs {
+    /// The environment
+    #[arg(value_name = "ENV")]
+    env: String,
+    /// The target (default: all)
+    #[arg(value_name = "TARGET")]
+    target: Option<String>,
+    /// The access level
+    #[arg(long, value_name = "LEVEL", default_value = "read")]
+    access: String,
+    /// Major version of the database, where the statements depend on it
+    #[arg(long, value_name = "N", conflicts_with = "check")]
+    server_version: Option<u16>,
+    /// Log in through your running bastion and show what the user may do
+    #[arg(long)]
+    check: bool,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but data, warnings and errors
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    aws: AwsArgs,
+}
+
+pub(super) async fn cmd_grant_sql(args: GrantSqlArgs, drain: CancellationToken) -> Result<(), CommandError> {
+    tokio::select! {
+        done = run(&args) => done,
+        () = drain.cancelled() => Err(CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted"))),
+    }
+}
+
+async fn run(args: &GrantSqlArgs) -> Result<(), CommandError> {
+    // The statements are the data: one document, no events.
+    let ui = Arc::new(Ui::new(false, args.quiet || args.json));
+    let place = Arc::new(Box::pin(launch::place(&ui, &args.env, &args.aws)).await?);
+    if args.check {
+        return Box::pin(check_all(&ui, &place, args)).await;
+    }
+    let targets = &place.access(&args.access)?.targets;
+    if targets.is_empty() {
+        let message = anyhow::anyhow!("access level {:?} of {} names no targets", args.access, args.env);
+        return Err(CommandError::new(Kind::Config, message)
+            .hinted("deploy the environment with its targets, or write them into bastion.toml"));
+    }
+    let wanted = wanted(targets.values(), |target| &target.name, args)?;
+    let named = args.target.is_some();
+    if named && wanted.iter().any(|target| target.credential == CredentialConfig::Client) {
+        let message = anyhow::anyhow!("clients of {} log in themselves", wanted[0].name);
+        return Err(CommandError::failed(message).hinted("there is nothing to grant to the bastion"));
+    }
+    let scripts = wanted.iter().map(|target| (target, statements::script(target, &args.access, args.server_version)));
+    if args.json {
+        let all: Vec<_> = scripts
+            .map(|(target, sql)| json!({"target": target.name, "engine": target.engine.as_str(), "sql": sql}))
+            .collect();
+        ui.data(&json!({"access": args.access, "targets": all}).to_string());
+    } else {
+        ui.data(&scripts.map(|(_, sql)| sql).collect::<Vec<_>>().join("\n"));
+    }
+    Ok(())
+}
+
+/// Those of `all` that the command line names.
+fn wanted<'a, T>(
+    all: impl Iterator<Item = &'a T>,
+    name: impl Fn(&T) -> &str,
+    args: &GrantSqlArgs,
+) -> Result<Vec<&'a T>, CommandError> {
+    let all: Vec<&T> = all.collect();
+    let Some(wanted) = &args.target else { return Ok(all) };
+    match all.iter().find(|target| name(target) == wanted) {
+        Some(target) => Ok(vec![*target]),
+        None => {
+            let known: Vec<&str> = all.iter().map(|target| name(target)).collect();
+            let message = anyhow::anyhow!("there is no target {wanted:?} with access level {:?}", args.access);
+            Err(CommandError::failed(message).hinted(format!("the targets are {}", known.join(", "))))
+        }
+    }
+}
+
+async fn check_all(ui: &Arc<Ui>, place: &Arc<Place>, args: &GrantSqlArgs) -> Result<(), CommandError> {
+    let Some(task) = place.own_tasks(&args.access).await?.into_iter().next() else {
+        let message =
+            anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
+        return Err(CommandError::failed(message)
+            .hinted(format!("start one: bastion up {} --access {}", args.env, args.access)));
+    };
+    let patience = Patience::new(None);
+    let task = place.wait_ready(ui, task, patience).await?;
+    let purpose = Purpose { access: args.access.clone(), reason: None, wake: false };
+    let sessions = Sessions::new(place, ui, task, purpose)?;
+    let checked = match sessions.open(patience, CancellationToken::new()).await {
+        Ok(tunnel) => {
+            let checked = check_through(ui, place, &sessions, &tunnel, args).await;
+            tunnel.close().await;
+            checked
+        }
+        Err(error) => Err(error),
+    };
+    sessions.end(true).await;
+    checked
+}
+
+async fn check_through(
+    ui: &Arc<Ui>,
+    place: &Place,
+    sessions: &Arc<Sessions>,
+    tunnel: &Tunnel,
+    args: &GrantSqlArgs,
+) -> Result<(), CommandError> {
+    let phase = ui.phase("relay");
+    let relay = target::ask(tunnel, RELAY_TIMEOUT).await?;
+    ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
+    let wanted = wanted(relay.targets.iter(), |served| &served.name, args)?;
+    let badge = Badge::get(ui, &place.aws, tunnel, sessions, relay.identity.as_deref()).await?;
+    let password = badge.local_password();
+    let opener = Arc::new(FurtherSessions(Arc::clone(sessions)));
+    // A few statements: one session is enough.
+    let lanes = Lanes::begin(tunnel.clone(), 0, badge, opener);
+    let (mut failed, mut all) = (0_usize, Vec::new());
+    for served in wanted {
+        let phase = ui.phase(&served.name);
+        let checked = check::check(&lanes, served, password.as_ref()).await;
+        drop(phase);
+        let Some(checked) = checked else {
+            all.push(json!({"target": served.name, "ok": null}));
+            if !args.json {
+                ui.data(&format!("{}  not checked: clients log in themselves", served.name));
+            }
+            continue;
+        };
+        failed = failed.saturating_add(usize::from(checked.is_err()));
+        match &checked {
+            Ok(found) if args.json => all.push(json!({
+                "target": served.name, "ok": true, "user": found.user, "server": found.server, "rights": found.rights
+            })),
+            Err(error) if args.json => all.push(json!({"target": served.name, "ok": false, "error": error})),
+            Ok(found) => {
+                ui.data(&format!("{}  ok: {} on {}", served.name, found.user, found.server));
+                for right in &found.rights {
+                    ui.data(&format!("  {right}"));
+                }
+            }
+            Err(error) => ui.data(&format!("{}  failed: {error}", served.name)),
+        }
+    }
+    lanes.close().await;
+    if args.json {
+        ui.data(&json!({"access": args.access, "targets": all}).to_string());
+    }
+    if failed == 0 {
+        return Ok(());
+    }
+    let hint = format!("the statements that it needs: bastion grant-sql {} --access {}", args.env, args.access);
+    Err(CommandError::failed(anyhow::anyhow!("the bastion cannot log in to {failed} of its targets")).hinted(hint))
+}
