@@ -29,6 +29,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const SLEPT: Duration = Duration::from_secs(5);
 /// After a sleep the link is most likely dead, and somebody sits in front of the machine.
 const PONG_AFTER_SLEEP: Duration = Duration::from_secs(3);
+/// Somebody waits for what the link does not bring.
+const PONG_IN_DOUBT: Duration = Duration::from_secs(5);
 /// Frames of one kind in a row before the other kind has its turn.
 const IN_A_ROW: usize = 64;
 
@@ -240,6 +242,7 @@ impl Driver {
             sleep: Box::pin(tokio::time::sleep(self.config.ping_every)),
             ping_at: Instant::now() + self.config.ping_every,
             pulse: Pulse { wall: (self.config.wall_clock)(), at: Instant::now() },
+            heard_at: Instant::now(),
             dead_at: None,
             needs_flush: false,
             blocked: false,
@@ -311,6 +314,7 @@ struct Turn<'a> {
     sleep: Pin<Box<Sleep>>,
     ping_at: Instant,
     pulse: Pulse,
+    heard_at: Instant,
     /// A ping is under way; nothing heard until then means that nobody is there.
     dead_at: Option<Instant>,
     needs_flush: bool,
@@ -367,6 +371,7 @@ impl Turn<'_> {
                 Poll::Ready(Some(Err(error))) => return Err(Left::Lost(error.to_string())),
                 Poll::Ready(Some(Ok(message))) => {
                     self.dead_at = None;
+                    self.heard_at = Instant::now();
                     match message {
                         Message::Binary(frame) => self.take(frame),
                         Message::Text(text) => self.take(Bytes::from(text)),
@@ -442,13 +447,15 @@ impl Turn<'_> {
         if held_back {
             // What is not read cannot be missed.
             self.dead_at = None;
+            self.heard_at = Instant::now();
         }
         // While the socket takes nothing, nothing can be sent in time or again.
         let next = if self.blocked { None } else { self.driver.shared.lock().session.poll_timeout() };
         let next = next.map(|(at, _)| Instant::from_std(at));
         let pulse_at = self.pulse.at + self.driver.config.pulse_every;
         let open_by = (!self.driver.shared.lock().opened).then_some(self.open_by);
-        let due = [next, self.dead_at, open_by, Some(self.ping_at), Some(pulse_at)];
+        let doubt_at = self.doubt_at();
+        let due = [next, self.dead_at, open_by, doubt_at, Some(self.ping_at), Some(pulse_at)];
         let at = due.into_iter().flatten().min().unwrap_or(self.ping_at);
         if self.sleep.deadline() != at {
             self.sleep.as_mut().reset(at);
@@ -473,7 +480,10 @@ impl Turn<'_> {
             tracing::debug!("the machine was asleep");
             self.dead_at = Some(reached + PONG_AFTER_SLEEP.min(self.driver.config.pong_timeout));
         }
-        if self.ping_at <= reached || slept {
+        if doubt_at.is_some_and(|at| at <= reached) {
+            self.dead_at = Some(reached + PONG_IN_DOUBT.min(self.driver.config.pong_timeout));
+        }
+        if self.ping_at <= reached || slept || doubt_at.is_some_and(|at| at <= reached) {
             // A socket that takes nothing is noticed by the deadline.
             let _full = self.socket.start_send_unpin(Message::Ping(Bytes::from_static(b"keepalive")));
             self.needs_flush = true;
@@ -485,6 +495,17 @@ impl Turn<'_> {
         inner.session.handle_timeout(now());
         shared.deliver(&mut inner);
         Ok(true)
+    }
+}
+
+impl Turn<'_> {
+    /// When to ask whether somebody is there, because what was sent is not acknowledged and nothing else is heard. A ping
+    /// that is under way asks already.
+    fn doubt_at(&self) -> Option<Instant> {
+        let at = Instant::now();
+        let open_for = self.driver.shared.lock().session.oldest_unacked(at.into_std())?;
+        let since = self.heard_at.max(at.checked_sub(open_for)?);
+        self.dead_at.is_none().then_some(since + self.driver.config.quiet)
     }
 }
 

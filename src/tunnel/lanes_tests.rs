@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::client::CarryError;
 use super::world::{PATIENCE, World, exchange, noise};
 use super::*;
+use crate::types::Engine;
 
 #[tokio::test]
 async fn four_sessions_carry_one_link_and_end_with_it() {
@@ -172,6 +173,20 @@ async fn a_target_that_reads_nothing_holds_up_nobody_else() {
     }
     // As over TCP alone: what it has sent goes before its end, which the target would have to read first.
     ignored.abort();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_database_that_drops_a_client_which_has_left_is_no_failure() {
+    let world = World::new(1).await;
+    for (engine, is_failure) in [(Engine::Mysql, false), (Engine::Tcp, true)] {
+        let (mut client, carried) = world.client_of(engine, "rude").await;
+        client.write_all(b"quit").await.unwrap();
+        client.shutdown().await.unwrap();
+        // Other protocols may still wait for an answer, and this is not one.
+        assert_eq!(client.read_u8().await.unwrap_err().kind() != std::io::ErrorKind::UnexpectedEof, is_failure);
+        assert_eq!(carried.await.unwrap().is_err(), is_failure);
+    }
     world.end().await;
 }
 

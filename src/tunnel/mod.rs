@@ -86,6 +86,8 @@ pub(crate) struct Config {
     pub(crate) ping_every: Duration,
     /// Nothing heard for so long after a ping: the link is dead.
     pub(crate) pong_timeout: Duration,
+    /// Something waits for its acknowledgement and nothing was heard for so long: a ping goes out at once.
+    pub(crate) quiet: Duration,
     /// How long a lost link is tried again before the session, and with it every open stream, is given up.
     pub(crate) give_up: Duration,
     /// How often the wall clock is compared with the runtime's, which stands still while the laptop sleeps.
@@ -103,6 +105,7 @@ impl Default for Config {
             open_timeout: Duration::from_secs(30),
             ping_every: Duration::from_secs(20),
             pong_timeout: Duration::from_secs(10),
+            quiet: Duration::from_secs(5),
             give_up: Duration::from_secs(15 * 60),
             pulse_every: Duration::from_secs(2),
             wall_clock: driver::wall_clock,

@@ -313,6 +313,27 @@ async fn a_silent_link_is_noticed_and_replaced() {
 }
 
 #[tokio::test]
+async fn a_silent_link_is_noticed_sooner_when_somebody_waits() {
+    let (port, _server) = echo().await;
+    // Without that, nobody would ask for an hour.
+    let config = Config {
+        ping_every: Duration::from_secs(3600),
+        pong_timeout: Duration::from_millis(300),
+        quiet: Duration::from_millis(100),
+        ..Config::default()
+    };
+    let world = World::new(port, config).await;
+    let mut stream = world.tunnel.connect(LINGER).unwrap();
+    world.gateway.faults().happen(None, Event::FreezeClient).unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    let mut answer = [0; 5];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("nobody noticed").unwrap();
+    assert_eq!(&answer, b"hello");
+    assert_eq!(world.tunnel.stats().reconnects, 1);
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_link_that_died_while_the_laptop_slept_is_noticed_at_once() {
     static SLEPT: AtomicU64 = AtomicU64::new(0);
     fn clock() -> SystemTime {

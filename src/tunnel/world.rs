@@ -106,7 +106,7 @@ impl Pass for () {
 
 /// Joins lanes to links, as the relay does, or serves the plain way. Its targets: `echo`; `hash` answers with the SHA-256
 /// of what came; `sums` echoes as many bytes as the first eight say, and adds the SHA-256 of what came; `deaf` reads
-/// nothing.
+/// nothing; `rude` goes at the end without a word.
 #[derive(Default)]
 pub(super) struct Relay {
     pub(super) links: Mutex<HashMap<String, Link>>,
@@ -183,6 +183,10 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, target: String) {
     let (mut read, mut write) = tokio::io::split(stream);
     match target.as_str() {
         "deaf" => return std::future::pending().await,
+        "rude" => {
+            let _gone = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
+            return;
+        }
         "echo" => drop(tokio::io::copy(&mut read, &mut write).await),
         "hash" => drop(hash(&mut read, &mut write, u64::MAX, false).await),
         _ => {
@@ -263,12 +267,20 @@ impl World {
         &self,
         target: &'static str,
     ) -> (TcpStream, tokio::task::JoinHandle<Result<(), CarryError>>) {
+        self.client_of(Engine::Tcp, target).await
+    }
+
+    pub(super) async fn client_of(
+        &self,
+        engine: Engine,
+        target: &'static str,
+    ) -> (TcpStream, tokio::task::JoinHandle<Result<(), CarryError>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (served, _) = listener.accept().await.unwrap();
         let lanes = self.lanes.clone();
         #[expect(clippy::disallowed_methods, reason = "it is awaited")]
-        let carried = tokio::spawn(async move { client::carry(&lanes, target, Engine::Tcp, served).await });
+        let carried = tokio::spawn(async move { client::carry(&lanes, target, engine, served).await });
         (client, carried)
     }
 
