@@ -30,7 +30,7 @@ const SLEPT: Duration = Duration::from_secs(5);
 /// After a sleep the link is most likely dead, and somebody sits in front of the machine.
 const PONG_AFTER_SLEEP: Duration = Duration::from_secs(3);
 /// Somebody waits for what the link does not bring.
-const PONG_IN_DOUBT: Duration = Duration::from_secs(5);
+const PONG_IN_DOUBT: Duration = Duration::from_secs(4);
 /// Frames of one kind in a row before the other kind has its turn.
 const IN_A_ROW: usize = 64;
 

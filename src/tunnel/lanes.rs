@@ -31,7 +31,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// After the end of a link, what still comes for its stream.
 const LINGER: Duration = Duration::from_secs(1);
 /// A new client waits so long for a lost link to come back: longer than a reconnect takes, shorter than a person waits.
-const OUTAGE_PATIENCE: Duration = Duration::from_secs(15);
+const OUTAGE_PATIENCE: Duration = Duration::from_secs(20);
 /// And so long for a task to start; its own time limit is most likely shorter, and its next try finds the task running.
 const WAKE_PATIENCE: Duration = Duration::from_secs(300);
 /// Bytes that clients have sent have so long to arrive at the end.

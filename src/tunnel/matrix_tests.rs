@@ -8,6 +8,7 @@ use bastion_sandbox::gateway::{Counts, Event, Knobs, Odds, Options, Path, Snapsh
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use super::world::{PATIENCE, World, noise};
 use super::*;
@@ -17,7 +18,7 @@ struct Fault {
     options: Options,
     /// Set once all lanes are there.
     then: Option<Knobs>,
-    /// Happens soon, and then so often.
+    /// Happens as soon as bytes come back, and then so often.
     event: Option<(Event, Duration)>,
     /// It can be seen in what the gateway has counted.
     counted: bool,
@@ -36,7 +37,8 @@ fn later(knobs: Knobs) -> Fault {
 }
 
 /// With the pauses of a real agent: what is lost of it comes back at ten messages a second, which is too slow for one that
-/// sends faster.
+/// sends faster. And one direction after the other: while its target is busy writing, the agent's only reader waits, and
+/// with it our acknowledgements, without which it does not repeat the next message.
 fn throttled(fault: Fault) -> Fault {
     let mut options = fault.options;
     options.agent = Options::default().agent;
@@ -82,8 +84,9 @@ fn bytes(length: usize) -> Vec<u8> {
     turns.flatten().copied().collect()
 }
 
-/// Sends all and reads it back with the sum of what arrived; fails when nothing moves.
-async fn exchange(client: TcpStream, sent: &[u8]) {
+/// Sends all and reads it back with the sum of what arrived, and says when the first of it has come; fails when nothing
+/// moves.
+async fn exchange(client: TcpStream, sent: &[u8], begun: &Notify) {
     let (mut read, mut write) = client.into_split();
     let up = async {
         write.write_u64(sent.len() as u64).await.unwrap();
@@ -100,6 +103,7 @@ async fn exchange(client: TcpStream, sent: &[u8]) {
             assert!(length > 0, "{left} of {} bytes are missing", sent.len());
             hash.update(&buffer[..length]);
             left -= length;
+            begun.notify_one();
         }
         let mut sum = Vec::new();
         tokio::time::timeout(PATIENCE, read.read_to_end(&mut sum)).await.expect("no end").unwrap();
@@ -124,18 +128,19 @@ async fn survives(fault: Fault) {
         if let Some(knobs) = &fault.then {
             faults.set_all(knobs.clone()).unwrap();
         }
-        let (client, carried) = world.client("sums").await;
+        let target = if fault.options.agent.pause.is_zero() { "sums" } else { "turns" };
+        let (client, carried) = world.client(target).await;
+        let begun = Notify::new();
         let happening = async {
             let Some((event, every)) = fault.event else { return std::future::pending().await };
-            let mut wait = Duration::from_millis(100);
+            begun.notified().await;
             loop {
-                tokio::time::sleep(wait).await;
                 faults.happen(None, event).unwrap();
-                wait = every;
+                tokio::time::sleep(every).await;
             }
         };
         tokio::select! {
-            () = exchange(client, &sent) => {}
+            () = exchange(client, &sent, &begun) => {}
             () = happening => {}
         }
         carried.await.unwrap().unwrap();

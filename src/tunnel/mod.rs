@@ -105,7 +105,7 @@ impl Default for Config {
             open_timeout: Duration::from_secs(30),
             ping_every: Duration::from_secs(20),
             pong_timeout: Duration::from_secs(10),
-            quiet: Duration::from_secs(5),
+            quiet: Duration::from_secs(3),
             give_up: Duration::from_secs(15 * 60),
             pulse_every: Duration::from_secs(2),
             wall_clock: driver::wall_clock,

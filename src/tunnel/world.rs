@@ -105,8 +105,8 @@ impl Pass for () {
 }
 
 /// Joins lanes to links, as the relay does, or serves the plain way. Its targets: `echo`; `hash` answers with the SHA-256
-/// of what came; `sums` echoes as many bytes as the first eight say, and adds the SHA-256 of what came; `deaf` reads
-/// nothing; `rude` goes at the end without a word.
+/// of what came; `sums` echoes as many bytes as the first eight say, and adds the SHA-256 of what came;
+/// `turns` does so once all has come; `deaf` reads nothing; `rude` goes at the end without a word.
 #[derive(Default)]
 pub(super) struct Relay {
     pub(super) links: Mutex<HashMap<String, Link>>,
@@ -189,6 +189,14 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, target: String) {
         }
         "echo" => drop(tokio::io::copy(&mut read, &mut write).await),
         "hash" => drop(hash(&mut read, &mut write, u64::MAX, false).await),
+        "turns" => {
+            let Ok(length) = read.read_u64().await else { return };
+            let mut all = vec![0; usize::try_from(length).unwrap()];
+            if read.read_exact(&mut all).await.is_ok() {
+                let _gone = write.write_all(&all).await;
+                let _gone = write.write_all(&Sha256::digest(&all)).await;
+            }
+        }
         _ => {
             let Ok(length) = read.read_u64().await else { return };
             drop(hash(&mut read, &mut write, length, true).await);
