@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::aws::{Aws, AwsError, Caller, TaskOrder, TaskState};
 use crate::cli::error::{CommandError, Kind};
@@ -285,4 +286,19 @@ impl Place {
 fn tag_value(text: &str) -> String {
     let legal = |c: char| c.is_alphanumeric() || " _.:/=+-@".contains(c);
     text.chars().map(|c| if legal(c) { c } else { '_' }).take(256).collect()
+}
+
+pub(super) fn interrupted() -> CommandError {
+    CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted"))
+}
+
+/// The outcome of `work`, or an interruption.
+pub(super) async fn interruptible<T>(
+    drain: &CancellationToken,
+    work: impl Future<Output = Result<T, CommandError>>,
+) -> Result<T, CommandError> {
+    tokio::select! {
+        done = work => done,
+        () = drain.cancelled() => Err(interrupted()),
+    }
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::cli::ui::Ui;
 use crate::tunnel::Tunnel;
 use crate::types::Engine;
 
@@ -60,7 +61,8 @@ pub(super) enum Door {
 }
 
 /// Asks the relay through the tunnel whether it is ready and what it serves; waits for it to come up.
-pub(super) async fn ask(tunnel: &Tunnel, patience: Duration) -> anyhow::Result<Relay> {
+pub(super) async fn ask(ui: &Ui, tunnel: &Tunnel, patience: Duration) -> anyhow::Result<Relay> {
+    let phase = ui.phase("relay");
     let asking = async {
         loop {
             match get(tunnel, "/readyz").await {
@@ -74,10 +76,12 @@ pub(super) async fn ask(tunnel: &Tunnel, patience: Duration) -> anyhow::Result<R
         }
         serde_json::from_slice(&body).context("the relay's list of targets does not parse; is it a newer version?")
     };
-    match tokio::time::timeout(patience, asking).await {
-        Ok(answer) => answer,
-        Err(_) => bail!("the relay in the task is not ready after {} s", patience.as_secs()),
-    }
+    let Ok(answer) = tokio::time::timeout(patience, asking).await else {
+        bail!("the relay in the task is not ready after {} s", patience.as_secs())
+    };
+    let relay: Relay = answer?;
+    ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
+    Ok(relay)
 }
 
 /// One small GET: status and body.

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aws::TaskState;
 use crate::cli::authorize::Badge;
-use crate::cli::error::{CommandError, Kind};
-use crate::cli::launch::{self, AwsArgs, Patience, Place};
+use crate::cli::error::CommandError;
+use crate::cli::launch::{self, AwsArgs, Patience, Place, interrupted, interruptible};
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
 use crate::cli::target::Door;
 use crate::cli::ui::Ui;
@@ -214,10 +214,8 @@ async fn hold_tunnel(
     patience: Patience,
     drain: &CancellationToken,
 ) -> Result<(), CommandError> {
-    let phase = ui.phase("relay");
-    let budget = patience.left(RELAY_TIMEOUT);
-    let relay = interruptible(drain, async { target::ask(tunnel, budget).await.map_err(CommandError::from) }).await?;
-    ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
+    let asking = target::ask(ui, tunnel, patience.left(RELAY_TIMEOUT));
+    let relay = interruptible(drain, async { asking.await.map_err(CommandError::from) }).await?;
     let identity = relay.identity.as_deref();
     let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, sessions, identity)).await?;
     let door = match badge.local_password() {
@@ -324,21 +322,6 @@ async fn detach(
         ));
     }
     Ok(())
-}
-
-fn interrupted() -> CommandError {
-    CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted"))
-}
-
-/// The outcome of `work`, or an interruption.
-async fn interruptible<T>(
-    drain: &CancellationToken,
-    work: impl Future<Output = Result<T, CommandError>>,
-) -> Result<T, CommandError> {
-    tokio::select! {
-        done = work => done,
-        () = drain.cancelled() => Err(interrupted()),
-    }
 }
 
 #[cfg(test)]

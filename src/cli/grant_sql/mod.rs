@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::authorize::Badge;
 use crate::cli::error::{CommandError, Kind};
-use crate::cli::launch::{self, AwsArgs, Patience, Place};
+use crate::cli::launch::{self, AwsArgs, Patience, Place, interruptible};
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
 use crate::cli::target;
 use crate::cli::ui::Ui;
@@ -61,18 +61,12 @@ pub(super) struct GrantSqlArgs {
 }
 
 pub(super) async fn cmd_grant_sql(args: GrantSqlArgs, drain: CancellationToken) -> Result<(), CommandError> {
-    tokio::select! {
-        done = run(&args) => done,
-        () = drain.cancelled() => Err(CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted"))),
-    }
-}
-
-async fn run(args: &GrantSqlArgs) -> Result<(), CommandError> {
+    let args = &args;
     // The statements are the data: one document, no events.
     let ui = Arc::new(Ui::new(false, args.quiet || args.json));
-    let place = Arc::new(Box::pin(launch::place(&ui, &args.env, &args.aws)).await?);
+    let place = Arc::new(interruptible(&drain, Box::pin(launch::place(&ui, &args.env, &args.aws))).await?);
     if args.check {
-        return Box::pin(check_all(&ui, &place, args)).await;
+        return Box::pin(check_all(&ui, &place, args, &drain)).await;
     }
     let targets = &place.access(&args.access)?.targets;
     if targets.is_empty() {
@@ -116,20 +110,26 @@ fn wanted<'a, T>(
     }
 }
 
-async fn check_all(ui: &Arc<Ui>, place: &Arc<Place>, args: &GrantSqlArgs) -> Result<(), CommandError> {
-    let Some(task) = place.own_tasks(&args.access).await?.into_iter().next() else {
+async fn check_all(
+    ui: &Arc<Ui>,
+    place: &Arc<Place>,
+    args: &GrantSqlArgs,
+    drain: &CancellationToken,
+) -> Result<(), CommandError> {
+    let Some(task) = interruptible(drain, place.own_tasks(&args.access)).await?.into_iter().next() else {
         let message =
             anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
         return Err(CommandError::failed(message)
             .hinted(format!("start one: bastion up {} --access {}", args.env, args.access)));
     };
     let patience = Patience::new(None);
-    let task = place.wait_ready(ui, task, patience).await?;
+    let task = interruptible(drain, place.wait_ready(ui, task, patience)).await?;
     let purpose = Purpose { access: args.access.clone(), reason: None, wake: false };
     let sessions = Sessions::new(place, ui, task, purpose)?;
-    let checked = match sessions.open(patience, CancellationToken::new()).await {
+    // Ctrl-C ends the tunnel and its session too.
+    let checked = match interruptible(drain, sessions.open(patience, CancellationToken::new())).await {
         Ok(tunnel) => {
-            let checked = check_through(ui, place, &sessions, &tunnel, args).await;
+            let checked = interruptible(drain, check_through(ui, place, &sessions, &tunnel, args)).await;
             tunnel.close().await;
             checked
         }
@@ -146,9 +146,7 @@ async fn check_through(
     tunnel: &Tunnel,
     args: &GrantSqlArgs,
 ) -> Result<(), CommandError> {
-    let phase = ui.phase("relay");
-    let relay = target::ask(tunnel, RELAY_TIMEOUT).await?;
-    ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
+    let relay = target::ask(ui, tunnel, RELAY_TIMEOUT).await?;
     let wanted = wanted(relay.targets.iter(), |served| &served.name, args)?;
     let badge = Badge::get(ui, &place.aws, tunnel, sessions, relay.identity.as_deref()).await?;
     let password = badge.local_password();
