@@ -81,6 +81,6 @@ def receive(client, length):
     while len(data) < length:
         more = client.recv(length - len(data))
         if not more:
-            raise ConnectionError(f"closed after {data!r}")
+            raise ConnectionError(f"closed after {len(data)} of {length} bytes: {data[:200]!r}")
         data += more
     return data

@@ -12,7 +12,6 @@ import argparse
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "scripts"))
 
 from measure import Crowd, interleaved, mysql_log_in, rss_kb  # noqa: E402
-from stand import MYSQL_HOST, PASSWORD, Stand, free_port, wait_port  # noqa: E402
+from stand import MYSQL_HOST, PASSWORD, Stand  # noqa: E402
 
 LISTEN = "127.63.202.1"
 RELAY_PORT = 3306
@@ -42,23 +41,13 @@ class Bench:
         }
         self.relay = stand.relay(arguments.relay, {"login": target}, LISTEN)
         self.client_certificate()
-        self.start_haproxy()
+        self.haproxy_port = stand.haproxy(self.port)
         tls = ["--mysql-host=127.0.0.1", "--mysql-user=native_user", f"--mysql-password={PASSWORD}", "--mysql-ssl=on"]
         self.ways = {
             "direct": [*tls, f"--mysql-port={self.port}"],
             "HAProxy": [*tls, f"--mysql-port={self.haproxy_port}"],
             "bastion": [f"--mysql-host={LISTEN}", f"--mysql-port={RELAY_PORT}", "--mysql-user=anyone"],
         }
-
-    def start_haproxy(self):
-        self.haproxy_port = free_port()
-        settings = self.stand.folder / "haproxy.cfg"
-        settings.write_text(
-            "defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
-            f"listen database\n bind 127.0.0.1:{self.haproxy_port}\n server one 127.0.0.1:{self.port}\n"
-        )
-        self.stand.spawn([shutil.which("haproxy") or "/usr/sbin/haproxy", "-q", "-f", settings])
-        wait_port("127.0.0.1", self.haproxy_port)
 
     def client_certificate(self):
         """sysbench does TLS only with files of these names in its folder, though the server asks for none."""

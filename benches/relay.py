@@ -41,7 +41,7 @@ class Bench:
         self.relay = stand.relay(arguments.relay, targets, LISTEN)
         stand.relay(arguments.relay, {"login": targets["login"]}, AUDITED, audit="statements")
         self.start_pgbouncer()
-        self.start_haproxy()
+        self.haproxy_port = stand.haproxy(self.port)
 
     def start_pgbouncer(self):
         self.bouncer_port = free_port()
@@ -55,16 +55,6 @@ class Bench:
         user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--"] if os.geteuid() == 0 else []
         self.bouncer = self.stand.spawn([*user, shutil.which("pgbouncer") or "/usr/sbin/pgbouncer", "-q", settings], stderr=subprocess.DEVNULL)
         wait_port("127.0.0.1", self.bouncer_port)
-
-    def start_haproxy(self):
-        self.haproxy_port = free_port()
-        settings = self.stand.folder / "haproxy.cfg"
-        settings.write_text(
-            "defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
-            f"listen database\n bind 127.0.0.1:{self.haproxy_port}\n server one 127.0.0.1:{self.port}\n"
-        )
-        self.stand.spawn([shutil.which("haproxy") or "/usr/sbin/haproxy", "-q", "-f", settings])
-        wait_port("127.0.0.1", self.haproxy_port)
 
     def ways(self):
         tls = {"PGSSLMODE": "require", "PGPASSWORD": PASSWORD}

@@ -27,6 +27,7 @@ import urllib.request
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "scripts"))
 
 import rows  # noqa: E402
+from measure import receive  # noqa: E402
 from stand import free_port  # noqa: E402
 
 MB = 1_000_000
@@ -64,16 +65,6 @@ class Peer(threading.Thread):
                 client.sendall(struct.pack("!d", time.perf_counter() - began))
             while part := client.recv(65536):
                 client.sendall(part)
-
-
-def receive(connection, length):
-    data = b""
-    while len(data) < length:
-        part = connection.recv(length - len(data))
-        if not part:
-            raise ConnectionError(f"closed after {len(data)} of {length} bytes")
-        data += part
-    return data
 
 
 def discard(connection, length):
@@ -182,7 +173,7 @@ class Quota:
     V1, V2 = pathlib.Path("/sys/fs/cgroup/cpu"), pathlib.Path("/sys/fs/cgroup")
 
     def __init__(self, process, cpus):
-        version_1 = (self.V1 / "cpu.cfs_period_us").exists() or (self.V1 / "cpu.shares").exists()
+        version_1 = (self.V1 / "cpu.shares").exists()
         self.root = self.V1 if version_1 else self.V2
         self.group = self.root / f"bastion-bench-{process.pid}"
         self.group.mkdir()
@@ -287,15 +278,15 @@ class Bench:
                     return Process(int(path.parent.name))
         sys.exit("the task's relay is not there")
 
-    def measure(self, lanes, round_trip):
+    def measure(self, lanes):
         """What one way does, by name."""
         up = Up(self, lanes)
         try:
-            return self.measure_up(up, lanes, round_trip)
+            return self.measure_up(up, lanes)
         finally:
             up.end()
 
-    def measure_up(self, up, lanes, round_trip):
+    def measure_up(self, up, lanes):
         row, peer, orders = {}, up.ports["peer"], up.ports["orders"]
         relay = self.relay()
 
@@ -365,7 +356,7 @@ class Bench:
     def run(self):
         for round_trip in self.arguments.round_trips:
             self.round_trip(round_trip)
-            ways = {("plain" if lanes == 0 else f"{lanes} lanes"): self.measure(lanes, round_trip) for lanes in self.arguments.lanes}
+            ways = {("plain" if lanes == 0 else f"{lanes} lanes"): self.measure(lanes) for lanes in self.arguments.lanes}
             self.print_table(round_trip, ways)
         self.task_sizes(max(self.arguments.lanes))
 

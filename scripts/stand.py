@@ -124,6 +124,18 @@ class Stand:
             wait_port(listen, target["relay_port"])
         return relay
 
+    def haproxy(self, port):
+        """HAProxy in TCP mode in front of a port of this machine; its own port."""
+        listen = free_port()
+        settings = self.folder / f"haproxy-{listen}.cfg"
+        settings.write_text(
+            "defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
+            f"listen database\n bind 127.0.0.1:{listen}\n server one 127.0.0.1:{port}\n"
+        )
+        self.spawn([shutil.which("haproxy") or "/usr/sbin/haproxy", "-q", "-f", settings])
+        wait_port("127.0.0.1", listen)
+        return listen
+
     def rds_token(self, endpoint, user):
         """What a client without the relay would use as its password: signed with the lent role (SigV4, presigned)."""
         with urllib.request.urlopen(f"{self.ready['endpoint']}/credentials/{self.task}") as answer:
