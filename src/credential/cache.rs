@@ -47,6 +47,11 @@ impl Loan {
         Some(Self { credential: Arc::clone(credential), minted: false, candidate: false, hold })
     }
 
+    /// Whether a replica may not know its database user yet.
+    fn is_young(&self) -> bool {
+        self.hold.is_some() && self.lease.as_ref().is_some_and(|lease| lease.is_young())
+    }
+
     /// Waits until the connection must end because its database user does. Cancel safe.
     pub(crate) async fn ended(&self) {
         match &self.hold {
@@ -145,11 +150,19 @@ impl Cache {
                         return Ok(Some(Loan { credential, minted: false, candidate: true, hold: None }));
                     }
                 }
-                None if refused.len() == 1 && !first.minted => {
-                    state.newest = None;
-                    return self.mint(&mut state, now).await.map(Some);
+                None => {
+                    // Made by this connection or by another one a moment ago: another user would not be known either.
+                    if let Some(young) = refused.last().filter(|loan| loan.is_young()) {
+                        drop(state);
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                        return Ok(Some(young.clone()));
+                    }
+                    if refused.len() == 1 && !first.minted {
+                        state.newest = None;
+                        return self.mint(&mut state, now).await.map(Some);
+                    }
+                    return Ok(None);
                 }
-                None => return Ok(None),
             }
             drop(state);
             if Instant::now() >= give_up {
@@ -338,6 +351,53 @@ mod tests {
         }
         assert!(all.join_all().await.iter().all(|loan| password(loan) == "second"));
         assert_eq!(*fixed(&cache).asked.lock().unwrap(), 2);
+    }
+
+    /// What Vault's users are: leased.
+    fn leased(loan: &Loan, lease: &Arc<Lease>) -> Loan {
+        let Loan { credential, minted, candidate, .. } = loan;
+        let credential = Credential {
+            lease: Some(Arc::clone(lease)),
+            ..Credential::new(credential.user.clone(), password(loan).into(), Kind::Password, Reuse::WhileLeased)
+        };
+        let hold = Some(Arc::new(lease.hold().unwrap()));
+        Loan { credential: Arc::new(credential), minted: *minted, candidate: *candidate, hold }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_that_was_just_made_gets_time_to_reach_a_replica() {
+        // Also with those who share what another connection has made.
+        for minted in [true, false] {
+            let cache = token_like();
+            let lease = Arc::new(Lease::new());
+            let first = leased(&cache.credential(NOW).await.unwrap(), &lease);
+            let mut refused = vec![Loan { minted, ..first }];
+            let begun = Instant::now();
+            while let Some(again) = cache.after_refusal(&refused, NOW).await.unwrap() {
+                assert!(again.is_same_login(&refused[0]) && again.hold.is_some());
+                refused.push(again);
+            }
+            assert_eq!((refused.len(), begun.elapsed()), (ATTEMPTS, LOOK_AGAIN * 3));
+            assert_eq!(*fixed(&cache).asked.lock().unwrap(), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_user_that_is_refused_is_replaced_and_the_new_one_gets_its_time() {
+        let cache = token_like();
+        let lease = Arc::new(Lease::new());
+        let old = leased(&cache.credential(NOW).await.unwrap(), &lease);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        set(&cache, &["second"]);
+        let old = Loan { minted: false, ..old };
+        let new = cache.after_refusal(std::slice::from_ref(&old), NOW).await.unwrap().unwrap();
+        assert_eq!(password(&new), "second");
+        let new = leased(&new, &Arc::new(Lease::new()));
+        let again = cache.after_refusal(&[old.clone(), new], NOW).await.unwrap().unwrap();
+        assert_eq!(password(&again), "second");
+        // Once it is old as well, there is nothing else to try.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(cache.after_refusal(&[old, again], NOW).await.unwrap().is_none());
     }
 
     #[test]

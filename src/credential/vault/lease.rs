@@ -6,6 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+/// How long a new database user may take to reach every replica: Aurora's readers are behind by milliseconds, replicas of
+/// RDS by seconds.
+const REPLICATION: Duration = Duration::from_secs(10);
+
 /// What a lease is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -21,6 +25,7 @@ enum Phase {
 struct State {
     conns: usize,
     phase: Phase,
+    made: Instant,
 }
 
 /// A database user that lives as long as its lease.
@@ -58,7 +63,7 @@ impl Hold {
 
 impl Lease {
     pub(crate) fn new() -> Self {
-        Self(watch::Sender::new(State { conns: 0, phase: Phase::Open }))
+        Self(watch::Sender::new(State { conns: 0, phase: Phase::Open, made: Instant::now() }))
     }
 
     /// For a new connection; `None` if it must take another lease.
@@ -73,6 +78,11 @@ impl Lease {
 
     pub(super) fn conns(&self) -> usize {
         self.0.borrow().conns
+    }
+
+    /// Whether the database user is so new that a replica may not have it yet.
+    pub(crate) fn is_young(&self) -> bool {
+        self.0.borrow().made.elapsed() < REPLICATION
     }
 
     pub(super) fn is_open(&self) -> bool {
