@@ -7,8 +7,11 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::codec::{CodecError, Decoder, Encoder};
 
-/// A stream starts with so much credit in each direction, and has so much at most.
-pub(super) const WINDOW: (u64, u64) = (128 * 1024, 2 << 20);
+/// A stream starts with so much credit in each direction, and has so much at most: what 75 MB/s need at 40 ms.
+pub(super) const WINDOW: (u64, u64) = (128 * 1024, 4 << 20);
+/// New credit is given when this part of the window was read since the last, as a shift. The sender can have the rest of
+/// the window under way: with half of it, a window brought only half of what it holds.
+const CREDIT_SHIFT: u32 = 2;
 /// Packed bytes that wait for a lane before the writer has to.
 const UNSENT_MAX: usize = 64 * 1024;
 /// Segments kept that came ahead of a missing one.
@@ -337,10 +340,10 @@ impl Receiving {
         Ok(Read::End)
     }
 
-    /// A new limit, when half of the window was read since the last one.
+    /// A new limit, when a quarter of the window was read since the last one.
     pub(super) fn new_limit(&mut self) -> Option<u64> {
         let wanted = self.read.saturating_add(self.window);
-        let due = !self.done && self.end.is_none() && wanted.saturating_sub(self.limit) >= self.window >> 1;
+        let due = !self.done && self.end.is_none() && wanted.saturating_sub(self.limit) >= self.window >> CREDIT_SHIFT;
         due.then(|| {
             self.limit = wanted;
             wanted
