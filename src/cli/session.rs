@@ -111,19 +111,25 @@ impl Sessions {
     pub(super) async fn end(&self, keep: bool) {
         self.starts.close();
         self.starts.wait().await;
-        let (session, task) = {
-            let mut current = self.current();
-            (current.session_id.take(), current.woken.then(|| current.task.clone()))
+        self.end_session().await;
+        let task = {
+            let current = self.current();
+            current.woken.then(|| current.task.clone())
         };
-        if let Some(session) = session
-            && let Err(error) = self.place.aws.terminate_session(&session).await
-        {
-            tracing::debug!(%error, "cannot terminate the session");
-        }
         if let Some(task) = task.filter(|_| !keep)
             && let Err(error) = self.place.stop(&self.ui, &task, "bastion ended").await
         {
             self.ui.warn(&format!("  ! task {} may still run: {error}", task.id));
+        }
+    }
+
+    /// Whatever has ended it: one that was given up lives on in Session Manager. Best effort.
+    async fn end_session(&self) {
+        let session = self.current().session_id.take();
+        if let Some(session) = session
+            && let Err(error) = self.place.aws.terminate_session(&session).await
+        {
+            tracing::debug!(%error, "cannot terminate the session");
         }
     }
 
@@ -153,7 +159,9 @@ impl Sessions {
 
     async fn again(&self, wanted: bool) -> Result<SessionGrant, StartError> {
         let task = self.task();
-        let found = self.place.aws.task(&self.place.environment.cluster, &task.arn).await.map_err(later)?;
+        let aws = &self.place.aws;
+        let (found, ()) = tokio::join!(aws.task(&self.place.environment.cluster, &task.arn), self.end_session());
+        let found = found.map_err(later)?;
         let story = match &found {
             Some(task) => explain::stopped(task),
             None => format!("task {} has ended", task.id),

@@ -163,7 +163,7 @@ impl Attacked {
             match event {
                 Event::Over => self.over = true,
                 Event::Opened { stream, .. } => drop(self.streams.entry(stream).or_default()),
-                Event::Readable(_) | Event::Writable(_) => {}
+                Event::Readable(_) | Event::Stuck(_) | Event::Writable(_) => {}
             }
         }
         assert_eq!(self.link.over().is_some(), self.over);
@@ -379,7 +379,7 @@ impl Pair {
                         let half = Half { cut: cut.contains(&stream), ..Half::default() };
                         assert!(halves.insert(stream, half).is_none(), "a stream opens twice");
                     }
-                    Event::Readable(_) | Event::Writable(_) => {}
+                    Event::Readable(_) | Event::Stuck(_) | Event::Writable(_) => {}
                 }
             }
             for (ids, ways) in &mut self.lanes {

@@ -30,7 +30,11 @@ impl Drop for Joined<'_> {
     }
 }
 
-pub(super) async fn carry(shared: &Arc<Shared>, mut pipe: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+pub(super) async fn carry(
+    shared: &Arc<Shared>,
+    mut pipe: impl AsyncRead + AsyncWrite + Unpin,
+    is_open: impl Fn() -> bool + Unpin,
+) -> io::Result<()> {
     let id = {
         let mut inner = shared.lock();
         let Some(id) = inner.machine.add_lane() else { return Ok(()) };
@@ -39,7 +43,13 @@ pub(super) async fn carry(shared: &Arc<Shared>, mut pipe: impl AsyncRead + Async
     };
     let joined = Joined { shared, id };
     let mut lane = Lane { joined, out: Vec::new(), written: 0, needs_flush: false, buffer: vec![0; READ] };
-    poll_fn(|context| lane.poll(context, &mut pipe)).await
+    poll_fn(|context| match lane.poll(context, &mut pipe) {
+        Poll::Pending if shared.lock().machine.is_stuck(id) && is_open() => {
+            Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing has come through for a while")))
+        }
+        polled => polled,
+    })
+    .await
 }
 
 struct Lane<'a> {

@@ -149,8 +149,22 @@ impl Link {
     ///
     /// # Errors
     /// When the pipe broke.
+    #[cfg(any(feature = "relay", test))]
     pub(crate) async fn carry(&self, pipe: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
-        lane::carry(&self.shared, pipe).await
+        lane::carry(&self.shared, pipe, || false).await
+    }
+
+    /// The same; a lane that has brought nothing for long although `is_open` says that its path could, is given up.
+    ///
+    /// # Errors
+    /// When the pipe broke, or was given up.
+    #[cfg(feature = "launcher")]
+    pub(crate) async fn carry_while(
+        &self,
+        pipe: impl AsyncRead + AsyncWrite + Unpin,
+        is_open: impl Fn() -> bool + Unpin,
+    ) -> std::io::Result<()> {
+        lane::carry(&self.shared, pipe, is_open).await
     }
 
     /// Opens a stream to a target. It goes out with what is written first, or with a flush. `None`: the link is over, or
@@ -248,6 +262,11 @@ impl Shared {
                 }
                 Event::Readable(id) => wake(inner.readers.remove(&id)),
                 Event::Writable(id) => wake(inner.writers.remove(&id)),
+                Event::Stuck(id) => {
+                    if let Some(lane) = inner.lanes.get(&id) {
+                        lane.wake_by_ref();
+                    }
+                }
                 Event::Over => {
                     inner.readers.drain().chain(inner.writers.drain()).for_each(|(_, waker)| waker.wake());
                     inner.lanes.values().for_each(Waker::wake_by_ref);

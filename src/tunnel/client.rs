@@ -56,6 +56,7 @@ impl From<UpgradeError> for CarryError {
     fn from(error: UpgradeError) -> Self {
         match error {
             UpgradeError::Io(error) => Self::Tunnel(error),
+            UpgradeError::NoAnswer(_) => Self::Refused(error.to_string()),
             UpgradeError::Refused { status: Some(401), sentence } => Self::Unauthorized(sentence),
             UpgradeError::Refused { sentence, .. } => Self::Refused(sentence),
         }

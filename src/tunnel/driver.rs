@@ -217,7 +217,10 @@ impl Driver {
                 Ok(None) => return Err("Session Manager has ended the session".to_owned()),
                 Ok(Some(grant)) => match self.connect(&grant).await {
                     Ok(socket) => {
-                        if self.shared.lock().opened {
+                        let mut inner = self.shared.lock();
+                        if inner.opened {
+                            inner.up_since = Some(Instant::now());
+                            drop(inner);
                             self.state.send_replace(State::Connected);
                         }
                         return Ok(socket);

@@ -28,6 +28,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 const GOOD: Duration = Duration::from_secs(30);
 /// For the relay's answer to an upgrade.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A session whose socket has been there for so long without a break and that brings nothing has an agent that hangs.
+const OPEN: Duration = Duration::from_secs(20);
 /// After the end of a link, what still comes for its stream.
 const LINGER: Duration = Duration::from_secs(1);
 /// A new client waits so long for a lost link to come back: longer than a reconnect takes, shorter than a person waits.
@@ -341,7 +343,8 @@ impl Inner {
     /// The lane in the first tunnel, joined again whenever it is lost; returns when the link is over, or the relay has
     /// lost it.
     async fn first_lane(&self, current: &Current, pipe: impl AsyncRead + AsyncWrite + Unpin) {
-        let mut ended = current.link.carry(pipe).await;
+        let is_open = || self.first.is_up_for(OPEN);
+        let mut ended = current.link.carry_while(pipe, is_open).await;
         let mut wait = BACKOFF.0;
         while current.link.over().is_none() {
             tracing::debug!(?ended, "the first lane is gone");
@@ -353,7 +356,7 @@ impl Inner {
             match self.upgrade(&self.first, &current.secret, "join").await {
                 Ok(pipe) => {
                     wait = BACKOFF.0;
-                    ended = current.link.carry(pipe).await;
+                    ended = current.link.carry_while(pipe, is_open).await;
                 }
                 Err(UpgradeError::Refused { status: Some(410), .. }) => return,
                 Err(error) => {
@@ -413,7 +416,7 @@ impl Inner {
 
     async fn join(&self, tunnel: &Tunnel, current: &Current) -> Result<(), UpgradeError> {
         let pipe = self.upgrade(tunnel, &current.secret, "join").await?;
-        Ok(current.link.carry(pipe).await?)
+        Ok(current.link.carry_while(pipe, || tunnel.is_up_for(OPEN)).await?)
     }
 
     /// A lane over a tunnel, with a new token if the old one is not good any more.
@@ -425,6 +428,12 @@ impl Inner {
     ) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, UpgradeError> {
         let token = self.pass.token();
         match upgrade(tunnel, token.as_ref(), secret, wish).await {
+            Err(error @ UpgradeError::NoAnswer(_)) => {
+                if tunnel.is_up_for(OPEN) {
+                    tunnel.give_up(&error.to_string());
+                }
+                Err(error)
+            }
             Err(UpgradeError::Refused { status: Some(401), sentence }) => {
                 let renewed = self.pass.renew(token.as_ref()).await;
                 renewed.map_err(|error| UpgradeError::Refused {
@@ -497,7 +506,7 @@ async fn upgrade(
     write.write_all(&request).await?;
     let mut rest = BytesMut::new();
     let head = tokio::time::timeout(ANSWER_TIMEOUT, upgrade::read_head(&mut read, &mut rest));
-    head.await.map_err(|_| refused(format!("the relay did not answer within {} s", ANSWER_TIMEOUT.as_secs())))??;
+    head.await.map_err(|_| UpgradeError::NoAnswer(ANSWER_TIMEOUT.as_secs()))??;
     Ok(tokio::io::join(io::Cursor::new(rest).chain(read), write))
 }
 

@@ -93,6 +93,47 @@ async fn what_a_client_hashes_arrives_whole_while_a_lane_is_silent() {
     world.end().await;
 }
 
+/// As when the agent of one session hangs: pings of the socket are answered, and nothing else.
+fn silent() -> Knobs {
+    let nothing = Odds { drop: 1.0, ..Odds::default() };
+    let path = Path { data: nothing, ack: nothing, ..Path::default() };
+    Knobs { up: path.clone(), down: path, ..Knobs::default() }
+}
+
+#[tokio::test]
+async fn a_lane_that_hangs_while_its_socket_lives_is_replaced() {
+    let world = World::new(2).await;
+    world.all_joined().await;
+    let ids = world.sessions.gateway.session_ids();
+    let further = ids.iter().max().unwrap();
+    world.sessions.gateway.faults().set(further, silent()).unwrap();
+    let sent = noise(300_000);
+    let (client, carried) = world.client("echo").await;
+    assert!(exchange(client, &sent).await == sent);
+    carried.await.unwrap().unwrap();
+    let mut lanes = world.lanes.lanes();
+    let lost = lanes.wait_for(|lanes| lanes.open == 1);
+    tokio::time::timeout(PATIENCE, lost).await.expect("it is still there").unwrap();
+    world.all_joined().await;
+    assert!(!world.sessions.gateway.session_ids().contains(further));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_open_connection_outlives_the_only_session_whose_agent_hangs() {
+    let world = World::new(1).await;
+    world.all_joined().await;
+    let (mut client, carried) = world.client("echo").await;
+    client.write_all(b"hello").await.unwrap();
+    client.read_exact(&mut [0; 5]).await.unwrap();
+    let first = world.sessions.gateway.session_ids().remove(0);
+    world.sessions.gateway.faults().set(&first, silent()).unwrap();
+    assert_eq!(exchange(client, b"again").await, b"again");
+    carried.await.unwrap().unwrap();
+    assert!(!world.sessions.gateway.session_ids().contains(&first));
+    world.end().await;
+}
+
 #[tokio::test]
 async fn a_client_that_waits_for_the_only_lane_gets_it_as_soon_as_it_is_there() {
     let world = World::new(1).await;

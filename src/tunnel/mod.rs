@@ -41,7 +41,8 @@ pub(crate) trait Control: Send + Sync + 'static {
         now: SystemTime,
     ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>>;
 
-    /// A new session to the relay, after the old one is over for good. `wanted`: a client waits for it.
+    /// A new session to the relay in place of the old one, of which nothing must live on. `wanted`: a client waits for
+    /// it.
     fn start(&self, wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>>;
 
     /// A new grant for the session; `None`: the session is over for good.
@@ -279,6 +280,19 @@ impl Tunnel {
 
     pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
+    }
+
+    /// The link has been there for so long without a break.
+    fn is_up_for(&self, time: Duration) -> bool {
+        let up_since = self.shared.lock().up_since;
+        *self.state.borrow() == State::Connected && up_since.is_some_and(|since| since.elapsed() >= time)
+    }
+
+    /// Gives the session up, whose agent seems to hang; another follows, if there is something to open it to.
+    fn give_up(&self, cause: &str) {
+        let mut inner = self.shared.lock();
+        inner.end(cause);
+        inner.wake_driver();
     }
 
     pub(crate) fn stats(&self) -> Stats {

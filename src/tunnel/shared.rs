@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::tunnel::{Config, Stats};
 use crate::wire::port::{Event, PortSession};
@@ -42,6 +43,8 @@ pub(super) struct Inner {
     /// Why the session is over.
     pub(super) ended: Option<String>,
     pub(super) opened: bool,
+    /// When the socket of an opened session was there last.
+    pub(super) up_since: Option<Instant>,
     pub(super) closing: bool,
     pub(super) stats: Stats,
     pub(super) clock: Correction,
@@ -83,6 +86,7 @@ impl Shared {
                 driver: None,
                 ended: None,
                 opened: false,
+                up_since: None,
                 closing: false,
                 stats: Stats::default(),
                 clock: Correction::default(),
@@ -143,6 +147,7 @@ impl Shared {
                 Event::Opened { agent_version } => {
                     tracing::debug!(agent_version, "session open");
                     inner.opened = true;
+                    inner.up_since = Some(Instant::now());
                 }
                 Event::Data(id, data) => self.deliver_data(inner, id, data),
                 Event::Fin { stream, refused } => {
@@ -237,5 +242,5 @@ impl Inner {
 
 /// The runtime's clock, which tests can hold, in the form that `wire` takes.
 pub(super) fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
+    Instant::now().into_std()
 }

@@ -16,6 +16,8 @@ const BODY_MAX: usize = 4 * 1024;
 pub(super) enum UpgradeError {
     #[error("{0}")]
     Io(#[from] io::Error),
+    #[error("the relay did not answer within {0} s")]
+    NoAnswer(u64),
     /// With the relay's sentence, and the HTTP status if there was one.
     #[error("{sentence}")]
     Refused { status: Option<u16>, sentence: String },

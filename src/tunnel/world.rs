@@ -30,6 +30,8 @@ pub(super) struct Sessions {
     count: Arc<AtomicUsize>,
     /// A session that is over is followed by another.
     goes_on: bool,
+    /// The session that goes on.
+    last: Arc<Mutex<Option<String>>>,
     pub(super) refuses: Arc<AtomicBool>,
 }
 
@@ -56,8 +58,11 @@ impl Sessions {
         if self.refuses.load(Ordering::SeqCst) {
             return Err(ControlError("too many sessions".to_owned()));
         }
-        let grant = self.start();
+        let grant = Self::start(self);
         let id = grant.session_id.clone();
+        if self.goes_on {
+            *self.last.lock().unwrap() = Some(id.clone());
+        }
         let tunnel = Tunnel::open(Config::default(), grant, Arc::new(self.clone()), CancellationToken::new()).await;
         Ok((tunnel.map_err(|error| ControlError(error.to_string()))?, id))
     }
@@ -74,7 +79,12 @@ impl Control for Sessions {
 
     fn start(&self, _wanted: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>> {
         let gone = || StartError::Gone("one session".to_owned());
-        Box::pin(async move { self.goes_on.then(|| Self::start(self)).ok_or_else(gone) })
+        Box::pin(async move {
+            let grant = self.goes_on.then(|| Self::start(self)).ok_or_else(gone)?;
+            let last = self.last.lock().unwrap().replace(grant.session_id.clone());
+            let _over_already = last.is_some_and(|last| self.gateway.terminate_session(&last));
+            Ok(grant)
+        })
     }
 
     fn resume<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
@@ -256,8 +266,8 @@ impl World {
         let router = gateway.router();
         let quick = |stream: &mut TcpStream| stream.set_nodelay(true).unwrap();
         servers.spawn(async move { axum::serve(listener.tap_io(quick), router).await.unwrap() });
-        let (count, refuses) = Default::default();
-        let sessions = Sessions { gateway, address, port, count, goes_on: false, refuses };
+        let (count, refuses, last) = Default::default();
+        let sessions = Sessions { gateway, address, port, count, goes_on: false, last, refuses };
         let (first, _) = Sessions { goes_on: true, ..sessions.clone() }.tunnel().await.unwrap();
         let lanes = Lanes::begin(first.clone(), wanted, Arc::new(()), Arc::new(sessions.clone()));
         lanes.known(PATIENCE).await;

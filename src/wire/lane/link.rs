@@ -55,6 +55,8 @@ pub enum Event {
     Readable(u64),
     /// There may be room to write, or nobody reads any more.
     Writable(u64),
+    /// The lane has not moved for long: [`Link::is_stuck`]. Comes again while it is so.
+    Stuck(u32),
     /// The link is over; so are all its streams.
     Over,
 }
@@ -225,7 +227,12 @@ impl Link {
 
     /// Lanes, and those of them that move.
     pub fn lanes(&self) -> (usize, usize) {
-        (self.lanes.len(), self.lanes.values().filter(|lane| !lane.stalled).count())
+        (self.lanes.len(), self.lanes.values().filter(|lane| !lane.is_stalled()).count())
+    }
+
+    /// The lane has not moved for so long that whoever knows its path to be open had better replace it.
+    pub fn is_stuck(&self, lane: u32) -> bool {
+        self.lanes.get(&lane).is_some_and(Lane::is_stuck)
     }
 
     /// The shortest round trip of the quickest lane.
@@ -323,8 +330,13 @@ impl Link {
 
     /// Fires what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        for lane in self.lanes.values_mut() {
-            lane.handle_timeout(now);
+        if self.over.is_some() {
+            return;
+        }
+        for (id, lane) in &mut self.lanes {
+            if lane.handle_timeout(now) {
+                self.events.push_back(Event::Stuck(*id));
+            }
         }
         let idle: Vec<u64> = self.contexts.iter().copied().filter(|id| self.is_idle(*id, now)).collect();
         for id in idle {

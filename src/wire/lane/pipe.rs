@@ -16,6 +16,9 @@ const ACK_DELAY: Duration = Duration::from_millis(100);
 const STALL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// The same before the first round trip is known.
 const STALL_FIRST: Duration = Duration::from_secs(3);
+/// One that has been out for so long is stuck, if its path is open; whether it is, is asked anew after a while.
+const STUCK: Duration = Duration::from_secs(20);
+const STUCK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Something that must arrive, whichever lane brings it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +48,19 @@ pub(super) enum Control {
     },
 }
 
+/// Whether a lane brings what it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Moves,
+    /// Nothing new is put on it.
+    Stalled {
+        until: Instant,
+    },
+    Stuck {
+        again: Instant,
+    },
+}
+
 struct Item {
     /// The lane's bytes up to the end of this frame.
     end: u64,
@@ -58,8 +74,7 @@ struct Item {
 pub(super) struct Lane {
     pub(super) incoming: BytesMut,
     pub(super) budget: Budget,
-    /// Does not move: nothing new is put on it.
-    pub(super) stalled: bool,
+    health: Health,
     /// When it was last given something, as a count.
     pub(super) used: u64,
     out: Vec<u8>,
@@ -77,13 +92,8 @@ pub(super) struct Lane {
 
 impl std::fmt::Debug for Lane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { sent, acked, stalled, budget, items, .. } = self;
-        write!(
-            f,
-            "sent {sent}, acked {acked}, {} items, stalled {stalled}, {} of {budget:?}",
-            items.len(),
-            budget.bytes()
-        )
+        let Self { sent, acked, health, budget, items, .. } = self;
+        write!(f, "sent {sent}, acked {acked}, {} items, {health:?}, {} of {budget:?}", items.len(), budget.bytes())
     }
 }
 
@@ -92,7 +102,7 @@ impl Lane {
         Self {
             incoming: BytesMut::new(),
             budget: Budget::new(filling),
-            stalled: false,
+            health: Health::Moves,
             used: 0,
             out: Vec::new(),
             sent: 0,
@@ -104,6 +114,15 @@ impl Lane {
             ack_due: None,
             ack_now: false,
         }
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.health != Health::Moves
+    }
+
+    /// It has not moved for so long that it is better replaced, if its path is open.
+    pub(super) fn is_stuck(&self) -> bool {
+        matches!(self.health, Health::Stuck { .. })
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -207,7 +226,7 @@ impl Lane {
             return Some(Vec::new());
         }
         self.acked = received;
-        self.stalled = false;
+        self.health = Health::Moves;
         let mut arrived = Vec::new();
         let (mut delay, mut was_empty) = (None, false);
         while let Some(item) = self.items.pop_front_if(|item| item.end <= received) {
@@ -230,7 +249,7 @@ impl Lane {
     }
 
     fn stalls_at(&self) -> Option<Instant> {
-        if self.stalled {
+        if self.is_stalled() {
             return None;
         }
         let patience = match self.budget.smoothed() {
@@ -240,14 +259,30 @@ impl Lane {
         self.items.front().map(|item| later(item.sent_at, patience))
     }
 
+    fn stuck_at(&self) -> Option<Instant> {
+        match self.health {
+            Health::Moves => None,
+            Health::Stalled { until: at } | Health::Stuck { again: at } => Some(at),
+        }
+    }
+
     pub(super) fn timeout(&self) -> Option<(Instant, &'static str)> {
         let ack = self.ack_due.filter(|_| !self.ack_now).map(|at| (at, "acknowledge"));
         let stall = self.stalls_at().map(|at| (at, "stall"));
-        [ack, stall].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let stuck = self.stuck_at().map(|at| (at, "stuck"));
+        [ack, stall, stuck].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    /// True if it is to be looked at because it is stuck.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         self.ack_now |= self.ack_due.is_some_and(|at| at <= now);
-        self.stalled |= self.stalls_at().is_some_and(|at| at <= now);
+        if self.stalls_at().is_some_and(|at| at <= now) {
+            self.health = Health::Stalled { until: later(now, STUCK) };
+        }
+        let stuck = self.stuck_at().is_some_and(|at| at <= now);
+        if stuck {
+            self.health = Health::Stuck { again: later(now, STUCK_AGAIN) };
+        }
+        stuck
     }
 }

@@ -139,6 +139,7 @@ impl World {
                             moved = true;
                         }
                         Event::Over => self.over[end] = true,
+                        Event::Stuck(lane) => assert!(self.links[end].is_stuck(lane)),
                         Event::Readable(_) | Event::Writable(_) => moved = true,
                     }
                 }

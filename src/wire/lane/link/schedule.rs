@@ -89,27 +89,27 @@ impl Link {
 
     /// What stalled lanes have under way goes on others, if there are any.
     fn rescue(&mut self) {
-        if self.lanes.values().all(|lane| lane.stalled) {
+        if self.lanes.values().all(|lane| lane.is_stalled()) {
             return;
         }
         let stuck: Vec<Cargo> =
-            self.lanes.values_mut().filter(|lane| lane.stalled).flat_map(Lane::take_items).collect();
+            self.lanes.values_mut().filter(|lane| lane.is_stalled()).flat_map(Lane::take_items).collect();
         self.send_again(stuck);
     }
 
     /// The lane that brings a few bytes soonest.
     fn quickest(&self) -> Option<u32> {
-        let moving = self.lanes.iter().filter(|(_, lane)| !lane.stalled);
+        let moving = self.lanes.iter().filter(|(_, lane)| !lane.is_stalled());
         moving.min_by_key(|(_, lane)| (lane.budget.takes(lane.in_flight()), lane.used)).map(|(id, _)| *id)
     }
 
     /// The lane for the next piece, and how much that lane may have under way; `None`: all are full.
     fn choose(&mut self, now: Instant, small: bool) -> Option<(u32, usize)> {
-        let moving = self.lanes.values().filter(|lane| !lane.stalled).count();
+        let moving = self.lanes.values().filter(|lane| !lane.is_stalled()).count();
         let keep_clear = self.clear_until.is_some_and(|until| now < until) && moving > 1;
         let mut best: Option<((Duration, u64), u32, usize)> = None;
         let mut clear = keep_clear && !small;
-        for (id, lane) in self.lanes.iter_mut().filter(|(_, lane)| !lane.stalled) {
+        for (id, lane) in self.lanes.iter_mut().filter(|(_, lane)| !lane.is_stalled()) {
             let budget = &mut lane.budget;
             let limit = match std::mem::take(&mut clear) {
                 true => match budget.holds().saturating_sub(budget.segment()) {
