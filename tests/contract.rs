@@ -118,7 +118,7 @@ fn each_relay_is_locked_down_as_the_image_expects() {
         }
         let command = relay["healthCheck"]["command"].as_array().unwrap();
         assert!(command[0] == "CMD" && command[1..].iter().eq(health.iter()), "{name}: {command:?}");
-        // The relay drains for 25 s (src/relay/mod.rs); Fargate allows 120 s.
+        // The relay drains for 24 s (src/relay/mod.rs); Fargate allows 120 s.
         assert!((26..=120).contains(&relay["stopTimeout"].as_i64().unwrap()), "{name}");
         assert_eq!(relay["logConfiguration"]["logDriver"], "awslogs", "{name}");
         assert!(definition["taskRoleArn"] != definition["executionRoleArn"], "{name}");

@@ -52,6 +52,19 @@ impl Loan {
         self.hold.is_some() && self.lease.as_ref().is_some_and(|lease| lease.is_young())
     }
 
+    /// Whether its database user ends while somebody may use it.
+    pub(crate) fn has_end(&self) -> bool {
+        self.hold.is_some()
+    }
+
+    /// Waits until it is known when the database user ends, and says when. Cancel safe.
+    pub(crate) async fn ending(&self) -> Instant {
+        match &self.hold {
+            Some(hold) => hold.ending().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Waits until the connection must end because its database user does. Cancel safe.
     pub(crate) async fn ended(&self) {
         match &self.hold {

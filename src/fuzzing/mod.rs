@@ -6,6 +6,7 @@
 //! the others feed a parser.
 
 mod commands;
+mod downstream;
 mod lane;
 mod login;
 mod mysql;
@@ -26,6 +27,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name, which is also that of its file in `fuzz/fuzz_targets` and of its folder in `fuzz/corpus`.
 pub const TARGETS: &[Target] = &[
+    ("downstream", downstream::downstream),
     ("lane_frames", lane::frames),
     ("lane_link", lane::link_of_two),
     ("lane_peer", lane::peer),

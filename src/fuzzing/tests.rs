@@ -50,8 +50,8 @@ macro_rules! replays {
 }
 
 replays! {
-    lane_frames lane_link lane_peer mysql_commands mysql_handshake mysql_packets mysql_statements pg_handshake pg_messages pg_statements
-    port_session smux ssm_messages
+    downstream lane_frames lane_link lane_peer mysql_commands mysql_handshake mysql_packets mysql_statements pg_handshake
+    pg_messages pg_statements port_session smux ssm_messages
 }
 
 /// A corpus may keep its coverage and lose its sense: these logins must still get where they got.

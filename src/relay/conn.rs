@@ -1,6 +1,7 @@
 //! One client: drive the login, then splice, then say how it ended.
 
 mod driver;
+mod farewell;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::relay::audit::{ConnRecord, Ended, Refused, Watch};
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, TUNNEL_OPENING_TIMEOUT, Upstream};
 use crate::relay::error::{ConnError, ErrorKind};
 use crate::relay::identity::Person;
-use crate::relay::splice::{EndedBy, Spliced, splice};
+use crate::relay::splice::{Aside, EndedBy, Spliced, splice};
 use crate::relay::{Io, Served, Shared, reply, upstream};
 use crate::tls;
 use crate::types::{CredentialConfig, Engine, Target};
@@ -137,16 +138,15 @@ impl Conn {
             "connection ready"
         );
         let loan = login.loan.take();
+        let mut aside = self.aside(&login, loan.as_ref());
         let cut = self.shared.cut.child_token();
         let copying = async {
             tokio::select! {
                 handed = hand_over(&mut login.client, &login.to_client) => match handed {
-                    Ok(()) => self.copy(login, &cut).await,
-                    Err(error) => Spliced { up: 0, down: 0, ended_by: EndedBy::Client, error: Some(error), stopped: None },
+                    Ok(()) => self.copy(login, &mut aside, &cut).await,
+                    Err(error) => Spliced::nothing(EndedBy::Client, Some(error)),
                 },
-                () = cut.cancelled() => {
-                    Spliced { up: 0, down: 0, ended_by: EndedBy::Shutdown, error: None, stopped: None }
-                }
+                () = cut.cancelled() => Spliced::nothing(self.cut_by(), None),
             }
         };
         let mut copying = pin!(copying);
@@ -156,8 +156,8 @@ impl Conn {
                 let db_user = &record.db_user;
                 warn!(conn_id = self.id, target = target.name, db_user, "closed: the lease of the database user has ended");
                 cut.cancel();
-                // Ends at once, with what it has counted.
-                Spliced { ended_by: EndedBy::Lease, ..copying.await }
+                // Ends as soon as the client has been told, with what it has counted.
+                copying.await
             }
         };
         self.log_end(&spliced, started);
@@ -167,7 +167,7 @@ impl Conn {
     }
 
     /// Copies until the end, but for commands of the client that go through the door again.
-    async fn copy(&self, mut login: Login, cut: &CancellationToken) -> Spliced {
+    async fn copy(&self, mut login: Login, aside: &mut Option<Aside<'_>>, cut: &CancellationToken) -> Spliced {
         let (metrics, config) = (&self.served.metrics, &self.shared.config.audit);
         let counters = (&metrics.up, &metrics.down);
         let mut watch = None;
@@ -179,14 +179,22 @@ impl Conn {
             let Login { client, upstream, early, handshake, .. } = &mut login;
             let (client, commands) = (client.as_mut(), handshake.as_ref().and_then(Handshake::commands));
             let mut part = match upstream {
-                Upstream::Plain(stream) => splice(client, stream, early, commands, counters, &mut watch, cut).await,
+                Upstream::Plain(stream) => {
+                    splice(client, stream, early, commands, counters, &mut watch, aside.as_mut(), cut).await
+                }
                 Upstream::Tls(stream) => {
-                    splice(client, stream.as_mut(), early, commands, counters, &mut watch, cut).await
+                    splice(client, stream.as_mut(), early, commands, counters, &mut watch, aside.as_mut(), cut).await
                 }
             };
             (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
             (part.up, part.down) = (up, down);
-            let Some(command) = part.stopped.take() else { return part };
+            let Some(command) = part.stopped.take() else {
+                if part.ended_by == EndedBy::Shutdown {
+                    part.ended_by = self.cut_by();
+                    part.down = part.down.saturating_add(self.say_farewell(&mut login, aside, &part.rest).await);
+                }
+                return part;
+            };
             if let Some(watch) = &mut watch
                 && let Err(error) = watch.answered(&command).await
             {
@@ -195,8 +203,8 @@ impl Conn {
                 return part;
             }
             let again = tokio::select! {
-                again = self.again(login, &command) => again,
-                () = cut.cancelled() => return Spliced { ended_by: EndedBy::Shutdown, ..part },
+                again = self.again(login, &command, aside) => again,
+                () = cut.cancelled() => return Spliced { ended_by: self.cut_by(), ..part },
             };
             login = match again {
                 Ok(login) => login,
@@ -210,7 +218,7 @@ impl Conn {
     }
 
     /// Answers the command that has stopped the copy. On failure the client has been told.
-    async fn again(&self, login: Login, command: &[u8]) -> Result<Login, ConnError> {
+    async fn again(&self, login: Login, command: &[u8], aside: &mut Option<Aside<'_>>) -> Result<Login, ConnError> {
         let random = tls::random().map_err(|_| ConnError::NoRandom)?;
         let again = login.handshake.as_ref().and_then(|handshake| handshake.again(random, command));
         let Some(handshake) = again else { return Ok(login) };
@@ -223,6 +231,9 @@ impl Conn {
             (Ok(Outcome::Splice { early, to_client }), Some(mut client), Some(upstream)) => {
                 let handed = hand_over(&mut client, &to_client).await;
                 handed.map_err(|error| ConnError::ClientIo(error.to_string()))?;
+                if let Some(aside) = aside {
+                    aside.stream().pass(&to_client);
+                }
                 let (to_client, handshake) = (Bytes::new(), Some(handshake));
                 Ok(Login { client, upstream, record, to_client, early, handshake, loan: None })
             }

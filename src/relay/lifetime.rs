@@ -1,6 +1,7 @@
 //! How long a relay lives: it ends itself when nobody uses it and when it is too old.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -29,6 +30,8 @@ pub(super) struct Lifetime {
     idle_stop: Option<Duration>,
     deadline: Option<Instant>,
     open: watch::Sender<usize>,
+    /// What has begun the drain.
+    cause: OnceLock<Ended>,
 }
 
 /// One open database connection, until dropped.
@@ -44,7 +47,7 @@ impl Lifetime {
     /// The age counts from now.
     pub(super) fn new(idle_stop: Option<Duration>, max_age: Option<Duration>) -> Self {
         let deadline = max_age.map(|age| Instant::now() + age);
-        Self { idle_stop, deadline, open: watch::Sender::new(0) }
+        Self { idle_stop, deadline, open: watch::Sender::new(0), cause: OnceLock::new() }
     }
 
     pub(super) fn opened(&self) -> OpenGuard<'_> {
@@ -54,6 +57,15 @@ impl Lifetime {
 
     pub(super) fn open(&self) -> usize {
         *self.open.borrow()
+    }
+
+    /// Says why the drain begins.
+    pub(super) fn drained_by(&self, cause: Ended) {
+        self.cause.get_or_init(|| cause);
+    }
+
+    pub(super) fn cause(&self) -> Option<Ended> {
+        self.cause.get().copied()
     }
 
     /// Waits for a limit. Cancel safe.

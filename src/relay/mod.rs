@@ -50,8 +50,9 @@ use crate::types::{RELAY_HTTP_PORT, Target};
 
 pub(crate) use lifetime::Ended;
 
-/// How long open connections may go on after the drain began. ECS sends SIGKILL 30 s after SIGTERM by default.
-const DRAIN_GRACE: Duration = Duration::from_secs(25);
+/// How long open connections may go on after the drain began. ECS sends SIGKILL 30 s after SIGTERM by default; a second goes
+/// to farewells, four to Vault's leases.
+const DRAIN_GRACE: Duration = Duration::from_secs(24);
 /// Pause after a failed accept (out of file descriptors): trying at once would only burn the CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -337,6 +338,7 @@ async fn tell_metrics(shared: Arc<Shared>, end: CancellationToken) {
 async fn drain(shared: &Shared, ended: Ended) {
     let open = shared.lifetime.open();
     info!(cause = %ended, open, "draining");
+    shared.lifetime.drained_by(ended);
     shared.conns.close();
     tokio::select! {
         () = shared.conns.wait() => return,

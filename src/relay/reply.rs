@@ -1,11 +1,15 @@
-//! What a client is told when there is no connection: the only way text of ours reaches a client, in any protocol.
+//! What a client is told when there is no connection, or none any more: the only way text of ours reaches a client, in any
+//! protocol.
 //!
 //! Every answer names the target, says what happened and what to do next, with the connection's number for the log. It
 //! is built from the relay's own enums; the text of the database is added where TLS has proven whose text it is.
 
 mod advice;
+mod farewell;
 mod iam;
 mod password;
+
+pub(super) use farewell::{lease_ending, lease_over, stopping};
 
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
 use crate::types::{CredentialConfig, Engine, Target};
@@ -16,9 +20,12 @@ use crate::wire::proxy::{ErrorText, Refusal};
 enum Class {
     CannotConnect,
     ConnectionFailure,
+    /// Of a session that was served. Pools take it for what it is: a connection that is gone.
+    Ended,
     InvalidAuthorization,
     ProtocolViolation,
     TooManyConnections,
+    Warning,
     WrongPassword,
 }
 
@@ -32,6 +39,9 @@ impl Class {
             (Engine::Mysql, Self::InvalidAuthorization | Self::WrongPassword) => (1045, "28000"),
             (Engine::Mysql, Self::ProtocolViolation) => (1043, "08S01"),
             (Engine::Mysql, Self::TooManyConnections) => (1040, "08004"),
+            (Engine::Mysql, Self::Ended) => (1053, "08S01"),
+            (_, Self::Warning) => (0, "01000"),
+            (Engine::Postgres | Engine::Tcp, Self::Ended) => (0, "57P01"),
             (Engine::Postgres | Engine::Tcp, Self::CannotConnect) => (0, "08001"),
             (Engine::Postgres | Engine::Tcp, Self::ConnectionFailure) => (0, "08006"),
             (Engine::Postgres | Engine::Tcp, Self::InvalidAuthorization) => (0, "28000"),

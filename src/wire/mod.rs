@@ -23,6 +23,8 @@
 )]
 
 pub mod authorize;
+#[cfg(feature = "relay")]
+pub mod downstream;
 pub mod lane;
 pub mod mysql;
 pub mod pg;

@@ -10,6 +10,7 @@ use std::fmt;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
+use crate::wire::downstream::Downstream;
 use crate::wire::{Malformed, mysql, pg};
 
 /// One end of the relayed connection.
@@ -229,6 +230,14 @@ impl Handshake {
             Self::Mysql(handshake) => Some(handshake.commands()),
             Self::MysqlChange(change) => Some(change.commands()),
             Self::Postgres(_) => None,
+        }
+    }
+
+    /// Where the upstream's stream stands when the login is done.
+    pub fn downstream(&self) -> Downstream {
+        match self {
+            Self::Mysql(_) | Self::MysqlChange(_) => Downstream::mysql(),
+            Self::Postgres(_) => Downstream::postgres(),
         }
     }
 

@@ -9,6 +9,7 @@ mod container;
 mod deployed;
 mod grant_sql;
 mod identity;
+mod lease_end;
 mod local_password;
 mod markers;
 mod relay;

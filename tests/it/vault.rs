@@ -20,9 +20,9 @@ pub(crate) const ADMIN: &str = "V4ULT-ADMIN-S3CRET";
 
 /// How long things live, in seconds.
 pub(crate) struct Lives {
-    lease: u64,
-    lease_max: u64,
-    token: u64,
+    pub(crate) lease: u64,
+    pub(crate) lease_max: u64,
+    pub(crate) token: u64,
 }
 
 impl Default for Lives {
@@ -46,7 +46,7 @@ pub(crate) fn login_roles(lives: &Lives) -> BTreeMap<String, LoginRole> {
     ])
 }
 
-async fn vault(world: &World, lives: Lives) -> Vault {
+pub(crate) async fn vault(world: &World, lives: Lives) -> Vault {
     let verifier = world.sandbox.identity_verifier();
     let vault = Vault::start(world.folder.path(), verifier, login_roles(&lives)).await.unwrap();
     prepare(&vault, world, &lives).await;
@@ -84,7 +84,7 @@ pub(crate) async fn prepare(vault: &Vault, world: &World, lives: &Lives) {
 }
 
 /// The same for MariaDB, as `database/creds/events`.
-async fn with_mariadb(vault: &Vault, events: &MariaDb, lives: Lives) {
+pub(crate) async fn with_mariadb(vault: &Vault, events: &MariaDb, lives: Lives) {
     let make_admin = format!(
         "create user vault_admin@'127.0.0.1' identified by '{ADMIN}' require ssl; \
          grant all on *.* to vault_admin@'127.0.0.1' with grant option"
@@ -101,7 +101,7 @@ async fn with_mariadb(vault: &Vault, events: &MariaDb, lives: Lives) {
     vault.root("POST", "database/roles/events", &role).await.unwrap();
 }
 
-fn target(world: &World, vault: &Vault, role: &str, creds: &str) -> Value {
+pub(crate) fn target(world: &World, vault: &Vault, role: &str, creds: &str) -> Value {
     json!({
         "engine": "postgres", "host": HOST, "hostaddr": "127.0.0.1", "port": world.database.port, "database": "orders",
         "credential": {"vault": {"address": vault.address, "auth": "aws", "login": "task", "role": role, "creds": creds,
@@ -109,7 +109,7 @@ fn target(world: &World, vault: &Vault, role: &str, creds: &str) -> Value {
     })
 }
 
-async fn relay<'w>(world: &'w World, targets: Value) -> Relay<'w> {
+pub(crate) async fn relay<'w>(world: &'w World, targets: Value) -> Relay<'w> {
     let mut definition = world.definition(|config| {
         config["identity"] = json!("optional");
         config["target"] = targets;

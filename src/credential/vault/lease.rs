@@ -43,6 +43,19 @@ impl Drop for Hold {
 }
 
 impl Hold {
+    /// Waits until it is known when the connection must end, and says when. Cancel safe.
+    pub(crate) async fn ending(&self) -> Instant {
+        let mut state = self.0.0.subscribe();
+        loop {
+            let phase = state.borrow_and_update().phase;
+            match phase {
+                Phase::Ending(at) => return at,
+                // The sender lives in `self`, so a change is all that `changed` can mean.
+                Phase::Open | Phase::Over => drop(state.changed().await),
+            }
+        }
+    }
+
     /// Waits until the connection must end. Cancel safe.
     pub(crate) async fn ended(&self) {
         let mut state = self.0.0.subscribe();
@@ -150,7 +163,12 @@ mod tests {
         let lease = Arc::new(Lease::new());
         let (first, second) = (lease.hold().unwrap(), lease.hold().unwrap());
         let begun = Instant::now();
-        lease.end_at(begun + 30 * SECOND);
+        let announcing = async {
+            tokio::time::sleep(SECOND).await;
+            lease.end_at(begun + 30 * SECOND);
+        };
+        let (announced, ()) = tokio::join!(first.ending(), announcing);
+        assert_eq!((announced, begun.elapsed()), (begun + 30 * SECOND, SECOND));
         assert!(lease.hold().is_none() && !lease.is_open() && lease.conns() == 2);
         first.ended().await;
         assert_eq!(begun.elapsed(), 30 * SECOND);

@@ -34,6 +34,14 @@ pub(super) enum Upstream {
 }
 
 impl Upstream {
+    /// One read; 0 at the end. Cancel safe.
+    pub(super) async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer).await,
+            Self::Tls(stream) => stream.read(buffer).await,
+        }
+    }
+
     /// Writes and flushes.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match self {

@@ -518,7 +518,7 @@ pub const READ_ONLY: &[u8] = b"\x03SET SESSION TRANSACTION READ ONLY";
 const NEXT_FACTOR: u8 = 0x02;
 
 /// The ERR packet for `error`, as one sentence after the other.
-pub(super) fn encode_error(error: &ErrorText, sequence: u8, with_state: bool) -> Bytes {
+pub(in crate::wire) fn encode_error(error: &ErrorText, sequence: u8, with_state: bool) -> Bytes {
     let parts = [&error.message, &error.hint, &error.detail];
     let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     let number = if error.number == 0 { UNKNOWN_ERROR } else { error.number };

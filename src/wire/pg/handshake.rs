@@ -111,15 +111,8 @@ impl Handshake {
 
     /// The ErrorResponse that tells the client why its connection ends.
     pub fn encode_error(&self, error: &ErrorText) -> Bytes {
-        let fields = ErrorFields {
-            severity: "FATAL".to_owned(),
-            code: error.sqlstate.clone(),
-            message: error.message.clone(),
-            detail: error.detail.clone(),
-            hint: error.hint.clone(),
-        };
         let mut packet = BytesMut::new();
-        fields.encode(&mut packet);
+        error_fields("FATAL", error).encode(&mut packet);
         packet.freeze()
     }
 
@@ -463,6 +456,17 @@ fn answer(login: &mut Login, asked: Authentication, binding: Option<&[u8]>) -> R
 fn said(body: &[u8]) -> ErrorText {
     let ErrorFields { code, message, detail, hint, .. } = ErrorFields::parse(body);
     ErrorText { number: 0, sqlstate: code, message, detail, hint }
+}
+
+/// What people read, as the fields of a message.
+pub(in crate::wire) fn error_fields(severity: &str, text: &ErrorText) -> ErrorFields {
+    ErrorFields {
+        severity: severity.to_owned(),
+        code: text.sqlstate.clone(),
+        message: text.message.clone(),
+        detail: text.detail.clone(),
+        hint: text.hint.clone(),
+    }
 }
 
 #[cfg(test)]

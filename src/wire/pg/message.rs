@@ -111,6 +111,15 @@ impl ErrorFields {
 
     /// Appends an ErrorResponse with these fields.
     pub fn encode(&self, out: &mut BytesMut) {
+        self.encode_as(b'E', out);
+    }
+
+    /// Appends a NoticeResponse with these fields.
+    pub fn encode_notice(&self, out: &mut BytesMut) {
+        self.encode_as(b'N', out);
+    }
+
+    fn encode_as(&self, tag: u8, out: &mut BytesMut) {
         let fields = [
             (b'S', &self.severity),
             (b'V', &self.severity),
@@ -126,7 +135,7 @@ impl ErrorFields {
             body.put_u8(0);
         }
         body.put_u8(0);
-        encode(b'E', &body, out);
+        encode(tag, &body, out);
     }
 }
 

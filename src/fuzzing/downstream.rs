@@ -1,0 +1,40 @@
+//! What the upstream says after the login, and what the relay says in between.
+
+use bytes::BytesMut;
+
+use super::Input;
+use crate::wire::downstream::Downstream;
+use crate::wire::mysql::packet;
+use crate::wire::pg::message;
+use crate::wire::proxy::ErrorText;
+
+/// The ends of messages are the same however the stream is cut, and what is said at one of them is one message.
+pub(super) fn downstream(data: &[u8]) {
+    let mut input = Input(data);
+    let flags = input.byte();
+    let cut = usize::from(flags >> 1).max(1);
+    let begin = || if flags & 1 == 0 { Downstream::postgres() } else { Downstream::mysql() };
+    let text = ErrorText { number: 1053, sqlstate: "57P01".to_owned(), ..ErrorText::default() };
+    let (mut whole, mut pieces, mut messages) = (begin(), begin(), begin());
+    whole.pass(input.0);
+    input.0.chunks(cut).for_each(|piece| pieces.pass(piece));
+    assert_eq!(whole, pieces, "in pieces of {cut}");
+    let mut rest = input.0;
+    while !rest.is_empty() {
+        let end = messages.pass_message(rest);
+        assert!((1..=rest.len()).contains(&end), "it does not go on");
+        rest = rest.get(end..).unwrap_or_default();
+        let said = messages.last_words(&text);
+        assert_eq!(said.is_some(), messages.is_between_messages());
+        assert!(rest.is_empty() || flags & 1 != 0 || said.is_some(), "it stops where no message ends");
+        for said in said.into_iter().chain(messages.notice(&text)) {
+            let mut said = BytesMut::from(&said[..]);
+            let one = match flags & 1 {
+                0 => message::decode(&mut said).is_ok_and(|message| message.is_some()),
+                _ => packet::decode(&mut said).is_ok_and(|packet| packet.is_some()),
+            };
+            assert!(one && said.is_empty(), "it is not one message");
+        }
+    }
+    assert_eq!(whole, messages, "from message to message");
+}

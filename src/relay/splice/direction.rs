@@ -1,0 +1,286 @@
+//! One direction of a copy.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{Aside, EndedBy};
+use crate::relay::audit::{NotWritten, Watch};
+use crate::wire::mysql::commands::Commands;
+
+/// One read; also the most that one direction keeps for a slow receiver.
+const BUFFER: usize = 32 * 1024;
+/// Reads of one direction in a row before the other tasks of the thread have their turn.
+const READS_IN_A_ROW: usize = 16;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
+
+/// Whose end failed, and how.
+pub(super) struct Failure(pub(super) EndedBy, pub(super) io::Error);
+
+fn not_written(error: NotWritten) -> Failure {
+    Failure(EndedBy::Audit, io::Error::other(error))
+}
+
+/// See the module.
+pub(super) struct Direction<'a, 'n> {
+    from: EndedBy,
+    to: EndedBy,
+    /// Read but not yet written.
+    kept: Vec<u8>,
+    kept_from: usize,
+    needs_flush: bool,
+    pub(super) read_ended: bool,
+    done: bool,
+    pub(super) total: u64,
+    commands: Option<Commands>,
+    /// Read, and not to be written yet: the start of a header, or the command that stopped the copy.
+    pub(super) held: Vec<u8>,
+    pub(super) stopped: bool,
+    /// Speaks to whoever reads, among the bytes.
+    aside: Option<&'a mut Aside<'n>>,
+}
+
+impl<'a, 'n> Direction<'a, 'n> {
+    pub(super) fn up(commands: Option<Commands>) -> Self {
+        Self { commands, ..Self::new(EndedBy::Client, EndedBy::Upstream) }
+    }
+
+    pub(super) fn down(aside: Option<&'a mut Aside<'n>>) -> Self {
+        Self { aside, ..Self::new(EndedBy::Upstream, EndedBy::Client) }
+    }
+
+    fn new(from: EndedBy, to: EndedBy) -> Self {
+        Self {
+            from,
+            to,
+            kept: Vec::new(),
+            kept_from: 0,
+            needs_flush: false,
+            read_ended: false,
+            done: false,
+            total: 0,
+            commands: None,
+            held: Vec::new(),
+            stopped: false,
+            aside: None,
+        }
+    }
+
+    /// Whether everything that was read has been written.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.kept.is_empty() && !self.needs_flush
+    }
+
+    /// What was read and not written.
+    pub(super) fn into_kept(mut self) -> Vec<u8> {
+        self.kept.split_off(self.kept_from)
+    }
+
+    /// Copies until nothing more can be done now.
+    pub(super) fn poll<R, W>(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        counter: &Counter,
+        watch: &mut Option<Watch>,
+    ) -> Result<Poll<()>, Failure>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+        W: AsyncWrite + Unpin + ?Sized,
+    {
+        for _ in 0..READS_IN_A_ROW {
+            if self.done {
+                return Ok(Poll::Ready(()));
+            }
+            if let Some(aside) = self.aside.as_mut().filter(|_| self.kept.is_empty())
+                && let Some(said) = aside.poll(context)
+            {
+                self.kept.extend_from_slice(&said);
+            }
+            if self.poll_kept(context, to, watch)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            if self.stopped {
+                let _what_is_left = self.poll_flush(context, to)?;
+                return Ok(if self.needs_flush { Poll::Pending } else { Poll::Ready(()) });
+            }
+            if self.read_ended {
+                return match Pin::new(&mut *to).poll_shutdown(context) {
+                    Poll::Pending => Ok(Poll::Pending),
+                    // The receiver may be gone already; all it wanted was delivered.
+                    Poll::Ready(_) => {
+                        self.done = true;
+                        Ok(Poll::Ready(()))
+                    }
+                };
+            }
+            if self.poll_copy(context, from, to, counter, watch)?.is_pending() {
+                return self.poll_flush(context, to);
+            }
+        }
+        context.waker().wake_by_ref();
+        Ok(Poll::Pending)
+    }
+
+    /// One read, written on as far as the receiver takes it.
+    fn poll_copy<R, W>(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        counter: &Counter,
+        watch: &mut Option<Watch>,
+    ) -> Result<Poll<()>, Failure>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+        W: AsyncWrite + Unpin + ?Sized,
+    {
+        SCRATCH.with_borrow_mut(|scratch| {
+            // A header that was cut is looked at again together with what follows it.
+            let held = self.held.len();
+            let (front, room) = scratch.split_at_mut(held);
+            front.copy_from_slice(&self.held);
+            let mut buffer = ReadBuf::new(room);
+            match Pin::new(from).poll_read(context, &mut buffer) {
+                Poll::Pending => return Ok(Poll::Pending),
+                // A database that exits may skip the end of TLS; its protocol has its own framing.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Poll::Ready(result) => result.map_err(|error| Failure(self.from, error))?,
+            }
+            let read = buffer.filled().len();
+            counter.inc_by(self.count(read));
+            if read == 0 {
+                self.read_ended = true;
+                // Whatever it is, it is not a command.
+                self.kept.append(&mut self.held);
+                return Ok(Poll::Ready(()));
+            }
+            let filled = scratch.get(..held.saturating_add(read)).unwrap_or_default();
+            let mut rest = self.pass(filled);
+            if self.watched(rest, watch)
+                && let Some(watch) = watch
+                && watch.poll(context).map_err(not_written)?.is_pending()
+            {
+                self.kept.extend_from_slice(rest);
+                return Ok(Poll::Ready(()));
+            }
+            if let Some(aside) = &mut self.aside
+                && let Some((after, said)) = aside.pass(rest)
+                && let Some((before, behind)) = rest.split_at_checked(after)
+            {
+                for part in [before, &said, behind] {
+                    self.kept.extend_from_slice(part);
+                }
+                return Ok(Poll::Ready(()));
+            }
+            while !rest.is_empty() {
+                match Pin::new(&mut *to).poll_write(context, rest) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(0)) => return Err(Failure(self.to, io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(written)) => {
+                        self.needs_flush = true;
+                        rest = rest.get(written..).unwrap_or_default();
+                    }
+                    Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
+                }
+            }
+            self.kept.extend_from_slice(rest);
+            Ok(Poll::Ready(()))
+        })
+    }
+
+    /// Takes what was read before the copy.
+    pub(super) fn begin(&mut self, early: &[u8], counter: &Counter, watch: &mut Option<Watch>) {
+        counter.inc_by(self.count(early.len()));
+        let rest = self.pass(early);
+        self.watched(rest, watch);
+        self.kept.extend_from_slice(rest);
+    }
+
+    fn count(&mut self, read: usize) -> u64 {
+        let read = u64::try_from(read).unwrap_or(u64::MAX);
+        self.total = self.total.saturating_add(read);
+        read
+    }
+
+    /// Shows the bytes to `watch`; whether they must wait for it.
+    fn watched(&self, bytes: &[u8], watch: &mut Option<Watch>) -> bool {
+        match (watch, self.from) {
+            (Some(watch), EndedBy::Client) => {
+                watch.up(bytes);
+                true
+            }
+            (Some(watch), _) => {
+                watch.down(bytes);
+                false
+            }
+            (None, _) => false,
+        }
+    }
+
+    /// What of `bytes` may be written; the rest is held.
+    fn pass<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+        let Some(commands) = &mut self.commands else { return bytes };
+        let scan = commands.scan(bytes);
+        let (rest, held) = bytes.split_at_checked(scan.pass).unwrap_or((bytes, &[]));
+        self.held.clear();
+        self.held.extend_from_slice(held);
+        self.stopped = scan.stop;
+        rest
+    }
+
+    /// Writes what is kept, then gives its memory back.
+    fn poll_kept<W>(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &mut W,
+        watch: &mut Option<Watch>,
+    ) -> Result<Poll<()>, Failure>
+    where
+        W: AsyncWrite + Unpin + ?Sized,
+    {
+        if let Some(watch) = watch.as_mut().filter(|_| self.from == EndedBy::Client)
+            && watch.poll(context).map_err(not_written)?.is_pending()
+        {
+            return Ok(Poll::Pending);
+        }
+        while let Some(rest) = self.kept.get(self.kept_from..).filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut *to).poll_write(context, rest) {
+                // The writer may hold bytes of its own that must go out before it takes more.
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(0)) => return Err(Failure(self.to, io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => {
+                    self.needs_flush = true;
+                    self.kept_from = self.kept_from.saturating_add(written);
+                }
+                Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
+            }
+        }
+        self.kept = Vec::new();
+        self.kept_from = 0;
+        Ok(Poll::Ready(()))
+    }
+
+    /// Nothing to read: what was written must not wait in a buffer.
+    fn poll_flush<W>(&mut self, context: &mut Context<'_>, to: &mut W) -> Result<Poll<()>, Failure>
+    where
+        W: AsyncWrite + Unpin + ?Sized,
+    {
+        if self.needs_flush {
+            match Pin::new(to).poll_flush(context) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => self.needs_flush = false,
+                Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
+            }
+        }
+        Ok(Poll::Pending)
+    }
+}

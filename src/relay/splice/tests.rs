@@ -1,0 +1,177 @@
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+use super::*;
+use crate::wire::downstream::Downstream;
+use crate::wire::proxy::ErrorText;
+
+/// A splice between two in-memory pipes, and the far ends.
+async fn spliced<F: Future>(
+    pipe: usize,
+    far: impl FnOnce(tokio::io::DuplexStream, tokio::io::DuplexStream) -> F,
+) -> (Spliced, F::Output) {
+    let (client, mut near_client) = duplex(pipe);
+    let (upstream, mut near_upstream) = duplex(pipe);
+    let (up, down) = (Counter::default(), Counter::default());
+    let (mut watch, cut) = (None, CancellationToken::new());
+    let splicing = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut);
+    let both = tokio::join!(splicing, far(client, upstream));
+    assert_eq!((up.get(), down.get()), (both.0.up, both.0.down));
+    both
+}
+
+#[tokio::test]
+async fn an_answer_after_half_close_arrives_whole() {
+    let big = vec![7_u8; 1_000_000];
+    let sent = big.clone();
+    let (spliced, answer) = spliced(1000, |mut client, mut upstream| async move {
+        let client = async move {
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let upstream = async move {
+            let mut question = Vec::new();
+            upstream.read_to_end(&mut question).await.unwrap();
+            assert_eq!(question, b"question");
+            upstream.write_all(&sent).await.unwrap();
+            upstream.shutdown().await.unwrap();
+        };
+        tokio::join!(client, upstream).0
+    })
+    .await;
+    assert_eq!(answer, big);
+    assert_eq!((spliced.up, spliced.down), (8, 1_000_000));
+    assert_eq!(spliced.ended_by, EndedBy::Client);
+    assert!(spliced.error.is_none());
+}
+
+#[tokio::test]
+async fn both_directions_at_once_do_not_block_each_other() {
+    let (spliced, ()) = spliced(64, |mut client, mut upstream| async move {
+        let (mut client_read, mut client_write) = tokio::io::split(&mut client);
+        let (mut upstream_read, mut upstream_write) = tokio::io::split(&mut upstream);
+        let mut seen = (Vec::new(), Vec::new());
+        let (a, b, c, d) = tokio::join!(
+            async { client_write.write_all(&[1; 100_000]).await.and(client_write.shutdown().await) },
+            async { upstream_write.write_all(&[2; 100_000]).await.and(upstream_write.shutdown().await) },
+            client_read.read_to_end(&mut seen.0),
+            upstream_read.read_to_end(&mut seen.1),
+        );
+        a.unwrap();
+        b.unwrap();
+        assert_eq!((c.unwrap(), d.unwrap()), (100_000, 100_000));
+    })
+    .await;
+    assert_eq!((spliced.up, spliced.down), (100_000, 100_000));
+}
+
+#[tokio::test]
+async fn a_cut_ends_it_with_what_went_through() {
+    let (mut client, mut near_client) = duplex(64);
+    let (mut upstream, mut near_upstream) = duplex(64);
+    let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
+    let mut watch = None;
+    let cutting = async {
+        client.write_all(b"question").await.unwrap();
+        upstream.read_exact(&mut [0; 8]).await.unwrap();
+        cut.cancel();
+    };
+    let splicing = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut);
+    let (spliced, ()) = tokio::join!(splicing, cutting);
+    assert_eq!((spliced.up, spliced.ended_by), (8, EndedBy::Shutdown));
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_ends_it() {
+    let (spliced, ()) = spliced(64, |client, mut upstream| async move {
+        drop(client);
+        let mut rest = Vec::new();
+        upstream.read_to_end(&mut rest).await.unwrap();
+    })
+    .await;
+    assert_eq!(spliced.ended_by, EndedBy::Client);
+}
+
+#[tokio::test]
+async fn a_command_for_the_relay_stops_the_copy_at_its_first_byte() {
+    let (mut client, mut near_client) = duplex(16);
+    let (mut upstream, mut near_upstream) = duplex(16);
+    let (up, down) = (Counter::default(), Counter::default());
+    let statement = b"\x09\0\0\0\x03select 1";
+    let change = b"\x06\0\0\0\x11root\0";
+    let both = async {
+        client.write_all(&statement[5..]).await.unwrap();
+        client.write_all(change).await.unwrap();
+        let mut seen = vec![0; statement.len()];
+        upstream.read_exact(&mut seen).await.unwrap();
+        seen
+    };
+    let commands = Some(Commands::default());
+    let (mut watch, cut) = (None, CancellationToken::new());
+    let (counters, early) = ((&up, &down), &statement[..5]);
+    let copying = splice(&mut near_client, &mut near_upstream, early, commands, counters, &mut watch, None, &cut);
+    let (spliced, seen) = tokio::join!(copying, both);
+    assert_eq!(seen, statement);
+    // The rest of the command may still be on its way.
+    let stopped = spliced.stopped.unwrap();
+    assert!(stopped.len() > 4 && change.starts_with(&stopped), "{stopped:?}");
+}
+
+/// A message of PostgreSQL.
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).unwrap();
+    [&[tag][..], &length.to_be_bytes(), body].concat()
+}
+
+/// The messages that a client reads, up to the end of the stream or `count` of them.
+async fn messages(client: &mut tokio::io::DuplexStream, count: usize) -> Vec<(u8, Vec<u8>)> {
+    let mut found = Vec::new();
+    while found.len() < count
+        && let Ok(tag) = client.read_u8().await
+    {
+        let length = client.read_u32().await.unwrap();
+        let mut body = vec![0; usize::try_from(length).unwrap() - 4];
+        client.read_exact(&mut body).await.unwrap();
+        found.push((tag, body));
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_notice_goes_between_two_messages_however_the_bytes_come() {
+    let rows: Vec<u8> = (0..20).flat_map(|n| message(b'D', &[n; 30])).collect();
+    // While the stream is idle, and in the middle of a message.
+    for before in [0, 35, 40, 61] {
+        let (mut client, mut near_client) = duplex(16);
+        let (mut upstream, mut near_upstream) = duplex(16);
+        let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
+        let (due, is_due) = tokio::sync::oneshot::channel::<()>();
+        let text = async {
+            is_due.await.unwrap();
+            ErrorText { message: "it ends".to_owned(), ..ErrorText::default() }
+        };
+        let mut aside = Aside::new(Downstream::postgres(), text);
+        let (mut watch, counters) = (None, (&up, &down));
+        let splicing =
+            splice(&mut near_client, &mut near_upstream, b"", None, counters, &mut watch, Some(&mut aside), &cut);
+        let sending = async {
+            let (first, later) = rows.split_at(before);
+            upstream.write_all(first).await.unwrap();
+            due.send(()).unwrap();
+            upstream.write_all(later).await.unwrap();
+            upstream
+        };
+        let reading = async {
+            let found = messages(&mut client, 21).await;
+            cut.cancel();
+            found
+        };
+        let (spliced, _upstream, found) = tokio::join!(splicing, sending, reading);
+        let (notices, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(tag, _)| *tag == b'N');
+        assert!(notices.len() == 1 && String::from_utf8_lossy(&notices[0].1).contains("Mit ends"), "{before}");
+        assert_eq!(others.iter().flat_map(|(tag, body)| message(*tag, body)).collect::<Vec<u8>>(), rows);
+        assert_eq!((spliced.down, spliced.rest.len()), (rows.len() as u64, 0));
+    }
+}

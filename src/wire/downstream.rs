@@ -1,0 +1,329 @@
+//! Where the upstream's stream stands after the login, so that the relay can say something of its own between two messages
+//! of the database: that the session will end, and why it has ended. Only heads are read: type and length in PostgreSQL
+//! (manual, "Message Formats"), length and sequence number in MySQL (MySQL Source Code Documentation, "MySQL Packets").
+//!
+//! PostgreSQL lets a server send a NoticeResponse between any two messages ("Asynchronous Operations"), in COPY too, and an
+//! ErrorResponse before it closes. MySQL has no notices. A server that closes an idle session sends an ERR packet that
+//! nobody has asked for (MySQL since 8.0.24, `ER_CLIENT_INTERACTION_TIMEOUT`; MariaDB, `ER_CONNECTION_KILLED`), which a
+//! client reads where it looks for the answer to its next command. Numbers in an answer begin at 1, and clients that count
+//! refuse another one, so 1 is what such a packet has here; in the middle of an answer it has the next number.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::wire::mysql::handshake::encode_error;
+use crate::wire::mysql::packet::{ERR, OK, PAYLOAD_MAX};
+use crate::wire::pg::handshake::error_fields;
+use crate::wire::proxy::ErrorText;
+
+/// First byte of an EOF packet, and of the OK packet that stands in its place.
+const EOF: u8 = 0xfe;
+/// Number of the first packet of an answer.
+const FIRST: u8 = 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Mysql,
+    Postgres,
+}
+
+impl Engine {
+    /// Bytes before the body.
+    fn head(self) -> usize {
+        match self {
+            Self::Mysql => 4,
+            Self::Postgres => 5,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// So many bytes of a head have come; 0 is between two messages.
+    Head(usize),
+    /// So many bytes of the body are still to come, not 0.
+    Body(usize),
+    /// It is not the protocol.
+    Lost,
+}
+
+/// What is kept of MySQL's last packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Packet {
+    sequence: u8,
+    length: usize,
+    /// Of the payload, if there is one.
+    first: Option<u8>,
+    /// It may be the last one of an answer.
+    ends: bool,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Downstream {
+    engine: Engine,
+    at: At,
+    head: [u8; 5],
+    packet: Packet,
+}
+
+impl Downstream {
+    fn new(engine: Engine) -> Self {
+        // The login ends with an OK packet.
+        let packet = Packet { sequence: 0, length: 0, first: None, ends: true };
+        Self { engine, at: At::Head(0), head: [0; 5], packet }
+    }
+
+    /// From a message on; everything before it is whole.
+    pub fn mysql() -> Self {
+        Self::new(Engine::Mysql)
+    }
+
+    /// From a message on; everything before it is whole.
+    pub fn postgres() -> Self {
+        Self::new(Engine::Postgres)
+    }
+
+    /// Follows bytes that go to the client.
+    pub fn pass(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let used = self.pass_message(rest);
+            rest = rest.get(used..).unwrap_or_default();
+        }
+    }
+
+    /// Follows the bytes up to the end of the message under way, or all of them if it ends later. How many those are.
+    pub fn pass_message(&mut self, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        if let At::Head(have) = self.at {
+            let wanted = self.engine.head().saturating_sub(have).min(bytes.len());
+            let (now, later) = bytes.split_at(wanted);
+            let into = self.head.get_mut(have..have.saturating_add(wanted)).unwrap_or_default();
+            into.copy_from_slice(now);
+            used = wanted;
+            self.at = At::Head(have.saturating_add(wanted));
+            if have.saturating_add(wanted) < self.engine.head() {
+                return used;
+            }
+            self.begin(later.first().copied());
+        }
+        match self.at {
+            At::Head(_) => used,
+            At::Body(missing) => {
+                let body = bytes.get(used..).unwrap_or_default();
+                if self.packet.first.is_none() {
+                    self.packet.first = body.first().copied();
+                }
+                let now = missing.min(body.len());
+                match missing.saturating_sub(now) {
+                    0 => self.finish(),
+                    missing => self.at = At::Body(missing),
+                }
+                used.saturating_add(now)
+            }
+            At::Lost => bytes.len(),
+        }
+    }
+
+    /// The head is whole.
+    fn begin(&mut self, first: Option<u8>) {
+        let [a, b, c, d, e] = self.head;
+        let length = match self.engine {
+            Engine::Mysql => {
+                let length = usize::try_from(u32::from_le_bytes([a, b, c, 0])).unwrap_or(usize::MAX);
+                let first = first.filter(|_| length > 0);
+                // Whether an answer had ended before this packet.
+                let ends = self.packet.ends;
+                self.packet = Packet { sequence: d, length, first, ends };
+                Some(length)
+            }
+            Engine::Postgres => {
+                u32::from_be_bytes([b, c, d, e]).checked_sub(4).and_then(|body| usize::try_from(body).ok())
+            }
+        };
+        match length {
+            None => self.at = At::Lost,
+            Some(0) => self.finish(),
+            Some(length) => self.at = At::Body(length),
+        }
+    }
+
+    /// The message is whole.
+    fn finish(&mut self) {
+        self.at = At::Head(0);
+        let Packet { sequence, length, first, ends } = self.packet;
+        self.packet.ends = match first {
+            Some(ERR) => true,
+            // A text of this first byte would be longer than a packet can be.
+            Some(EOF) => length < PAYLOAD_MAX,
+            // Elsewhere it is a row.
+            Some(OK) => sequence == FIRST || ends,
+            _ => false,
+        };
+    }
+
+    /// Whether every message that has begun is whole.
+    pub fn is_between_messages(&self) -> bool {
+        let continued = self.engine == Engine::Mysql && self.packet.length == PAYLOAD_MAX;
+        self.at == At::Head(0) && !continued
+    }
+
+    /// What a client shows, or hands to its program, while the session goes on: between two messages. `None` where the
+    /// engine has no such thing.
+    pub fn notice(&self, text: &ErrorText) -> Option<Bytes> {
+        if self.engine == Engine::Mysql {
+            return None;
+        }
+        let mut out = BytesMut::new();
+        error_fields("WARNING", text).encode_notice(&mut out);
+        Some(out.freeze())
+    }
+
+    /// The error after which the connection is closed. `None` in the middle of a message.
+    pub fn last_words(&self, text: &ErrorText) -> Option<Bytes> {
+        self.is_between_messages().then(|| match self.engine {
+            Engine::Mysql if self.packet.ends => encode_error(text, FIRST, true),
+            Engine::Mysql => encode_error(text, self.packet.sequence.wrapping_add(1), true),
+            Engine::Postgres => {
+                let mut out = BytesMut::new();
+                error_fields("FATAL", text).encode(&mut out);
+                out.freeze()
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::mysql::packet::{self, ErrPacket};
+    use crate::wire::pg::message::{self, ErrorFields};
+
+    fn text() -> ErrorText {
+        let (sqlstate, message) = ("57P01".to_owned(), "it ends".to_owned());
+        ErrorText { number: 1053, sqlstate, message, detail: String::new(), hint: "connect again".to_owned() }
+    }
+
+    fn packets(payloads: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        for (sequence, payload) in payloads {
+            packet::encode(*sequence, payload, &mut out);
+        }
+        out.to_vec()
+    }
+
+    /// The number of the last words behind these packets.
+    fn number(payloads: &[(u8, &[u8])]) -> u8 {
+        let mut stream = Downstream::mysql();
+        stream.pass(&packets(payloads));
+        let said = stream.last_words(&text()).expect("between packets");
+        let said = packet::decode(&mut BytesMut::from(&said[..])).unwrap().unwrap();
+        assert_eq!(ErrPacket::parse(&said.payload).message, "it ends. connect again");
+        said.sequence
+    }
+
+    #[test]
+    fn postgres_is_told_between_messages_and_not_within_one() {
+        let mut out = BytesMut::new();
+        message::encode(b'D', b"row", &mut out);
+        message::encode(b'I', b"", &mut out);
+        for end in 0..=out.len() {
+            let mut stream = Downstream::postgres();
+            stream.pass(&out[..end]);
+            assert_eq!(stream.last_words(&text()).is_some(), [0, 8, 13].contains(&end), "{end}");
+        }
+        let stream = Downstream::postgres();
+        for (said, tag, severity) in
+            [(stream.last_words(&text()).unwrap(), b'E', "FATAL"), (stream.notice(&text()).unwrap(), b'N', "WARNING")]
+        {
+            let said = message::decode(&mut BytesMut::from(&said[..])).unwrap().unwrap();
+            let fields = ErrorFields::parse(&said.body);
+            assert_eq!((said.tag, fields.severity.as_str(), fields.message.as_str()), (tag, severity, "it ends"));
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_message_has_is_never_interrupted() {
+        let mut stream = Downstream::postgres();
+        stream.pass(b"D\0\0\0\x03D\0\0\0\x04");
+        assert!(stream.last_words(&text()).is_none());
+    }
+
+    #[test]
+    fn mysql_gets_the_number_that_its_client_waits_for() {
+        const ROW: &[u8] = b"\x011";
+        const END: &[u8] = &[EOF, 0, 0, 2, 0];
+        const FINE: &[u8] = &[OK, 0, 0, 2, 0, 0, 0];
+        let column: &[u8] = b"\x03def\0\0\0";
+        // Idle: after the login, a statement, a result, an error, a procedure.
+        for idle in [
+            &[][..],
+            &[(1, FINE)],
+            &[(1, &[1]), (2, column), (3, END), (4, ROW), (5, END)],
+            &[(1, &[1]), (2, column), (3, ROW), (4, b"\xffoh")],
+            &[(1, &[1]), (2, column), (3, ROW), (4, END), (5, FINE)],
+        ] {
+            assert_eq!(number(idle), 1, "{idle:?}");
+        }
+        // In the middle of an answer, also where a row of a prepared statement looks like an OK packet.
+        assert_eq!(number(&[(1, &[1]), (2, column)]), 3);
+        assert_eq!(number(&[(1, &[1]), (2, column), (255, ROW)]), 0);
+        assert_eq!(number(&[(1, &[1]), (2, column), (3, &[OK, 0, 5])]), 4);
+        assert!(Downstream::mysql().notice(&text()).is_none());
+    }
+
+    #[test]
+    fn a_long_mysql_packet_is_not_interrupted_before_its_last_part() {
+        let long = vec![b'x'; PAYLOAD_MAX];
+        let mut stream = Downstream::mysql();
+        stream.pass(&packets(&[(4, &long)]));
+        assert!(!stream.is_between_messages());
+        stream.pass(&packets(&[(5, b"")]));
+        assert_eq!(stream.last_words(&text()).unwrap()[3], 6);
+    }
+
+    /// A stream, and where its messages end.
+    fn stream(mysql: bool, bodies: &[Vec<u8>]) -> (Vec<u8>, Vec<usize>) {
+        let (mut out, mut ends) = (BytesMut::new(), vec![0]);
+        for (number, body) in (1..).zip(bodies) {
+            match mysql {
+                true => packet::encode(number, body, &mut out),
+                false => message::encode(b'D', body, &mut out),
+            }
+            ends.push(out.len());
+        }
+        (out.to_vec(), ends)
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_finds_the_same_ends(
+            mysql: bool,
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..30), 0..20),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let (bytes, ends) = stream(mysql, &bodies);
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let begin = if mysql { Downstream::mysql() } else { Downstream::postgres() };
+            let (mut whole, mut pieces) = (begin.clone(), begin);
+            for pair in cuts.windows(2) {
+                pieces.pass(&bytes[pair[0]..pair[1]]);
+                prop_assert_eq!(pieces.is_between_messages(), ends.contains(&pair[1]), "at {}", pair[1]);
+            }
+            whole.pass(&bytes);
+            prop_assert_eq!(whole.last_words(&text()), pieces.last_words(&text()));
+            // From anywhere, the next end is found.
+            for pair in cuts.windows(2) {
+                let mut stream = if mysql { Downstream::mysql() } else { Downstream::postgres() };
+                stream.pass(&bytes[..pair[0]]);
+                let found = pair[0] + stream.pass_message(&bytes[pair[0]..]);
+                let next = ends.iter().find(|end| **end > pair[0]).copied().unwrap_or(bytes.len());
+                prop_assert_eq!(found, next);
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What people see in psql and mariadb when their database user from Vault ends, or their task: a notice, then why.
+
+use std::process::Stdio;
+
+use bastion_sandbox::mariadb::{self, MariaDb};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use crate::support::{PATIENCE, Relay, World, sandbox_program};
+use crate::vault::{Lives, relay, target, vault, with_mariadb};
+
+/// Long enough to be warned, short enough to be waited for.
+const SHORT: Lives = Lives { lease: 8, lease_max: 10, token: 600 };
+
+/// A client program that somebody types into.
+struct Terminal {
+    child: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Terminal {
+    fn start(mut program: Command) -> Self {
+        program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = program.spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { input: child.stdin.take().unwrap(), output, child }
+    }
+
+    fn psql(relay: &Relay<'_>) -> Self {
+        let mut psql = Command::new("psql");
+        psql.args(["-X", "-q", "-A", "-t", "-w", "-U", "anyone", "-p", "5432", "-h", &relay.address.to_string()]);
+        psql.env("PGCONNECT_TIMEOUT", "20");
+        Self::start(psql)
+    }
+
+    fn mariadb(relay: &Relay<'_>) -> Self {
+        let mut mariadb = Command::new("mariadb");
+        mariadb.args(["--no-defaults", "--skip-reconnect", "--skip-ssl", "--protocol=tcp", "-N", "-B", "-n"]);
+        mariadb.args(["-u", "anyone", "-P", "3306", "-h", &relay.address.to_string()]);
+        Self::start(mariadb)
+    }
+
+    async fn write(&mut self, line: &str) {
+        self.input.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        self.input.flush().await.unwrap();
+    }
+
+    /// The line that answers a statement.
+    async fn ask(&mut self, statement: &str) -> String {
+        self.write(statement).await;
+        let line = tokio::time::timeout(PATIENCE, self.output.next_line()).await.expect("it hangs");
+        line.unwrap().expect("the program has ended")
+    }
+
+    /// All that was written to stderr, once the program has ended.
+    async fn end(self) -> String {
+        let Self { mut child, input, mut output } = self;
+        drop(input);
+        let mut said = String::new();
+        let rest = async {
+            let mut stderr = child.stderr.take().unwrap();
+            let reading = async { while output.next_line().await.is_ok_and(|line| line.is_some()) {} };
+            let (_, read) = tokio::join!(reading, stderr.read_to_string(&mut said));
+            read.unwrap();
+            child.wait().await.unwrap()
+        };
+        tokio::time::timeout(2 * PATIENCE, rest).await.expect("the program does not end");
+        said
+    }
+}
+
+#[tokio::test]
+async fn psql_is_warned_and_told_why_its_connection_was_closed() {
+    let world = World::start().await;
+    let vault = vault(&world, SHORT).await;
+    let mut definition = world.definition(|config| {
+        config["identity"] = json!("optional");
+        config["audit"] = json!("statements");
+        config["target"] = json!({"orders": target(&world, &vault, "bastion", "database/creds/read")});
+    });
+    definition.environment.insert("BASTION_LOG".to_owned(), "trace".to_owned());
+    let relay = world.relay_of(&definition).await;
+    let (mut idle, mut busy, mut streaming) = (Terminal::psql(&relay), Terminal::psql(&relay), Terminal::psql(&relay));
+    let user = idle.ask("select current_user;").await;
+    assert_eq!(
+        (busy.ask("select current_user;").await, streaming.ask("select current_user;").await),
+        (user.clone(), user.clone())
+    );
+    busy.write("select pg_sleep(60);").await;
+    // The server sends what its buffer holds, in the middle of a row.
+    streaming.write("copy (select repeat('x', 900), pg_sleep(0.01) from generate_series(1, 10000)) to stdout;").await;
+    relay.wait_for("the database user will end").await;
+    assert_eq!(idle.ask("select 'still here';").await, "still here");
+    relay.wait_for("the lease of the database user has ended").await;
+    relay.wait_for("\"ended_by\":\"lease\"").await;
+    idle.write("select 'too late';").await;
+    for (terminal, name) in [(idle, "idle"), (busy, "busy"), (streaming, "streaming")] {
+        let said = terminal.end().await;
+        for part in [
+            &format!("WARNING:  bastion: the database user {user} of target orders ends at 20"),
+            " UTC, and this connection with it\nHINT:  Finish what is open and connect again",
+            &format!(
+                "FATAL:  bastion: this connection is closed because the database user {user} of target orders has"
+            ),
+            " UTC\nHINT:  Connect again: a new connection gets a new user. (bastion connection ",
+        ] {
+            assert!(said.contains(part), "{part:?} is not in what the {name} psql says:\n{said}");
+        }
+        assert!(!said.contains("lost synchronization") && !said.contains("invalid"), "{said}");
+    }
+    // Its own words are no bytes of the database; the audit log goes on reading those.
+    let log = relay.log();
+    assert!(log.contains("select 'still here';") && !log.contains("\"kind\":\"unreadable\""), "{log}");
+    drop((relay, vault));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn mariadb_is_told_why_its_connection_was_closed() {
+    let world = World::start().await;
+    let flaws = mariadb::Flaws::default();
+    let events = MariaDb::start(world.folder.path(), &sandbox_program(), flaws).await.unwrap();
+    let vault = vault(&world, Lives::default()).await;
+    with_mariadb(&vault, &events, SHORT).await;
+    let mut target = target(&world, &vault, "bastion", "database/creds/events");
+    target["engine"] = json!("mysql");
+    target["host"] = json!(mariadb::HOST);
+    target["port"] = json!(events.port);
+    target["database"] = json!("events");
+    let relay = relay(&world, json!({"events": target})).await;
+    let (mut idle, mut busy) = (Terminal::mariadb(&relay), Terminal::mariadb(&relay));
+    let user = idle.ask("select substring_index(user(), '@', 1);").await;
+    assert_eq!(busy.ask("select substring_index(user(), '@', 1);").await, user);
+    busy.write("select sleep(60);").await;
+    // A driver that refuses packets out of their order.
+    let options = mysql_async::OptsBuilder::default()
+        .ip_or_hostname(relay.address.to_string())
+        .tcp_port(3306)
+        .user(Some("anyone"))
+        .prefer_socket(false);
+    let mut strict = mysql_async::Conn::new(options).await.unwrap();
+    let mut ask = async |sql: &str| mysql_async::prelude::Queryable::query_first::<String, _>(&mut strict, sql).await;
+    assert_eq!(ask("select substring_index(user(), '@', 1)").await.unwrap().as_deref(), Some(user.as_str()));
+    relay.wait_for("the lease of the database user has ended").await;
+    relay.wait_for("\"ended_by\":\"lease\"").await;
+    let told =
+        format!("bastion: this connection is closed because the database user {user} of target events has ended");
+    let error = ask("select 1").await.unwrap_err();
+    assert!(
+        matches!(&error, mysql_async::Error::Server(said) if said.code == 1053 && said.message.starts_with(&told)),
+        "{error:?}"
+    );
+    idle.write("select 'too late';").await;
+    for terminal in [idle, busy] {
+        let said = terminal.end().await;
+        assert!(said.contains("ERROR 1053 (08S01)") && said.contains(&told), "{said}");
+    }
+    drop((relay, vault));
+    events.stop().await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_task_that_is_stopped_says_so_to_those_whose_user_ends_with_it() {
+    let world = World::start().await;
+    let vault = vault(&world, Lives::default()).await;
+    let relay = relay(&world, json!({"orders": target(&world, &vault, "bastion", "database/creds/read")})).await;
+    let mut idle = Terminal::psql(&relay);
+    assert!(idle.ask("select current_user;").await.starts_with("v-"));
+    let pid = world.sandbox.task_pid(&relay.id).and_then(|pid| i32::try_from(pid).ok()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    // The second signal ends the grace of the first.
+    for log in ["draining", "\"ended_by\":\"shutdown\""] {
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        relay.wait_for(log).await;
+    }
+    idle.write("select 'too late';").await;
+    let said = idle.end().await;
+    let told = "FATAL:  bastion: this connection is closed because the bastion task is being stopped\nHINT:  Start another one";
+    assert!(said.contains(told), "{said}");
+    drop((relay, vault));
+    world.stop().await;
+}
