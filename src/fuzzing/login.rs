@@ -239,7 +239,7 @@ fn run(engine: &dyn Engine, script: &mut dyn Script) -> Run {
 
 fn text(refusal: &Refusal) -> ErrorText {
     match refusal {
-        Refusal::UpstreamRefused(text) | Refusal::Rejected(text) => text.clone(),
+        Refusal::NotReadOnly(text) | Refusal::Rejected(text) | Refusal::UpstreamRefused(text) => text.clone(),
         other => ErrorText { message: format!("{other:?}"), ..ErrorText::default() },
     }
 }

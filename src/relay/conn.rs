@@ -429,7 +429,9 @@ impl Conn {
         let (error, sqlstate) = match failure {
             ConnError::Refused(refusal) => {
                 let said = match refusal {
-                    Refusal::UpstreamRefused(text) | Refusal::Rejected(text) => Some(text.sqlstate.clone()),
+                    Refusal::NotReadOnly(text) | Refusal::Rejected(text) | Refusal::UpstreamRefused(text) => {
+                        Some(text.sqlstate.clone())
+                    }
                     _ => None,
                 };
                 (format!("{failure}: {}", reply::cause(refusal)), said)
@@ -444,7 +446,9 @@ impl Conn {
         self.served.metrics.failed(kind);
         let (conn_id, target, addr) = (self.id, &self.served.target.name, &self.from);
         let sqlstate = match failure {
-            ConnError::Refused(Refusal::UpstreamRefused(fields) | Refusal::Rejected(fields)) => Some(&fields.sqlstate),
+            ConnError::Refused(
+                Refusal::NotReadOnly(text) | Refusal::Rejected(text) | Refusal::UpstreamRefused(text),
+            ) => Some(&text.sqlstate),
             _ => None,
         };
         let kind_name = kind.as_str();

@@ -199,6 +199,10 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             CredentialConfig::Vault(_) => password::vault_refused(said, target, user),
             _ => iam::refused(said, target, user),
         },
+        ConnError::Refused(Refusal::NotReadOnly(said)) => ErrorText {
+            message: format!("bastion: target {name} did not make the session read-only: {}", said.message),
+            ..said.clone()
+        },
         ConnError::Refused(Refusal::UpstreamRefused(said)) => ErrorText {
             message: format!("bastion: target {name} refused the login of {user}: {}", said.message),
             ..said.clone()
@@ -251,7 +255,7 @@ pub(super) fn cause(refusal: &Refusal) -> String {
     match refusal {
         Refusal::ClientGone => "the client left".to_owned(),
         Refusal::ClientMalformed(what) | Refusal::UpstreamMalformed(what) => what.to_string(),
-        Refusal::Rejected(said) | Refusal::UpstreamRefused(said) => said.message.clone(),
+        Refusal::NotReadOnly(said) | Refusal::Rejected(said) | Refusal::UpstreamRefused(said) => said.message.clone(),
         Refusal::UnknownAuthentication(method) => format!("authentication method {method}"),
         Refusal::UpstreamGone => "the database closed the connection".to_owned(),
         Refusal::UpstreamWithoutTls => "the database does not offer TLS".to_owned(),

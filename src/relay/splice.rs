@@ -5,7 +5,7 @@
 //! once is kept. So an idle connection costs no buffer here.
 //!
 //! A MySQL client's bytes go past [`Commands`], which stops the copy at the few commands that are not the database's to
-//! answer.
+//! answer, once everything before them is answered.
 
 mod aside;
 mod direction;
@@ -23,7 +23,7 @@ use crate::relay::audit::Watch;
 use crate::wire::mysql::commands::Commands;
 
 pub(super) use aside::Aside;
-use direction::{Direction, Failure};
+use direction::{Direction, Failure, Readers};
 
 /// Who ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +89,10 @@ where
     C: AsyncRead + AsyncWrite + Unpin + ?Sized,
     U: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
-    let mut upward = Direction::up(commands);
-    let mut downward = Direction::down(aside);
-    upward.begin(early, up, watch);
+    let mut upward = Direction::new(EndedBy::Client, EndedBy::Upstream, None);
+    let mut downward = Direction::new(EndedBy::Upstream, EndedBy::Client, aside);
+    let mut readers = Readers { watch, commands };
+    upward.begin(early, up, &mut readers);
     let mut ended_by = None;
     let mut cut = pin!(cut.cancelled());
     let result = poll_fn(|context| {
@@ -99,9 +100,9 @@ where
             ended_by.get_or_insert(EndedBy::Shutdown);
             return Poll::Ready(Ok(()));
         }
-        let up_done = upward.poll(context, client, upstream, up, watch)?;
-        let down_done = downward.poll(context, upstream, client, down, watch)?;
-        if upward.stopped && up_done.is_ready() && downward.is_flushed() {
+        let up_done = upward.poll(context, client, upstream, up, &mut readers)?;
+        let down_done = downward.poll(context, upstream, client, down, &mut readers)?;
+        if upward.stopped && up_done.is_ready() && downward.is_flushed() && readers.is_answered() {
             return Poll::Ready(Ok(()));
         }
         if ended_by.is_none() {

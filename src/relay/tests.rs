@@ -8,6 +8,8 @@ use bastion_sandbox::postgres::{self, Flaws, Postgres};
 use mysql_async::prelude::Queryable as _;
 use tokio::process::Command;
 
+mod pipelined;
+
 use super::*;
 use crate::credential::Source;
 use crate::credential::fixed::Fixed;

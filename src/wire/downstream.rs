@@ -64,13 +64,15 @@ pub struct Downstream {
     at: At,
     head: [u8; 5],
     packet: Packet,
+    /// Of MySQL, those that have begun; `None` once numbers have come that no answers have.
+    answers: Option<usize>,
 }
 
 impl Downstream {
     fn new(engine: Engine) -> Self {
         // The login ends with an OK packet.
         let packet = Packet { sequence: 0, length: 0, first: None, ends: true };
-        Self { engine, at: At::Head(0), head: [0; 5], packet }
+        Self { engine, at: At::Head(0), head: [0; 5], packet, answers: Some(0) }
     }
 
     /// From a message on; everything before it is whole.
@@ -128,13 +130,19 @@ impl Downstream {
     /// The head is whole.
     fn begin(&mut self, first: Option<u8>) {
         let [a, b, c, d, e] = self.head;
+        let sequence = d;
         let length = match self.engine {
             Engine::Mysql => {
                 let length = usize::try_from(u32::from_le_bytes([a, b, c, 0])).unwrap_or(usize::MAX);
                 let first = first.filter(|_| length > 0);
                 // Whether an answer had ended before this packet.
                 let ends = self.packet.ends;
-                self.packet = Packet { sequence: d, length, first, ends };
+                if sequence == FIRST && ends {
+                    self.answers = self.answers.map(|begun| begun.saturating_add(1));
+                } else if sequence != self.packet.sequence.wrapping_add(1) {
+                    self.answers = None;
+                }
+                self.packet = Packet { sequence, length, first, ends };
                 Some(length)
             }
             Engine::Postgres => {
@@ -166,6 +174,16 @@ impl Downstream {
     pub fn is_between_messages(&self) -> bool {
         let continued = self.engine == Engine::Mysql && self.packet.length == PAYLOAD_MAX;
         self.at == At::Head(0) && !continued
+    }
+
+    /// How many answers of MySQL have begun; `None` if it does not look like answers. The last one may have ended where
+    /// [`Downstream::is_between_answers`] says so.
+    pub fn answers(&self) -> Option<usize> {
+        self.answers
+    }
+
+    pub fn is_between_answers(&self) -> bool {
+        self.is_between_messages() && self.packet.ends
     }
 
     /// What a client shows, or hands to its program, while the session goes on: between two messages. `None` where the

@@ -93,6 +93,8 @@ pub enum Refusal {
     ClientGone,
     /// The client does not speak the protocol.
     ClientMalformed(Malformed),
+    /// The upstream did not make the session one that only reads.
+    NotReadOnly(ErrorText),
     /// The upstream let the user in but then ended the login; the client has its message already.
     Rejected(ErrorText),
     /// The upstream asks for this authentication method, which the relay does not speak.

@@ -28,6 +28,28 @@ fn not_written(error: NotWritten) -> Failure {
     Failure(EndedBy::Audit, io::Error::other(error))
 }
 
+/// Who reads along, in both directions.
+pub(super) struct Readers<'w> {
+    pub(super) watch: &'w mut Option<Watch>,
+    pub(super) commands: Option<Commands>,
+}
+
+impl Readers<'_> {
+    /// Whether the client has no answer to wait for.
+    pub(super) fn is_answered(&self) -> bool {
+        self.commands.as_ref().is_none_or(Commands::is_answered)
+    }
+
+    /// What of the client's `bytes` must go on to the watch before it goes on to the upstream.
+    fn poll_watch(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Failure> {
+        match self.watch.as_mut().map(|watch| watch.poll(context)) {
+            Some(Poll::Pending) => Ok(Poll::Pending),
+            Some(Poll::Ready(written)) => written.map(Poll::Ready).map_err(not_written),
+            None => Ok(Poll::Ready(())),
+        }
+    }
+}
+
 /// See the module.
 pub(super) struct Direction<'a, 'n> {
     from: EndedBy,
@@ -39,7 +61,6 @@ pub(super) struct Direction<'a, 'n> {
     pub(super) read_ended: bool,
     done: bool,
     pub(super) total: u64,
-    commands: Option<Commands>,
     /// Read, and not to be written yet: the start of a header, or the command that stopped the copy.
     pub(super) held: Vec<u8>,
     pub(super) stopped: bool,
@@ -48,15 +69,7 @@ pub(super) struct Direction<'a, 'n> {
 }
 
 impl<'a, 'n> Direction<'a, 'n> {
-    pub(super) fn up(commands: Option<Commands>) -> Self {
-        Self { commands, ..Self::new(EndedBy::Client, EndedBy::Upstream) }
-    }
-
-    pub(super) fn down(aside: Option<&'a mut Aside<'n>>) -> Self {
-        Self { aside, ..Self::new(EndedBy::Upstream, EndedBy::Client) }
-    }
-
-    fn new(from: EndedBy, to: EndedBy) -> Self {
+    pub(super) fn new(from: EndedBy, to: EndedBy, aside: Option<&'a mut Aside<'n>>) -> Self {
         Self {
             from,
             to,
@@ -66,10 +79,9 @@ impl<'a, 'n> Direction<'a, 'n> {
             read_ended: false,
             done: false,
             total: 0,
-            commands: None,
             held: Vec::new(),
             stopped: false,
-            aside: None,
+            aside,
         }
     }
 
@@ -90,7 +102,7 @@ impl<'a, 'n> Direction<'a, 'n> {
         from: &mut R,
         to: &mut W,
         counter: &Counter,
-        watch: &mut Option<Watch>,
+        readers: &mut Readers<'_>,
     ) -> Result<Poll<()>, Failure>
     where
         R: AsyncRead + Unpin + ?Sized,
@@ -105,7 +117,7 @@ impl<'a, 'n> Direction<'a, 'n> {
             {
                 self.kept.extend_from_slice(&said);
             }
-            if self.poll_kept(context, to, watch)?.is_pending() {
+            if self.poll_kept(context, to, readers)?.is_pending() {
                 return Ok(Poll::Pending);
             }
             if self.stopped {
@@ -122,7 +134,7 @@ impl<'a, 'n> Direction<'a, 'n> {
                     }
                 };
             }
-            if self.poll_copy(context, from, to, counter, watch)?.is_pending() {
+            if self.poll_copy(context, from, to, counter, readers)?.is_pending() {
                 return self.poll_flush(context, to);
             }
         }
@@ -137,7 +149,7 @@ impl<'a, 'n> Direction<'a, 'n> {
         from: &mut R,
         to: &mut W,
         counter: &Counter,
-        watch: &mut Option<Watch>,
+        readers: &mut Readers<'_>,
     ) -> Result<Poll<()>, Failure>
     where
         R: AsyncRead + Unpin + ?Sized,
@@ -164,11 +176,9 @@ impl<'a, 'n> Direction<'a, 'n> {
                 return Ok(Poll::Ready(()));
             }
             let filled = scratch.get(..held.saturating_add(read)).unwrap_or_default();
-            let mut rest = self.pass(filled);
-            if self.watched(rest, watch)
-                && let Some(watch) = watch
-                && watch.poll(context).map_err(not_written)?.is_pending()
-            {
+            let mut rest = self.pass(filled, readers);
+            self.show(rest, readers);
+            if self.from == EndedBy::Client && readers.poll_watch(context)?.is_pending() {
                 self.kept.extend_from_slice(rest);
                 return Ok(Poll::Ready(()));
             }
@@ -198,10 +208,10 @@ impl<'a, 'n> Direction<'a, 'n> {
     }
 
     /// Takes what was read before the copy.
-    pub(super) fn begin(&mut self, early: &[u8], counter: &Counter, watch: &mut Option<Watch>) {
+    pub(super) fn begin(&mut self, early: &[u8], counter: &Counter, readers: &mut Readers<'_>) {
         counter.inc_by(self.count(early.len()));
-        let rest = self.pass(early);
-        self.watched(rest, watch);
+        let rest = self.pass(early, readers);
+        self.show(rest, readers);
         self.kept.extend_from_slice(rest);
     }
 
@@ -211,24 +221,25 @@ impl<'a, 'n> Direction<'a, 'n> {
         read
     }
 
-    /// Shows the bytes to `watch`; whether they must wait for it.
-    fn watched(&self, bytes: &[u8], watch: &mut Option<Watch>) -> bool {
-        match (watch, self.from) {
-            (Some(watch), EndedBy::Client) => {
+    /// Lets the others read the bytes. Those of the client must wait for the watch.
+    fn show(&self, bytes: &[u8], readers: &mut Readers<'_>) {
+        if self.from == EndedBy::Client {
+            if let Some(watch) = readers.watch {
                 watch.up(bytes);
-                true
             }
-            (Some(watch), _) => {
-                watch.down(bytes);
-                false
-            }
-            (None, _) => false,
+            return;
+        }
+        if let Some(watch) = readers.watch {
+            watch.down(bytes);
+        }
+        if let Some(commands) = &mut readers.commands {
+            commands.down(bytes);
         }
     }
 
     /// What of `bytes` may be written; the rest is held.
-    fn pass<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
-        let Some(commands) = &mut self.commands else { return bytes };
+    fn pass<'b>(&mut self, bytes: &'b [u8], readers: &mut Readers<'_>) -> &'b [u8] {
+        let Some(commands) = readers.commands.as_mut().filter(|_| self.from == EndedBy::Client) else { return bytes };
         let scan = commands.scan(bytes);
         let (rest, held) = bytes.split_at_checked(scan.pass).unwrap_or((bytes, &[]));
         self.held.clear();
@@ -242,14 +253,12 @@ impl<'a, 'n> Direction<'a, 'n> {
         &mut self,
         context: &mut Context<'_>,
         to: &mut W,
-        watch: &mut Option<Watch>,
+        readers: &mut Readers<'_>,
     ) -> Result<Poll<()>, Failure>
     where
         W: AsyncWrite + Unpin + ?Sized,
     {
-        if let Some(watch) = watch.as_mut().filter(|_| self.from == EndedBy::Client)
-            && watch.poll(context).map_err(not_written)?.is_pending()
-        {
+        if self.from == EndedBy::Client && readers.poll_watch(context)?.is_pending() {
             return Ok(Poll::Pending);
         }
         while let Some(rest) = self.kept.get(self.kept_from..).filter(|rest| !rest.is_empty()) {

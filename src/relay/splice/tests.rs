@@ -94,29 +94,51 @@ async fn a_client_that_is_gone_ends_it() {
     assert_eq!(spliced.ended_by, EndedBy::Client);
 }
 
-#[tokio::test]
-async fn a_command_for_the_relay_stops_the_copy_at_its_first_byte() {
+const STATEMENT: &[u8] = b"\x09\0\0\0\x03select 1";
+const CHANGE: &[u8] = b"\x06\0\0\0\x11root\0";
+const FINE: &[u8] = b"\x07\0\0\x01\0\0\0\x02\0\0\0";
+
+/// A copy of a client that sends `sent`, and of an upstream that gets `passed` and answers with `answers`.
+async fn stopped(early: &[u8], sent: &[u8], passed: &[u8], answers: &[u8]) -> Vec<u8> {
     let (mut client, mut near_client) = duplex(16);
     let (mut upstream, mut near_upstream) = duplex(16);
     let (up, down) = (Counter::default(), Counter::default());
-    let statement = b"\x09\0\0\0\x03select 1";
-    let change = b"\x06\0\0\0\x11root\0";
-    let both = async {
-        client.write_all(&statement[5..]).await.unwrap();
-        client.write_all(change).await.unwrap();
-        let mut seen = vec![0; statement.len()];
-        upstream.read_exact(&mut seen).await.unwrap();
-        seen
+    let asking = async {
+        client.write_all(sent).await.unwrap();
+        let mut heard = vec![0; answers.len()];
+        client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, answers);
+        client
     };
+    let answering = async {
+        let mut seen = vec![0; passed.len()];
+        upstream.read_exact(&mut seen).await.unwrap();
+        assert_eq!(seen, passed);
+        upstream.write_all(answers).await.unwrap();
+        upstream
+    };
+    let (mut watch, cut, counters) = (None, CancellationToken::new(), (&up, &down));
     let commands = Some(Commands::default());
-    let (mut watch, cut) = (None, CancellationToken::new());
-    let (counters, early) = ((&up, &down), &statement[..5]);
     let copying = splice(&mut near_client, &mut near_upstream, early, commands, counters, &mut watch, None, &cut);
-    let (spliced, seen) = tokio::join!(copying, both);
-    assert_eq!(seen, statement);
+    let (spliced, _client, _upstream) = tokio::join!(copying, asking, answering);
+    assert_eq!(spliced.down, answers.len() as u64);
+    spliced.stopped.unwrap()
+}
+
+#[tokio::test]
+async fn a_command_for_the_relay_stops_the_copy_at_its_first_byte() {
+    let sent = [&STATEMENT[5..], CHANGE].concat();
+    let stopped = stopped(&STATEMENT[..5], &sent, STATEMENT, FINE).await;
     // The rest of the command may still be on its way.
-    let stopped = spliced.stopped.unwrap();
-    assert!(stopped.len() > 4 && change.starts_with(&stopped), "{stopped:?}");
+    assert!(stopped.len() > 4 && CHANGE.starts_with(&stopped), "{stopped:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_wait_has_all_its_answers_first() {
+    let sent = [STATEMENT, STATEMENT, STATEMENT, CHANGE].concat();
+    let result = [&b"\x01\0\0\x01\x01\x04\0\0\x02\x03def"[..], b"\x05\0\0\x03\xfe\0\0\x02\0"].concat();
+    let answers = [FINE, &result, FINE].concat();
+    assert!(CHANGE.starts_with(&stopped(b"", &sent, &sent[..3 * STATEMENT.len()], &answers).await));
 }
 
 /// A message of PostgreSQL.

@@ -17,7 +17,7 @@ use super::capability::{PLUGIN_AUTH, SECURE_CONNECTION};
 use super::commands::{Commands, RESET_CONNECTION};
 use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, SCRAMBLE};
-use super::handshake::{READ_ONLY, encode_error};
+use super::handshake::{READ_ONLY, encode_error, said};
 use super::packet::{self, ERR, OK, Packet, Reader};
 use crate::wire::Malformed;
 use crate::wire::proxy::{Action, ErrorText, Peer, Refusal};
@@ -26,6 +26,8 @@ use crate::wire::proxy::{Action, ErrorText, Peer, Refusal};
 const INIT_DB: u8 = 0x02;
 /// `COM_QUERY`.
 const QUERY: u8 = 0x03;
+/// Number of the packet that answers a step.
+const FIRST: u8 = 1;
 
 enum State {
     Command,
@@ -33,8 +35,10 @@ enum State {
     Switched(&'static str),
     /// The next step is to be sent.
     Step,
-    /// The answer to a step is due.
-    Answer,
+    /// The answer to a step is due; the session may only go on if this one was `needed` and is good.
+    Answer {
+        needed: bool,
+    },
     Ended(Refusal),
 }
 
@@ -150,13 +154,15 @@ impl ChangeUser {
                 let Some(step) = self.steps.pop_front() else { return Err(Refusal::UpstreamGone) };
                 let mut out = BytesMut::new();
                 packet::encode(0, &step, &mut out);
-                self.state = State::Answer;
+                self.state = State::Answer { needed: *step == *READ_ONLY };
                 Ok(Some(Action::Send(Peer::Upstream, out.freeze())))
             }
-            State::Answer => match packet::decode(&mut self.from_upstream).map_err(Refusal::UpstreamMalformed)? {
-                None => Ok(Some(Action::Read(Peer::Upstream))),
-                Some(packet) => self.answered(&packet),
-            },
+            &State::Answer { needed } => {
+                match packet::decode(&mut self.from_upstream).map_err(Refusal::UpstreamMalformed)? {
+                    None => Ok(Some(Action::Read(Peer::Upstream))),
+                    Some(packet) => self.answered(&packet, needed),
+                }
+            }
             State::Ended(refusal) => Err(refusal.clone()),
         }
     }
@@ -204,13 +210,21 @@ impl ChangeUser {
         Ok(Some(Action::Send(Peer::Client, out.freeze())))
     }
 
-    /// The last answer of the upstream is the client's, and so is the first that is an error: the session goes on.
-    fn answered(&mut self, packet: &Packet) -> Result<Option<Action>, Refusal> {
+    /// The last answer of the upstream is the client's, and so is the first that is an error: the session goes on, unless
+    /// it would be one that may write.
+    fn answered(&mut self, packet: &Packet, needed: bool) -> Result<Option<Action>, Refusal> {
         match packet.payload.first() {
+            // The client has not read the answer to a command before this one to its end.
+            _ if packet.sequence != FIRST => {
+                return Err(Refusal::ClientMalformed(Malformed(
+                    "it changes the user before it has read an answer to its end",
+                )));
+            }
             Some(&OK) if !self.steps.is_empty() => {
                 self.state = State::Step;
                 return Ok(None);
             }
+            Some(&ERR) if needed => return Err(Refusal::NotReadOnly(said(&packet.payload))),
             Some(&(OK | ERR)) => {}
             _ => return Err(Refusal::UpstreamMalformed(Malformed("an unexpected answer to COM_RESET_CONNECTION"))),
         }
@@ -261,6 +275,29 @@ mod tests {
     fn command(plugin: &str) -> Vec<u8> {
         let front = [&[CHANGE_USER][..], b"root\0", &[2, 9, 9], b"events\0", &[45, 0]].concat();
         packed(0, &[&front[..], plugin.as_bytes(), &[0]].concat())
+    }
+
+    #[test]
+    fn a_session_that_is_not_read_only_again_ends() {
+        let mut change = ChangeUser::new(session(NEEDED, true), [3; SCRAMBLE], &packed(0, &[RESET_CONNECTION]));
+        for answer in [FINE, b"\xff\x28\x06#25001in a transaction"] {
+            assert!(matches!(change.poll_action(), Action::Send(Peer::Upstream, _)));
+            assert_eq!(change.poll_action(), Action::Read(Peer::Upstream));
+            change.handle_data(Peer::Upstream, &packed(1, answer));
+        }
+        let action = change.poll_action();
+        assert!(
+            matches!(&action, Action::Refuse(Refusal::NotReadOnly(said)) if said.message == "in a transaction"),
+            "{action:?}"
+        );
+    }
+
+    #[test]
+    fn the_rest_of_another_answer_is_not_taken_for_its_own() {
+        let mut change = ChangeUser::new(session(NEEDED, true), [3; SCRAMBLE], &packed(0, &[RESET_CONNECTION]));
+        assert!(matches!(change.poll_action(), Action::Send(Peer::Upstream, _)));
+        change.handle_data(Peer::Upstream, &packed(4, FINE));
+        assert!(matches!(change.poll_action(), Action::Refuse(Refusal::ClientMalformed(_))));
     }
 
     /// Answers every step with OK; the steps, and the answer to the client.

@@ -4,6 +4,7 @@
 //! (MySQL Source Code Documentation, "Command Phase"). Two commands are not the database's to answer, see
 //! [`change_user`](super::change_user); everything else is passed over.
 
+use super::in_flight::InFlight;
 use super::packet::PAYLOAD_MAX;
 
 /// `COM_CHANGE_USER`, with which connection pools start a session anew.
@@ -29,12 +30,27 @@ pub struct Commands {
     continued: bool,
     /// Whether a session must be made read-only again after a reset.
     stops_at_reset: bool,
+    in_flight: InFlight,
 }
 
 impl Commands {
     /// `read_only` is whether the relay has set up the session.
     pub fn new(read_only: bool) -> Self {
         Self { stops_at_reset: read_only, ..Self::default() }
+    }
+
+    fn stops_at(&self, command: u8) -> bool {
+        command == CHANGE_USER || self.stops_at_reset && command == RESET_CONNECTION
+    }
+
+    /// Bytes of the upstream.
+    pub fn down(&mut self, bytes: &[u8]) {
+        self.in_flight.down(bytes);
+    }
+
+    /// Whether the upstream has answered all that has passed.
+    pub fn is_answered(&self) -> bool {
+        self.in_flight.is_answered()
     }
 
     /// Looks at `bytes`, which begin with what the scan before did not pass.
@@ -52,9 +68,11 @@ impl Commands {
             if !self.continued && sequence == 0 && length > 0 {
                 match payload.first() {
                     None => return passed,
-                    Some(&CHANGE_USER) => return Scan { stop: true, ..passed },
-                    Some(&RESET_CONNECTION) if self.stops_at_reset => return Scan { stop: true, ..passed },
-                    Some(_) => {}
+                    Some(&command) if self.stops_at(command) => {
+                        self.in_flight.hold();
+                        return Scan { stop: true, ..passed };
+                    }
+                    Some(&command) => self.in_flight.command(command),
                 }
             }
             self.continued = length == PAYLOAD_MAX;

@@ -292,7 +292,7 @@ impl Handshake {
                     Some(Action::Read(Peer::Upstream))
                 }
                 Ok(Some(packet)) if packet.payload.first() == Some(&OK) => Some(self.splice(&ok)),
-                Ok(Some(packet)) => self.refuse(Refusal::UpstreamRefused(said(&packet.payload))),
+                Ok(Some(packet)) => self.refuse(Refusal::NotReadOnly(said(&packet.payload))),
                 Err(error) => self.refuse(Refusal::UpstreamMalformed(error)),
             },
             State::Spliced | State::Ended => self.refuse(Refusal::UpstreamGone),
@@ -528,7 +528,7 @@ pub(in crate::wire) fn encode_error(error: &ErrorText, sequence: u8, with_state:
     out.freeze()
 }
 
-fn said(payload: &[u8]) -> ErrorText {
+pub(super) fn said(payload: &[u8]) -> ErrorText {
     let ErrPacket { number, sqlstate, message } = ErrPacket::parse(payload);
     let sqlstate = sqlstate.unwrap_or_else(|| "HY000".to_owned());
     ErrorText { number, sqlstate, message, ..ErrorText::default() }

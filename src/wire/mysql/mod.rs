@@ -11,6 +11,7 @@ pub mod auth;
 pub mod capability;
 #[cfg(feature = "relay")]
 pub mod change_user;
+#[cfg(feature = "relay")]
 pub mod commands;
 #[cfg(feature = "relay")]
 pub mod door;
@@ -18,6 +19,8 @@ pub mod door;
 pub mod greeting;
 #[cfg(feature = "relay")]
 pub mod handshake;
+#[cfg(feature = "relay")]
+pub mod in_flight;
 pub mod packet;
 #[cfg(feature = "relay")]
 pub mod response;

@@ -1,0 +1,78 @@
+//! A MySQL client that sends commands before it has read the answers to those before.
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+use crate::wire::mysql::capability::NEEDED;
+use crate::wire::mysql::door::SWITCH;
+use crate::wire::mysql::packet::{self, OK, Packet};
+use crate::wire::mysql::response::{Head, Response};
+
+struct Raw {
+    stream: TcpStream,
+    buffer: BytesMut,
+}
+
+impl Raw {
+    async fn read(&mut self) -> Packet {
+        loop {
+            if let Some(packet) = packet::decode(&mut self.buffer).unwrap() {
+                return packet;
+            }
+            assert!(self.stream.read_buf(&mut self.buffer).await.unwrap() > 0, "closed");
+        }
+    }
+
+    async fn write(&mut self, packets: &[(u8, &[u8])]) {
+        let mut out = BytesMut::new();
+        for (sequence, payload) in packets {
+            packet::encode(*sequence, payload, &mut out);
+        }
+        self.stream.write_all(&out).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_user_waits_for_the_answers_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = MariaDb::start(folder.path(), &verifier(folder.path()), Flaws::default()).await.unwrap();
+    let listen = Ipv4Addr::new(127, 63, 100, 9);
+    let users = ["native_user"];
+    let config = config_for(Engine::Mysql, mariadb::HOST, database.port, &database.ca_file, listen, &users);
+    let (drain, serving) = serve(config, mariadb::PASSWORD).await;
+    let mut client = Raw { stream: TcpStream::connect((listen, 3306)).await.unwrap(), buffer: BytesMut::new() };
+    client.read().await;
+    let plugin = Bytes::from_static(b"mysql_native_password");
+    let head = Head { capabilities: NEEDED, max_packet: 1 << 24, charset: 45, reserved: [0; 23] };
+    let (user, answer) = (Bytes::from_static(b"anyone"), Bytes::new());
+    let login = Response { head, user, answer, database: None, plugin: Some(plugin), attributes: Vec::new() };
+    let mut payload = BytesMut::new();
+    login.encode(&mut payload);
+    client.write(&[(1, &payload)]).await;
+    while client.read().await.payload.first() != Some(&OK) {}
+    for _ in 0..2 {
+        client
+            .write(&[
+                (0, b"\x03select 'first'"),
+                (0, b"\x03do sleep(0.3)"),
+                (0, b"\x11root\0\0\0\x2d\0mysql_native_password\0"),
+            ])
+            .await;
+        // One column, its end, one row, its end; then the OK of the other statement, and only then the relay itself.
+        let mut heard = Vec::new();
+        for _ in 0..7 {
+            let Packet { sequence, payload } = client.read().await;
+            heard.push((sequence, payload.first().copied().unwrap()));
+        }
+        let expected = [(1, 1), (2, 3), (3, 0xfe), (4, 5), (5, 0xfe), (1, OK), (1, SWITCH)];
+        assert_eq!(heard, expected);
+        client.write(&[(2, &[])]).await;
+        let Packet { sequence, payload } = client.read().await;
+        assert_eq!((sequence, payload.first()), (3, Some(&OK)));
+    }
+    drop(client);
+    drain.cancel();
+    serving.await.unwrap();
+    database.stop().await;
+}

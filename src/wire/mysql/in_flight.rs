@@ -1,0 +1,144 @@
+//! Whether a client's commands have been answered, for the moment when the relay wants to send commands of its own: their
+//! answers must not be mixed up with those that the client waits for.
+//!
+//! Nearly every client waits for an answer before it sends the next command; for those nothing is read, because the
+//! upstream speaks between any two commands. Where it does not, the answers are counted until all are in.
+
+use crate::wire::downstream::Downstream;
+
+/// Commands without an answer (`my_command.h`): quit, long data for a statement, the end of a statement.
+const UNANSWERED: [u8; 3] = [0x01, 0x18, 0x19];
+
+/// See the module.
+#[derive(Debug, Clone, Default)]
+pub enum InFlight {
+    /// The client has heard something since its last command, and has waited for all of it.
+    #[default]
+    Answered,
+    /// One command, and nothing heard since.
+    One,
+    /// The client does not wait; its commands, and what has come since the first of them.
+    Counted { asked: usize, heard: Downstream },
+}
+
+impl InFlight {
+    /// A command that goes on to the upstream.
+    pub fn command(&mut self, command: u8) {
+        if UNANSWERED.contains(&command) {
+            return;
+        }
+        match self {
+            Self::Answered => *self = Self::One,
+            Self::One => *self = Self::Counted { asked: 2, heard: Downstream::mysql() },
+            Self::Counted { asked, .. } => *asked = asked.saturating_add(1),
+        }
+    }
+
+    /// A command that is held back until all before it are answered.
+    pub fn hold(&mut self) {
+        if matches!(self, Self::One) {
+            *self = Self::Counted { asked: 1, heard: Downstream::mysql() };
+        }
+    }
+
+    /// Bytes of the upstream.
+    pub fn down(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Answered => {}
+            Self::One => *self = Self::Answered,
+            Self::Counted { asked, heard } => {
+                heard.pass(bytes);
+                let all = heard.answers().is_none_or(|begun| begun >= *asked && heard.is_between_answers());
+                if all {
+                    *self = Self::Answered;
+                }
+            }
+        }
+    }
+
+    pub fn is_answered(&self) -> bool {
+        matches!(self, Self::Answered)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::wire::mysql::packet;
+
+    const QUERY: u8 = 3;
+    const FINE: &[u8] = &[0, 0, 0, 2, 0, 0, 0];
+    const END: &[u8] = &[0xfe, 0, 0, 2, 0];
+
+    fn packets(payloads: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        for (sequence, payload) in payloads {
+            packet::encode(*sequence, payload, &mut out);
+        }
+        out.to_vec()
+    }
+
+    #[test]
+    fn a_client_that_waits_is_not_followed() {
+        let mut flight = InFlight::default();
+        for _ in 0..3 {
+            flight.command(QUERY);
+            assert!(matches!(flight, InFlight::One));
+            // Whatever it is: the client reads it to its end.
+            flight.down(b"part of an answer");
+            flight.down(b"the rest");
+            assert!(flight.is_answered());
+            // The end of a prepared statement is sent with the next command.
+            flight.command(0x19);
+        }
+    }
+
+    #[test]
+    fn answers_are_counted_where_it_does_not_wait_however_they_are_cut() {
+        let answers = [
+            packets(&[(1, FINE)]),
+            packets(&[(1, &[1]), (2, b"\x03def"), (3, b"\x011"), (4, END)]),
+            packets(&[(1, b"\xff\x15\x04#28000no")]),
+        ]
+        .concat();
+        for cut in 1..=answers.len() {
+            let mut flight = InFlight::default();
+            for _ in 0..3 {
+                flight.command(QUERY);
+            }
+            let mut came = 0;
+            for piece in answers.chunks(cut) {
+                assert!(!flight.is_answered(), "{came} of {}", answers.len());
+                flight.down(piece);
+                came += piece.len();
+            }
+            assert!(flight.is_answered(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn one_command_before_the_held_one_is_waited_for() {
+        let mut flight = InFlight::default();
+        flight.hold();
+        assert!(flight.is_answered());
+        flight.command(QUERY);
+        flight.hold();
+        let answer = packets(&[(1, FINE)]);
+        flight.down(&answer[..6]);
+        assert!(!flight.is_answered());
+        flight.down(&answer[6..]);
+        assert!(flight.is_answered());
+    }
+
+    #[test]
+    fn what_are_no_answers_is_not_waited_for() {
+        let mut flight = InFlight::default();
+        flight.command(QUERY);
+        flight.command(QUERY);
+        // It begins in the middle of an answer: the client had not read it to its end.
+        flight.down(&packets(&[(7, b"\x011")]));
+        assert!(flight.is_answered());
+    }
+}
