@@ -87,14 +87,34 @@ pub(crate) enum CredentialConfig {
     RdsIam { user: String },
     /// User and password from a secret, by name or ARN; of the relay's region if none is given.
     SecretsManager { secret_id: String, region: Option<String> },
-    /// A database user that Vault makes for the task role.
+    /// A database user that Vault makes for the task role or for the caller.
     Vault(Box<VaultConfig>),
+}
+
+/// Whom Vault lets in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VaultAs {
+    /// The person at the laptop, who signs the login.
+    Caller,
+    /// The task role.
+    Task,
+}
+
+impl VaultAs {
+    #[cfg(feature = "relay")]
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Caller => "caller",
+            Self::Task => "task",
+        }
+    }
 }
 
 /// Where Vault is and what to ask of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct VaultConfig {
     pub(crate) address: String,
+    pub(crate) login: VaultAs,
     /// Path of the AWS auth method.
     pub(crate) mount: String,
     /// Role of the AWS auth method.
@@ -103,7 +123,7 @@ pub(crate) struct VaultConfig {
     pub(crate) creds: String,
     pub(crate) namespace: Option<String>,
     pub(crate) ca_file: Option<PathBuf>,
-    /// Value of `X-Vault-AWS-IAM-Server-ID`, if the auth method wants one.
+    /// Value of `X-Vault-AWS-IAM-Server-ID`, if the auth method wants one; always there for logins as the caller.
     pub(crate) server_id: Option<String>,
     /// The STS region that the auth method asks; the global endpoint if none is given.
     pub(crate) sts_region: Option<String>,
@@ -118,6 +138,14 @@ impl CredentialConfig {
             Self::RdsIam { .. } => "rds_iam",
             Self::SecretsManager { .. } => "secrets_manager",
             Self::Vault(_) => "vault",
+        }
+    }
+
+    /// Whom Vault lets in, in one word, where Vault makes the user.
+    pub(crate) fn login(&self) -> Option<&'static str> {
+        match self {
+            Self::Vault(config) => Some(config.login.as_str()),
+            Self::Client | Self::RdsIam { .. } | Self::SecretsManager { .. } => None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const IMPORTS: &[(&str, &[&str])] = &[
     ("aws", &["types"]),
     ("config", &["credential", "relay", "tunnel", "types"]),
-    ("credential", &["tls", "types"]),
+    ("credential", &["tls", "types", "wire"]),
     ("fuzzing", &["wire"]),
     ("link", &["wire"]),
     ("relay", &["credential", "link", "shutdown", "telemetry", "tls", "types", "wire"]),

@@ -31,7 +31,7 @@ export interface CredentialConfig {
 export interface VaultCredentialOptions {
   /** Its address with scheme and port, for example `https://vault.internal:8200`. */
   readonly address: string;
-  /** The role of Vault's AWS authentication that the relay logs in with. */
+  /** The role of Vault's AWS authentication that the login is for. */
   readonly role: string;
   /** The path that makes database users, for example `production-db/creds/read`. */
   readonly creds: string;
@@ -42,11 +42,31 @@ export interface VaultCredentialOptions {
    */
   readonly mount?: string;
   /**
-   * The value of `iam_server_id_header_value` of that mount: logins made for this Vault are good for no other.
+   * Who logs in: the task role, or each caller as themselves, so that Vault's policy for the person decides. The caller
+   * signs on the laptop, the relay hands it to Vault.
+   *
+   * @default 'task'
+   */
+  readonly login?: 'task' | 'caller';
+  /**
+   * The value of `iam_server_id_header_value` of that mount: logins made for this Vault are good for no other. Needed for
+   * `login: 'caller'`.
    *
    * @default - none
    */
   readonly serverId?: string;
+  /**
+   * The region whose STS that mount asks (`sts_region`).
+   *
+   * @default - the global endpoint
+   */
+  readonly stsRegion?: string;
+  /**
+   * Vault's namespace.
+   *
+   * @default - none
+   */
+  readonly namespace?: string;
   /**
    * Where the Vault is, for the egress rule of the task.
    *
@@ -166,7 +186,7 @@ class VaultCredential extends BastionCredential {
     context: CredentialContext,
     problems: Problems,
   ): CredentialConfig | undefined {
-    const { address, role, creds, mount, serverId, peer } = this.options;
+    const { address, role, creds, mount, login, serverId, stsRegion, namespace, peer } = this.options;
     const port = portOf(address);
     if (port === undefined) {
       problems.add(context.thing, `Vault address "${address}" is not an https URL`, 'write https://HOST:PORT');
@@ -176,9 +196,18 @@ class VaultCredential extends BastionCredential {
       problems.add(context.thing, `engine "tcp" cannot log in with ${this.title}`, 'use BastionCredential.client()');
       return undefined;
     }
+    if (login === 'caller' && !serverId) {
+      problems.add(
+        context.thing,
+        `${this.title} with login "caller" has no serverId, so what a person signs would be good at every Vault`,
+        "set serverId, and iam_server_id_header_value of Vault's AWS authentication to the same",
+      );
+      return undefined;
+    }
+    const vault = { address, auth: 'aws', mount, role, creds, login: login ?? 'task', server_id: serverId };
     return {
-      // The task role logs in; the JSON leaves out what is undefined.
-      json: { vault: { address, auth: 'aws', mount, role, creds, login: 'task', server_id: serverId } },
+      // The JSON leaves out what is undefined.
+      json: { vault: { ...vault, sts_region: stsRegion, namespace } },
       reach: port === 443 ? undefined : { peer, port, what: 'Vault' },
     };
   }

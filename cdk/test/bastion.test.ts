@@ -339,7 +339,10 @@ describe('targets', () => {
             address: 'https://vault.example.com:8200',
             role: 'r',
             creds: 'mysql/creds/read',
+            login: 'caller',
             serverId: 'vault.example.com',
+            stsRegion: 'eu-west-1',
+            namespace: 'team',
             peer: ec2.Peer.ipv4('10.9.0.0/16'),
           }),
         }),
@@ -360,8 +363,10 @@ describe('targets', () => {
         auth: 'aws',
         role: 'r',
         creds: 'mysql/creds/read',
-        login: 'task',
+        login: 'caller',
         server_id: 'vault.example.com',
+        sts_region: 'eu-west-1',
+        namespace: 'team',
       },
     });
     expect(target.cache).toMatchObject({ engine: 'tcp', port: 6379, credential: 'client' });

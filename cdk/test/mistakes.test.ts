@@ -194,11 +194,14 @@ describe('a mistake is said with its value and its fix:', () => {
     );
   });
 
-  test('a Vault that is not https', () => {
+  test('a Vault that is not https, and a login as the caller that is for no Vault', () => {
     const vault = (more: object) =>
       saidOf({ credential: BastionCredential.vault({ address: 'https://v', role: 'r', creds: 'c', ...more }) });
     expect(vault({ address: 'vault.internal:8200' })).toContain(
       'target "db": Vault address "vault.internal:8200" is not an https URL; write https://HOST:PORT',
+    );
+    expect(vault({ login: 'caller' })).toContain(
+      'target "db": vault("c") with login "caller" has no serverId, so what a person signs would be good at every Vault',
     );
   });
 

@@ -34,6 +34,17 @@ pub(crate) struct Caller {
     pub(crate) user_id: String,
 }
 
+/// A POST to STS that somebody else sends.
+#[derive(Debug)]
+pub(crate) struct StsPost<'a> {
+    pub(crate) host: &'a str,
+    /// Of `host`; the signature is scoped to it.
+    pub(crate) region: &'a str,
+    /// Headers that are signed besides `Host` and those of the signature.
+    pub(crate) extra: &'a [(&'a str, &'a str)],
+    pub(crate) body: &'a [u8],
+}
+
 /// One account, profile and region. Cheap to clone: the clones share connections and cached credentials.
 #[derive(Debug, Clone)]
 pub(crate) struct Aws {
@@ -124,20 +135,19 @@ impl Aws {
             .map_err(|error| call.other("InvalidStreamUrl", &error.to_string()))
     }
 
-    /// The headers for a POST to STS at `host` that somebody else sends, as [`Aws::sign_upgrade`]; `extra` headers are
-    /// signed too.
+    /// The headers for each of `posts`, as [`Aws::sign_upgrade`], all signed with the same credentials.
     pub(crate) async fn sign_for_sts(
         &self,
-        host: &str,
-        extra: &[(&str, &str)],
-        body: &[u8],
+        posts: &[StsPost<'_>],
         now: SystemTime,
-    ) -> Result<Vec<(String, SecretString)>, AwsError> {
-        let region = self.region().ok_or(AwsError::NoRegion)?;
+    ) -> Result<Vec<Vec<(String, SecretString)>>, AwsError> {
         let call = self.call("SignIdentity", "the source of the AWS credentials");
         let credentials = self.credentials(&call).await?;
-        sign::post_headers(host, extra, body, &region, &credentials, now)
-            .map_err(|error| call.other("InvalidRequest", &error.to_string()))
+        let signed = posts.iter().map(|post| {
+            sign::post_headers(post, &credentials, now)
+                .map_err(|error| call.other("InvalidRequest", &error.to_string()))
+        });
+        signed.collect()
     }
 
     async fn credentials(&self, call: &Call<'_>) -> Result<Credentials, AwsError> {

@@ -9,6 +9,8 @@ use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningInstructions
 use aws_sigv4::sign::v4;
 use secrecy::SecretString;
 
+use crate::aws::StsPost;
+
 const SERVICE: &str = "ssmmessages";
 
 /// Why a URL could not be signed. It never holds the URL, which carries the session.
@@ -41,16 +43,13 @@ pub(super) fn upgrade_headers(
     Ok(headers(signed(request, SERVICE, region, credentials, now)?))
 }
 
-/// `Authorization`, `X-Amz-Date` and, with a session token, `X-Amz-Security-Token` for the POST of `body` to the root of
-/// `https://host`, which covers `extra` headers too.
+/// `Authorization`, `X-Amz-Date` and, with a session token, `X-Amz-Security-Token` for a POST to the root of its host.
 pub(super) fn post_headers(
-    host: &str,
-    extra: &[(&str, &str)],
-    body: &[u8],
-    region: &str,
+    post: &StsPost<'_>,
     credentials: &Credentials,
     now: SystemTime,
 ) -> Result<Vec<(String, SecretString)>, SignError> {
+    let StsPost { host, region, extra, body } = post;
     let url = format!("https://{host}/");
     let request = SignableRequest::new("POST", &url, extra.iter().copied(), SignableBody::Bytes(body))
         .map_err(|_| SignError::Url)?;
@@ -158,7 +157,8 @@ mod tests {
             [("content-type", "text/plain; charset=utf-8"), ("x-bastion-nonce", "ab12"), ("x-bastion-task", "t")];
         for token in [None, Some("session/token+with==")] {
             let (credentials, identity) = signer(token);
-            let signed = post_headers(host, &extra, b"Action=X", REGION, &credentials, at()).unwrap();
+            let post = StsPost { host, region: REGION, extra: &extra, body: b"Action=X" };
+            let signed = post_headers(&post, &credentials, at()).unwrap();
             let names: Vec<&str> = signed.iter().map(|(name, _)| name.as_str()).collect();
             let with_token = ["authorization", "x-amz-date", "x-amz-security-token"];
             assert!(names.iter().all(|name| with_token.contains(name)), "{names:?}");

@@ -1,18 +1,22 @@
 //! Proves to the relay who is calling, and keeps the token that it gives for lanes (`docs/identity.md`).
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
-use crate::aws::Aws;
+use crate::aws::{Aws, StsPost};
 use crate::cli::error::CommandError;
 use crate::cli::session::Sessions;
 use crate::cli::target::{get, post};
 use crate::cli::ui::Ui;
 use crate::tunnel::{BoxFuture, ControlError, Pass, Tunnel};
-use crate::wire::authorize::{BODY, CONTENT_TYPE, Challenge, Claim, Granted, HEADER_NONCE, HEADER_TASK, PATH, Signed};
+use crate::wire::authorize::{
+    Audience, BODY, CONTENT_TYPE, Challenge, Claim, Granted, HEADER_NONCE, HEADER_TASK, HEADER_VAULT, PATH, Signed,
+    VaultLogin,
+};
 
 /// The token of this launcher at the relay of one task.
 pub(super) struct Badge {
@@ -26,6 +30,8 @@ pub(super) struct Badge {
     local_password: Mutex<Option<SecretString>>,
     /// One proof at a time: many clients may find the token too old at once.
     proving: tokio::sync::Mutex<()>,
+    /// What the person has been told about logins to Vault.
+    told: Mutex<BTreeSet<String>>,
 }
 
 impl Badge {
@@ -48,6 +54,7 @@ impl Badge {
             token: Mutex::default(),
             local_password: Mutex::default(),
             proving: tokio::sync::Mutex::default(),
+            told: Mutex::default(),
         });
         let Some(identity) = identity else { return Ok(badge) };
         let phase = ui.phase("authorize");
@@ -69,8 +76,7 @@ impl Badge {
     async fn prove(&self) -> anyhow::Result<String> {
         let (status, body) = get(&self.tunnel, PATH).await?;
         let challenge: Challenge = answer(status, &body)?;
-        let signed = self.sign(&challenge).await?;
-        let claim = serde_json::to_string(&Claim { nonce: challenge.nonce, sts: signed })?;
+        let claim = serde_json::to_string(&self.sign(challenge).await?)?;
         let (status, body) = post(&self.tunnel, PATH, &claim).await?;
         let granted: Granted = answer(status, &body)?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(granted.token.into());
@@ -96,10 +102,10 @@ impl Badge {
         self.local_password.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Signs only for the task that the tunnel was opened to and for STS: whoever answers at its end may pass the
-    /// question of another relay on.
-    async fn sign(&self, challenge: &Challenge) -> anyhow::Result<Signed> {
-        let Challenge { task, region, sts_host: host, nonce, .. } = challenge;
+    /// Signs only for the task that the tunnel was opened to, for STS, and for Vaults of the environment: whoever answers
+    /// at its end may pass the question of another relay on.
+    async fn sign(&self, challenge: Challenge) -> anyhow::Result<Claim> {
+        let Challenge { task, region, sts_host: host, nonce, .. } = &challenge;
         let own_task = self.sessions.task().arn;
         if *task != own_task {
             bail!("the relay says that it is task {task}, but the tunnel leads to {own_task}");
@@ -111,18 +117,82 @@ impl Badge {
         if !is_sts(host, region) && self.aws.endpoint_authority() != Some(host) {
             bail!("the relay asks at {host:?}, which is not STS in {region}");
         }
+        let vaults = self.vaults(challenge.vaults.as_deref());
         let extra = [("content-type", CONTENT_TYPE), (HEADER_NONCE, nonce), (HEADER_TASK, task)];
-        let headers = self.aws.sign_for_sts(host, &extra, BODY.as_bytes(), self.tunnel.wall_clock()).await?;
-        let value = |wanted: &str| {
-            let found = headers.iter().find(|(name, _)| name == wanted);
-            found.map(|(_, value)| value.expose_secret().to_owned())
+        let body = BODY.as_bytes();
+        let hosts: Vec<String> = vaults.iter().map(Audience::sts_host).collect();
+        let extras: Vec<_> =
+            vaults.iter().map(|vault| [("content-type", CONTENT_TYPE), (HEADER_VAULT, &vault.server_id)]).collect();
+        let mut posts = vec![StsPost { host, region, extra: &extra, body }];
+        for ((vault, host), extra) in vaults.iter().zip(&hosts).zip(&extras) {
+            posts.push(StsPost { host, region: vault.region(), extra, body });
+        }
+        let mut signed = self.aws.sign_for_sts(&posts, self.tunnel.wall_clock()).await?.into_iter();
+        let proof = signed.next().context("nothing was signed")?;
+        let sts = Signed {
+            authorization: value(&proof, "authorization").context("the signature has no authorization")?,
+            x_amz_date: value(&proof, "x-amz-date").context("the signature has no date")?,
+            x_amz_security_token: value(&proof, "x-amz-security-token"),
         };
-        Ok(Signed {
-            authorization: value("authorization").context("the signature has no authorization")?,
-            x_amz_date: value("x-amz-date").context("the signature has no date")?,
-            x_amz_security_token: value("x-amz-security-token"),
-        })
+        let logins = vaults.into_iter().zip(signed).map(|(vault, headers)| {
+            Ok(VaultLogin {
+                server_id: vault.server_id,
+                sts_region: vault.sts_region,
+                authorization: value(&headers, "authorization").context("the signature has no authorization")?,
+                x_amz_date: value(&headers, "x-amz-date").context("the signature has no date")?,
+            })
+        });
+        Ok(Claim { nonce: challenge.nonce, sts, vaults: logins.collect::<anyhow::Result<_>>()? })
     }
+
+    /// Those of the Vaults that the relay asks for a login to that the environment knows; the person is told of others.
+    fn vaults(&self, asked: Option<&[Audience]>) -> Vec<Audience> {
+        let (environment, known) = self.sessions.vaults();
+        let (signed_for, warnings) = may_be_signed_for(asked, known, environment);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings {
+            if !told.contains(&warning) {
+                self.ui.warn(&format!("  ! {warning}"));
+                told.insert(warning);
+            }
+        }
+        signed_for
+    }
+}
+
+/// Which of `asked`, what the relay wants logins to Vault for, are among `known`, those of the environment; and what there
+/// is to say about the others. A signature for a Vault lets whoever has it in there, so only the environment decides.
+fn may_be_signed_for(
+    asked: Option<&[Audience]>,
+    known: Vec<Audience>,
+    environment: &str,
+) -> (Vec<Audience>, Vec<String>) {
+    let Some(asked) = asked else {
+        let warning = "the relay is older and does not know logins to Vault as the caller, which targets of this access \
+                       level need: update the image in the task definition";
+        return (Vec::new(), if known.is_empty() { Vec::new() } else { vec![warning.to_owned()] });
+    };
+    let foreign = asked.iter().filter(|vault| !known.contains(vault)).map(|Audience { server_id, sts_region }| {
+        let region = sts_region.as_ref().map(|region| format!(" (STS in {region:?})")).unwrap_or_default();
+        format!(
+            "the relay asks you to sign a login to the Vault with server id {server_id:?}{region}, which no target of \
+             {environment} with this access level names: nothing is signed for it. If it is right, deploy the environment \
+             again or add the target to bastion.toml"
+        )
+    });
+    let warnings = foreign.collect();
+    let mut signed_for: Vec<Audience> = Vec::new();
+    for vault in known {
+        if asked.contains(&vault) && !signed_for.contains(&vault) {
+            signed_for.push(vault);
+        }
+    }
+    (signed_for, warnings)
+}
+
+fn value(headers: &[(String, SecretString)], wanted: &str) -> Option<String> {
+    let found = headers.iter().find(|(name, _)| name == wanted);
+    found.map(|(_, value)| value.expose_secret().to_owned())
 }
 
 impl Pass for Badge {
@@ -188,6 +258,27 @@ mod tests {
         ] {
             assert!(!is_sts(bad, region), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_login_to_vault_is_signed_for_the_environments_vaults_and_for_no_other() {
+        let vault = |server_id: &str, region: Option<&str>| Audience {
+            server_id: server_id.to_owned(),
+            sts_region: region.map(str::to_owned),
+        };
+        let (ours, region) = (vault("vault.example.com", None), Some("eu-west-1"));
+        let known = || vec![ours.clone(), ours.clone(), vault("unasked", None)];
+        let asked = [vault("other.example.com", None), ours.clone(), vault("vault.example.com", region)];
+        let (signed_for, warnings) = may_be_signed_for(Some(&asked), known(), "prod");
+        assert_eq!(signed_for, std::slice::from_ref(&ours));
+        assert_eq!(warnings.len(), 2);
+        assert!(warnings[0].contains("server id \"other.example.com\", which no target of prod"), "{}", warnings[0]);
+        assert!(warnings[1].contains("\"vault.example.com\" (STS in \"eu-west-1\")"), "{}", warnings[1]);
+        assert_eq!(may_be_signed_for(Some(&[]), known(), "prod"), (Vec::new(), Vec::new()));
+        // An older relay gets nothing that it does not know, and is named only where something needs it.
+        assert_eq!(may_be_signed_for(None, Vec::new(), "prod"), (Vec::new(), Vec::new()));
+        let (signed_for, warnings) = may_be_signed_for(None, known(), "prod");
+        assert!(signed_for.is_empty() && warnings[0].contains("update the image"), "{warnings:?}");
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::cli::launch::{POLL, Patience, Place};
 use crate::cli::ui::Ui;
 use crate::tunnel::lanes::Opener;
 use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, StartError, Tunnel};
-use crate::types::{RELAY_HTTP_PORT, SessionGrant};
+use crate::types::{CredentialConfig, RELAY_HTTP_PORT, SessionGrant, VaultAs};
+use crate::wire::authorize::Audience;
 
 /// ECS says RUNNING before Session Manager knows the agent.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -99,6 +100,22 @@ impl Sessions {
         })?;
         self.ui.done(phase, &format!("session {session_id}"));
         Ok(tunnel)
+    }
+
+    /// The environment's name, and the Vaults that its targets of this access level let the caller in to: only for these
+    /// may anything be signed, whatever a relay asks for.
+    pub(super) fn vaults(&self) -> (&str, Vec<Audience>) {
+        let environment = &self.place.environment;
+        let targets = environment.access.get(&self.purpose.access).map(|access| access.targets.values());
+        let mut vaults = Vec::new();
+        for target in targets.into_iter().flatten() {
+            if let CredentialConfig::Vault(vault) = &target.credential
+                && let (VaultAs::Caller, Some(server_id)) = (vault.login, &vault.server_id)
+            {
+                vaults.push(Audience { server_id: server_id.clone(), sts_region: vault.sts_region.clone() });
+            }
+        }
+        (&environment.name, vaults)
     }
 
     /// The task that the tunnel leads to now.

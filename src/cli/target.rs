@@ -44,6 +44,9 @@ pub(super) struct Served {
     pub(super) read_only: bool,
     #[serde(default)]
     pub(super) credential: String,
+    /// Whom Vault lets in, where it makes the user: `task` or `caller`.
+    #[serde(default)]
+    login: Option<String>,
     /// Why the relay cannot log in just now.
     #[serde(default)]
     pub(super) problem: Option<String>,
@@ -167,6 +170,8 @@ impl Served {
             Door::Unknown => "a password that the relay tells only callers it knows",
         };
         let user = self.db_user.as_ref().map(|user| format!(" as {user}")).unwrap_or_default();
+        let user =
+            if self.login.as_deref() == Some("caller") { " with a user that Vault makes for you" } else { &user };
         Some(format!("any user, {password}; the relay logs in{user}"))
     }
 
@@ -256,6 +261,13 @@ mod tests {
         let unknown = served().card(15432, &Door::Unknown);
         assert!(unknown.contains("a password that the relay tells only callers it knows; the relay"), "{unknown}");
         assert!(served().json(15432, &Door::Unknown)["password"].is_null());
+    }
+
+    #[test]
+    fn a_login_as_the_caller_is_said() {
+        let served = Served { db_user: None, credential: "vault".into(), login: Some("caller".into()), ..served() };
+        let card = served.card(15432, &Door::Open);
+        assert!(card.contains("the relay logs in with a user that Vault makes for you\n"), "{card}");
     }
 
     #[test]

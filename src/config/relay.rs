@@ -204,6 +204,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::types::{CredentialConfig, VaultAs};
 
     const GOOD: &str = r#"{"env":"demo","access":"read","region":"ap-northeast-1","idle_stop":"30m","max_age":"8h",
         "target":{
@@ -245,6 +246,36 @@ mod tests {
             let problems = resolved(text).unwrap_err();
             assert!(problems.starts_with("BASTION_CONFIG"), "{problems}");
         }
+    }
+
+    #[test]
+    fn a_vault_login_as_the_caller_is_for_one_vault() {
+        let with = |keys: &str| {
+            let vault =
+                format!(r#"{{"vault":{{"address":"https://v.example.com","role":"r","creds":"d/creds/r"{keys}}}}}"#);
+            resolved(&GOOD.replace(r#"{"rds_iam":{"user":"db_read"}}"#, &vault))
+        };
+        let vault = |keys: &str| match with(keys).unwrap().targets.remove(2).credential {
+            CredentialConfig::Vault(vault) => *vault,
+            other => panic!("{other:?}"),
+        };
+        for (keys, login) in [
+            ("", VaultAs::Task),
+            (r#","login":"task""#, VaultAs::Task),
+            (r#","login":"caller","server_id":"v""#, VaultAs::Caller),
+        ] {
+            assert_eq!(vault(keys).login, login);
+        }
+        let problems = with(r#","login":"caller""#).unwrap_err();
+        let part = "credential.vault.server_id: is missing, and login is \"caller\"; set it here and as iam_server_id_header_value";
+        assert!(problems.contains(part), "{problems}");
+        let problems = with(r#","login":"people""#).unwrap_err();
+        assert!(
+            problems.contains("login: is \"people\"; write \"task\" (the task role logs in) or \"caller\""),
+            "{problems}"
+        );
+        // Empty is not there.
+        assert!(with(r#","login":"caller","server_id":"""#).unwrap_err().contains("server_id: is empty"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::config::problem::Problems;
 use crate::config::table::{Table, nearest};
-use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target, VaultConfig};
+use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target, VaultAs, VaultConfig};
 
 /// Longest name of an environment, access level or target; it becomes part of tags, parameter names and log lines.
 const NAME_MAX: usize = 64;
@@ -181,11 +181,18 @@ fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConf
         let fix = format!("write https:// and a host name, for example {ADDRESS:?}; http:// is for loopback only");
         table.problem(problems, "address", format!("is {url:?}"), fix);
     }
-    for (key, only) in [("auth", "aws"), ("login", "task")] {
-        if let Some(word) = table.string(key, problems).filter(|word| *word != only) {
-            table.problem(problems, key, format!("is {word:?}"), format!("this version has {only:?} only"));
-        }
+    if let Some(word) = table.string("auth", problems).filter(|word| *word != "aws") {
+        table.problem(problems, "auth", format!("is {word:?}"), "this version has \"aws\" only");
     }
+    let login = match table.string("login", problems) {
+        None | Some("task") => VaultAs::Task,
+        Some("caller") => VaultAs::Caller,
+        Some(word) => {
+            let fix = "write \"task\" (the task role logs in) or \"caller\" (each person logs in as themselves)";
+            table.problem(problems, "login", format!("is {word:?}"), fix);
+            VaultAs::Task
+        }
+    };
     let mount = table.string("mount", problems).unwrap_or("aws").trim_matches('/').to_owned();
     let role = table.required("role", "bastion-read", problems).map(str::to_owned);
     let creds = table.required("creds", "database/creds/read", problems).map(|path| path.trim_matches('/').to_owned());
@@ -204,6 +211,11 @@ fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConf
             table.problem(problems, key, format!("is {value:?}"), "write ASCII letters, digits and signs, no blanks");
         }
     }
+    if login == VaultAs::Caller && table.value("server_id").is_none() {
+        let fix = "set it here and as iam_server_id_header_value of the AWS auth method: without it what a person signs for \
+                   this Vault is good at every other one";
+        table.problem(problems, "server_id", "is missing, and login is \"caller\"", fix);
+    }
     if let Some(region) = sts_region.as_ref().filter(|region| !is_host(region)) {
         table.problem(
             problems,
@@ -216,6 +228,7 @@ fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConf
     let (address, role, creds) = (address?, role?, creds?);
     Some(CredentialConfig::Vault(Box::new(VaultConfig {
         address,
+        login,
         mount,
         role,
         creds,

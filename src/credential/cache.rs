@@ -121,6 +121,20 @@ impl Cache {
         self.mint(&mut state, now).await
     }
 
+    /// A credential that is there already, if the source need not be asked at `now`. Cancel safe.
+    pub(crate) async fn warm(&self, now: SystemTime) -> Option<Loan> {
+        let state = self.state.lock().await;
+        let entry = state.newest.as_ref().filter(|entry| now < entry.use_until)?;
+        Loan::of(&entry.credential)
+    }
+
+    /// Whether a lease takes connections, or is just being made.
+    pub(crate) fn has_lease(&self) -> bool {
+        let Ok(state) = self.state.try_lock() else { return true };
+        let lease = state.newest.as_ref().and_then(|entry| entry.credential.lease.as_ref());
+        lease.is_some_and(|lease| lease.is_open())
+    }
+
     async fn mint(&self, state: &mut MutexGuard<'_, State>, now: SystemTime) -> Result<Loan, MintError> {
         match (self.source.mint(now).await, &mut state.newest) {
             (Ok(credential), _) => {

@@ -1,10 +1,12 @@
 //! What a target logs in with. A credential is redacted, wiped when dropped, exposed at one line of the relay, and
 //! cached: a token until safely before its expiry, a secret until it is read again or refused.
 //!
-//! [`Cache`] is the way in. It lends a credential to a connection ([`Loan`]) and knows what to try when the database
-//! refuses one: that is how a rotation in mid-run stays invisible.
+//! [`Logins`] is the way in, and behind it a [`Cache`] for everybody or one for each person. It lends a credential to a
+//! connection ([`Loan`]) and knows what to try when the database refuses one: that is how a rotation in mid-run stays
+//! invisible.
 
 mod cache;
+mod personal;
 mod rds_iam;
 mod secret;
 mod secrets_manager;
@@ -13,9 +15,10 @@ mod task_role;
 mod vault;
 
 pub(crate) use cache::{Cache, Loan};
+pub(crate) use personal::{Admission, Logins};
 pub(crate) use secrets_manager::SecretError;
 pub(crate) use sources::Sources;
-pub(crate) use vault::VaultError;
+pub(crate) use vault::{SignedLogin, VaultError};
 
 use rds_iam::RdsIam;
 use secrets_manager::SecretsManager;
@@ -92,6 +95,8 @@ pub(crate) enum MintError {
     NoTaskRole,
     #[error("the container credentials endpoint gave no credentials: {0}")]
     Endpoint(String),
+    #[error("Vault lets people in as themselves, and on this connection nobody has proven who they are")]
+    Nobody,
     #[error("secret {id}: {error}")]
     Secret { id: String, error: SecretError },
     #[error("the token could not be signed: {0}")]

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use aws_sdk_secretsmanager::config::SharedHttpClient;
 
+use crate::credential::personal::Personal;
 use crate::credential::task_role::https_client;
-use crate::credential::{Cache, RdsIam, SecretsManager, Source, TaskRole, Vault};
+use crate::credential::vault::{Login, Server};
+use crate::credential::{Cache, Logins, RdsIam, SecretsManager, Source, TaskRole, Vault};
 use crate::tls::TlsConfigError;
-use crate::types::{CredentialConfig, Target};
+use crate::types::{CredentialConfig, Target, VaultAs};
+use crate::wire::authorize::Audience;
 
-/// Makes the credential cache of each target.
+/// Makes the logins of each target.
 pub(crate) struct Sources {
     role: Arc<TaskRole>,
     http: SharedHttpClient,
@@ -39,14 +42,12 @@ impl Sources {
         })
     }
 
-    /// The credentials of a target, or `None` where its clients bring their own.
-    ///
     /// # Errors
     /// When a file that the source needs cannot be used.
-    pub(crate) fn cache(&self, target: &Target) -> Result<Option<Cache>, TlsConfigError> {
+    pub(crate) fn logins(&self, target: &Target) -> Result<Logins, TlsConfigError> {
         let role = Arc::clone(&self.role);
         let source = match &target.credential {
-            CredentialConfig::Client => return Ok(None),
+            CredentialConfig::Client => return Ok(Logins::Client),
             CredentialConfig::RdsIam { user } => Source::RdsIam(RdsIam {
                 role,
                 region: self.region.clone(),
@@ -64,9 +65,16 @@ impl Sources {
             }),
             CredentialConfig::Vault(config) => {
                 let tls = crate::tls::vault(self.extra_ca.as_deref(), config.ca_file.as_deref())?;
-                Source::Vault(Box::new(Vault::new(role, (**config).clone(), &tls)?))
+                let server = Server::new((**config).clone(), &tls)?;
+                if config.login == VaultAs::Caller {
+                    // The configuration always has a server id here.
+                    let server_id = config.server_id.clone().unwrap_or_default();
+                    let audience = Audience { server_id, sts_region: config.sts_region.clone() };
+                    return Ok(Logins::Personal(Personal::new(server, audience)));
+                }
+                Source::Vault(Box::new(Vault::new(Login::Task(role), Arc::new(server))))
             }
         };
-        Ok(Some(Cache::new(source)))
+        Ok(Logins::Shared(Arc::new(Cache::new(source))))
     }
 }

@@ -12,13 +12,14 @@ use axum::response::IntoResponse as _;
 use tracing::{info, warn};
 
 use crate::relay::http::refusal;
-use crate::relay::identity::{AuthorizeError, Person};
+use crate::relay::identity::{Admitted, AuthorizeError, Person};
 use crate::relay::local_password::LocalPassword;
 use crate::relay::{Shared, wall_clock};
 use crate::wire::authorize::{Claim, Granted};
 
-/// A claim is about 2.5 kB.
+/// A claim is about 2.5 kB, and a login to a Vault half of one more.
 const CLAIM_MAX: usize = 16 * 1024;
+const LOGIN_MAX: usize = 2 * 1024;
 /// It comes in one piece.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -32,7 +33,8 @@ pub(super) async fn challenge(State(shared): State<Arc<Shared>>) -> Response<Bod
 
 /// `POST`: the signed answer; gives the token.
 pub(super) async fn authorize(State(shared): State<Arc<Shared>>, body: Body) -> Response<Body> {
-    let body = tokio::time::timeout(CLAIM_TIMEOUT, axum::body::to_bytes(body, CLAIM_MAX)).await;
+    let longest = CLAIM_MAX.saturating_add(LOGIN_MAX.saturating_mul(shared.identity.vaults().len()));
+    let body = tokio::time::timeout(CLAIM_TIMEOUT, axum::body::to_bytes(body, longest)).await;
     let Ok(Ok(body)) = body else {
         return refuse_claim(&shared, "the claim is too long or did not come in time").await;
     };
@@ -44,12 +46,17 @@ pub(super) async fn authorize(State(shared): State<Arc<Shared>>, body: Body) -> 
         .await;
     };
     match shared.identity.authorize(&claim, wall_clock()).await {
-        Ok((granted, person)) => {
-            if shared.audit.identity_granted(&person).await.is_err() {
+        Ok(Admitted { granted, person, logins }) => {
+            let vaults: Vec<&str> = logins.iter().map(|(audience, _)| audience.server_id.as_str()).collect();
+            if shared.audit.identity_granted(&person, &vaults).await.is_err() {
                 return refuse(&shared, &AuthorizeError::Audit).await;
             }
             shared.metrics.authorized("granted");
-            info!(person = %person.principal, "a caller has proven who they are");
+            info!(person = %person.principal, ?vaults, "a caller has proven who they are");
+            let key = person.key();
+            for (audience, signed) in &logins {
+                shared.served.iter().for_each(|served| served.logins.hand_in(&key, audience, signed));
+            }
             let local_password = shared.local_password.as_ref().map(LocalPassword::reveal);
             Json(Granted { local_password, ..granted }).into_response()
         }
@@ -62,11 +69,17 @@ pub(super) struct NoToken;
 
 impl NoToken {
     pub(super) fn response(&self) -> Response<Body> {
-        let message = "prove who you are first: the token of /v1/authorize is missing, unknown or too old; update bastion on the laptop if it did not ask";
-        let mut response = refusal(StatusCode::UNAUTHORIZED, message);
-        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        response
+        unauthorized(
+            "prove who you are first: the token of /v1/authorize is missing, unknown or too old; update bastion on the laptop if it did not ask",
+        )
     }
+}
+
+/// Whoever hears this proves anew who they are and comes back once.
+pub(super) fn unauthorized(message: &str) -> Response<Body> {
+    let mut response = refusal(StatusCode::UNAUTHORIZED, message);
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
 }
 
 /// Who opens a lane with these headers: `None` is somebody unknown where that is allowed.

@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::credential::Loan;
+use crate::credential::{Admission, Loan};
 use crate::relay::audit::{ConnRecord, Ended, Refused, Watch};
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, TUNNEL_OPENING_TIMEOUT, Upstream};
 use crate::relay::error::{ConnError, ErrorKind};
 use crate::relay::identity::Person;
 use crate::relay::splice::{Aside, EndedBy, Spliced, splice};
-use crate::relay::{Io, Served, Shared, reply, upstream};
+use crate::relay::{Io, Served, Shared, reply, upstream, wall_clock};
 use crate::tls;
 use crate::types::{CredentialConfig, Engine, Target};
 use crate::wire::proxy::{Handshake, Refusal};
@@ -42,6 +42,16 @@ pub(super) struct Conn {
     from: String,
     /// Who it is for, where that is proven.
     person: Option<Arc<Person>>,
+    /// What it logs in with, and the login itself if it was lent already.
+    admission: Admission,
+    warm: Option<Loan>,
+}
+
+/// Why a connection is not served.
+pub(super) enum NotAdmitted {
+    /// The person must prove anew who they are; with a sentence for them, in case that they have just done so.
+    ProofWanted(String),
+    Stopping,
 }
 
 async fn lease_ended(loan: Option<&Loan>) {
@@ -67,14 +77,37 @@ struct Login {
 }
 
 impl Conn {
-    pub(super) fn new(shared: Arc<Shared>, served: Arc<Served>, from: String, person: Option<Arc<Person>>) -> Self {
-        let id = shared.conn_id();
-        Self { shared, served, id, from, person }
+    /// Finds out what the connection may log in with, before anything of it is read.
+    pub(super) async fn admit(
+        shared: Arc<Shared>,
+        served: Arc<Served>,
+        from: String,
+        person: Option<Arc<Person>>,
+    ) -> Result<Self, NotAdmitted> {
+        let key = person.as_ref().map(|person| person.key());
+        // It may wait for a login that is just being made.
+        let admitted = tokio::select! {
+            admitted = served.logins.admit(key.as_deref(), wall_clock()) => admitted,
+            () = shared.cut.cancelled() => return Err(NotAdmitted::Stopping),
+        };
+        match admitted {
+            Ok((admission, warm)) => {
+                let id = shared.conn_id();
+                Ok(Self { shared, served, id, from, person, admission, warm })
+            }
+            Err(wanted) => {
+                let target = &served.target.name;
+                let person = person.as_ref().map(|person| tracing::field::display(&person.principal));
+                info!(target, person, %wanted, "a connection waits for another proof of who it is for");
+                Err(NotAdmitted::ProofWanted(format!("target {target}: {wanted}")))
+            }
+        }
     }
 
     /// Serves the client to its end. Never fails: what goes wrong is told to the client and logged here.
-    pub(super) async fn serve(self, client: impl Io + 'static) {
+    pub(super) async fn serve(mut self, client: impl Io + 'static) {
         let mut client: Box<dyn Io> = Box::new(client);
+        let warm = self.warm.take();
         let target = &self.served.target;
         let handshake = match self.handshake() {
             Ok(handshake) => handshake,
@@ -95,7 +128,7 @@ impl Conn {
         };
         let started = Instant::now();
         let login = tokio::select! {
-            login = self.log_in(client, handshake) => login,
+            login = self.log_in(client, handshake, warm) => login,
             () = self.shared.cut.cancelled() => {
                 self.record_failure(&ConnError::Shutdown, None, target, target.credential.db_user()).await;
                 return;
@@ -106,10 +139,10 @@ impl Conn {
         }
     }
 
-    async fn log_in(&self, client: Box<dyn Io>, handshake: Option<Handshake>) -> Option<Login> {
+    async fn log_in(&self, client: Box<dyn Io>, handshake: Option<Handshake>, warm: Option<Loan>) -> Option<Login> {
         match (&self.served.target.credential, handshake) {
             (CredentialConfig::Client, handshake) | (_, handshake @ None) => self.connect(client, handshake).await,
-            (_, Some(handshake)) => self.log_in_for(client, handshake).await,
+            (_, Some(handshake)) => self.log_in_for(client, handshake, warm).await,
         }
     }
 
@@ -223,7 +256,7 @@ impl Conn {
         let again = login.handshake.as_ref().and_then(|handshake| handshake.again(random, command));
         let Some(handshake) = again else { return Ok(login) };
         let Login { client, upstream, record, .. } = login;
-        let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
+        let mut driver = Driver::new(&self.shared, &self.served, &self.admission, self.id, handshake, Some(client));
         driver.upstream = Some(upstream);
         let result = driver.run(OPENING_TIMEOUT).await;
         let Driver { client, upstream, handshake, .. } = driver;
@@ -332,8 +365,9 @@ impl Conn {
     }
 
     /// Logs in for the client. `None`: there is nothing to splice, and the client has been told why.
-    async fn log_in_for(&self, client: Box<dyn Io>, handshake: Handshake) -> Option<Login> {
-        let mut driver = Driver::new(&self.shared, &self.served, self.id, handshake, Some(client));
+    async fn log_in_for(&self, client: Box<dyn Io>, handshake: Handshake, warm: Option<Loan>) -> Option<Login> {
+        let mut driver = Driver::new(&self.shared, &self.served, &self.admission, self.id, handshake, Some(client));
+        driver.next = warm;
         let opening = if self.from == TUNNEL { TUNNEL_OPENING_TIMEOUT } else { OPENING_TIMEOUT };
         let failure = match driver.run(opening).await {
             Ok(Outcome::Splice { early, to_client }) => {
@@ -370,7 +404,8 @@ impl Conn {
 
     /// Hands a cancel request to the database on a connection of its own, as libpq does (`fe-cancel.c`).
     async fn cancel(&self, packet: &[u8]) -> Result<(), ConnError> {
-        let mut driver = Driver::new(&self.shared, &self.served, self.id, Handshake::postgres_cancel(), None);
+        let mut driver =
+            Driver::new(&self.shared, &self.served, &self.admission, self.id, Handshake::postgres_cancel(), None);
         driver.run(OPENING_TIMEOUT).await?;
         driver.send_upstream(packet).await?;
         // The server closes when it has acted; waiting for that keeps the order that the client relies on.

@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::credential::Logins;
+use crate::relay::conn::NotAdmitted;
 use crate::relay::identity::Person;
 use crate::relay::{ACCEPT_PAUSE, Served, Shared, authorize, conn, lane, upstream, wall_clock};
 use crate::types::{CredentialConfig, HEADER_TARGET, Target, UPGRADE_CONN, UPGRADE_LANE};
@@ -118,6 +120,7 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
             "read_only": target.read_only,
             "db_user": user,
             "credential": target.credential.source(),
+            "login": target.credential.login(),
             "problem": problem,
             "relay_port": target.relay_port,
             "local_port": target.local_port,
@@ -143,7 +146,7 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
 async fn known(served: &Served, deadline: Instant) -> (Target, Option<String>, Option<String>) {
     let target = &served.target;
     let configured = target.credential.db_user().map(str::to_owned);
-    let (CredentialConfig::SecretsManager { .. }, Some(cache)) = (&target.credential, &served.credential) else {
+    let (CredentialConfig::SecretsManager { .. }, Logins::Shared(cache)) = (&target.credential, &served.logins) else {
         return (target.clone(), configured, None);
     };
     match tokio::time::timeout_at(deadline, cache.credential(wall_clock())).await {
@@ -160,25 +163,23 @@ async fn known(served: &Served, deadline: Instant) -> (Target, Option<String>, O
 /// Turns this HTTP connection into a lane of a link, or into one client connection to the target that it names.
 async fn upgrade(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let wanted = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let upgrade = if wanted.eq_ignore_ascii_case(UPGRADE_LANE) {
-        lane::join
-    } else if wanted.eq_ignore_ascii_case(UPGRADE_CONN) {
-        connect
-    } else {
+    let lane = wanted.eq_ignore_ascii_case(UPGRADE_LANE);
+    if !lane && !wanted.eq_ignore_ascii_case(UPGRADE_CONN) {
         let message = format!(
             "this address only upgrades to {UPGRADE_LANE} and {UPGRADE_CONN}; update bastion on the laptop or in the task"
         );
         return refusal(StatusCode::UPGRADE_REQUIRED, &message);
-    };
+    }
     match authorize::caller(&shared, request.headers()).await {
         Ok(_) if shared.drain.is_cancelled() => refusal(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
-        Ok(person) => upgrade(&shared, person, request),
+        Ok(person) if lane => lane::join(&shared, person, request),
+        Ok(person) => connect(&shared, person, request).await,
         Err(no_token) => no_token.response(),
     }
 }
 
 /// One client connection.
-fn connect(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request: Request) -> Response<Body> {
+async fn connect(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request: Request) -> Response<Body> {
     let Some(name) = request.headers().get(HEADER_TARGET).and_then(|value| value.to_str().ok()) else {
         return refusal(StatusCode::BAD_REQUEST, &format!("the header {HEADER_TARGET} names no target"));
     };
@@ -186,7 +187,11 @@ fn connect(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request: Reque
         Ok(served) => Arc::clone(served),
         Err(message) => return refusal(StatusCode::NOT_FOUND, &message),
     };
-    let conn = conn::Conn::new(Arc::clone(shared), served, conn::TUNNEL.to_owned(), person);
+    let conn = match conn::Conn::admit(Arc::clone(shared), served, conn::TUNNEL.to_owned(), person).await {
+        Ok(conn) => conn,
+        Err(NotAdmitted::ProofWanted(sentence)) => return authorize::unauthorized(&sentence),
+        Err(NotAdmitted::Stopping) => return refusal(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
+    };
     let upgrade = hyper::upgrade::on(&mut request);
     shared.conns.spawn(async move {
         match upgrade.await {

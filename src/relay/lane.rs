@@ -12,10 +12,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use crate::link::Link;
+use crate::relay::conn::NotAdmitted;
 use crate::relay::http::{STOPPING, refusal, switching};
 use crate::relay::identity::Person;
 use crate::relay::{Shared, conn};
 use crate::types::{HEADER_LANE, HEADER_LINK, UPGRADE_LANE};
+use crate::wire::authorize::PROOF_WANTED;
 
 /// Links at once: a person needs one for each terminal that is connected.
 const LINKS_MAX: usize = 32;
@@ -151,13 +153,14 @@ async fn serve(shared: &Arc<Shared>, entry: &Entry) {
         }
         match shared.wanted(&target) {
             Ok(served) => {
-                let conn = conn::Conn::new(
-                    Arc::clone(shared),
-                    Arc::clone(served),
-                    conn::TUNNEL.to_owned(),
-                    entry.person.clone(),
-                );
-                shared.conns.spawn(conn.serve(stream));
+                let (shared_by_task, served, person) = (Arc::clone(shared), Arc::clone(served), entry.person.clone());
+                shared.conns.spawn(async move {
+                    match conn::Conn::admit(shared_by_task, served, conn::TUNNEL.to_owned(), person).await {
+                        Ok(conn) => conn.serve(stream).await,
+                        Err(NotAdmitted::ProofWanted(sentence)) => stream.reset(&format!("{PROOF_WANTED}{sentence}")),
+                        Err(NotAdmitted::Stopping) => stream.reset(STOPPING),
+                    }
+                });
             }
             Err(message) => stream.reset(&message),
         }

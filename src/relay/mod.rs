@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::credential::{Cache, Sources};
+use crate::credential::{Logins, Sources};
 use crate::relay::audit::{Audit, Emf};
 use crate::relay::identity::Identity;
 use crate::relay::lane::Links;
@@ -47,6 +47,7 @@ use crate::relay::local_password::LocalPassword;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
 use crate::types::{RELAY_HTTP_PORT, Target};
+use crate::wire::authorize::Audience;
 
 pub(crate) use lifetime::Ended;
 
@@ -124,7 +125,7 @@ struct Served {
     target: Target,
     /// One permit a connection to this target.
     room: Semaphore,
-    credential: Option<Cache>,
+    logins: Logins,
     metrics: TargetMetrics,
 }
 
@@ -190,16 +191,16 @@ impl Relay {
             config.extra_ca_file.as_deref(),
             config.secrets_manager_endpoint.clone(),
         )?;
-        Self::bind_with(config, drain, now, std::io::stdout(), |target| sources.cache(target)).await
+        Self::bind_with(config, drain, now, std::io::stdout(), |target| sources.logins(target)).await
     }
 
-    /// As [`Relay::bind`], with audit log and credentials of the caller's choice.
+    /// As [`Relay::bind`], with audit log and logins of the caller's choice.
     async fn bind_with(
         config: Config,
         drain: CancellationToken,
         now: CancellationToken,
         log: impl std::io::Write + Send + 'static,
-        credential: impl Fn(&Target) -> Result<Option<Cache>, tls::TlsConfigError>,
+        logins: impl Fn(&Target) -> Result<Logins, tls::TlsConfigError>,
     ) -> Result<Self, StartError> {
         let upstream_tls = tls::upstream(config.extra_ca_file.as_deref())?;
         let client_tls = config.client_tls.as_ref().map(|tls| tls::server(&tls.certificate, &tls.key)).transpose()?;
@@ -213,7 +214,7 @@ impl Relay {
                 Ok(Arc::new(Served {
                     target: target.clone(),
                     room: Semaphore::new(target.max_connections.unwrap_or(config.max_connections)),
-                    credential: credential(target)?,
+                    logins: logins(target)?,
                     metrics: metrics.target(&target.name),
                 }))
             })
@@ -225,7 +226,8 @@ impl Relay {
             plain.push((listen(config.listen, served.target.relay_port).await?, Arc::clone(served)));
         }
         let aws_tls = tls::aws(config.extra_ca_file.as_deref())?;
-        let identity = Identity::new(config.identity.clone(), &config.region, config.owner.as_deref(), aws_tls);
+        let vaults = vaults(&served);
+        let identity = Identity::new(config.identity.clone(), &config.region, config.owner.as_deref(), vaults, aws_tls);
         let audit = Audit::start(&config, log).map_err(StartError::Audit)?;
         let shared = Arc::new(Shared {
             audit,
@@ -291,11 +293,7 @@ impl Relay {
         let closing = TaskTracker::new();
         for served in &shared.served {
             let served = Arc::clone(served);
-            closing.spawn(async move {
-                if let Some(cache) = &served.credential {
-                    cache.close().await;
-                }
-            });
+            closing.spawn(async move { served.logins.close().await });
         }
         closing.close();
         closing.wait().await;
@@ -305,6 +303,17 @@ impl Relay {
         listeners.wait().await;
         ended
     }
+}
+
+/// The Vaults that people log in to as themselves, each once.
+fn vaults(served: &[Arc<Served>]) -> Vec<Audience> {
+    let mut vaults: Vec<Audience> = Vec::new();
+    for audience in served.iter().filter_map(|served| served.logins.audience()) {
+        if !vaults.contains(audience) {
+            vaults.push(audience.clone());
+        }
+    }
+    vaults
 }
 
 /// Finds out early what a caller needs, and says what would lock everybody out.
@@ -375,10 +384,14 @@ async fn accept(listener: TcpListener, served: Arc<Served>, shared: Arc<Shared>)
     }
 }
 
-/// Serves a client of a plain port on its own task.
+/// Serves a client of a plain port on its own task. Nobody has proven who it is, so nobody can be asked for another proof.
 fn serve_client(stream: TcpStream, from: String, served: &Arc<Served>, shared: &Arc<Shared>) {
-    let conn = conn::Conn::new(Arc::clone(shared), Arc::clone(served), from, None);
-    shared.conns.spawn(conn.serve(stream));
+    let (shared_by_task, served) = (Arc::clone(shared), Arc::clone(served));
+    shared.conns.spawn(async move {
+        if let Ok(conn) = conn::Conn::admit(shared_by_task, served, from, None).await {
+            conn.serve(stream).await;
+        }
+    });
 }
 
 /// The time of day, for token signatures and for people; everything that measures uses the runtime's clock.

@@ -11,8 +11,8 @@ use tokio::process::Command;
 mod pipelined;
 
 use super::*;
-use crate::credential::Source;
 use crate::credential::fixed::Fixed;
+use crate::credential::{Cache, Source};
 use crate::types::{CredentialConfig, Engine};
 
 async fn database(folder: &Path) -> Postgres {
@@ -77,7 +77,7 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
 async fn serve(config: Config, password: &'static str) -> (CancellationToken, tokio::task::JoinHandle<Ended>) {
     let drain = CancellationToken::new();
     let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), move |target| {
-        Ok(Some(Cache::new(Source::Fixed(Fixed::new(&target.name, password)))))
+        Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))))
     });
     let relay = relay.await.unwrap();
     #[expect(clippy::disallowed_methods, reason = "joined by the test")]
@@ -170,7 +170,7 @@ async fn serve_with_door(config: Config) -> (CancellationToken, tokio::task::Joi
     let drain = CancellationToken::new();
     let config = Config { local_password: true, ..config };
     let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), |target| {
-        Ok(Some(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD)))))
+        Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD))))))
     });
     let relay = relay.await.unwrap();
     let password = relay.shared.local_password.as_ref().unwrap().reveal();

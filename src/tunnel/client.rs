@@ -17,6 +17,8 @@ use crate::tunnel::lanes::Lanes;
 use crate::tunnel::upgrade::{self, UpgradeError};
 use crate::tunnel::{ConnectError, ControlError, Tunnel};
 use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN};
+use crate::wire::authorize::PROOF_WANTED;
+use crate::wire::lane::link::StreamEnd;
 use crate::wire::mysql::packet::ErrPacket;
 use crate::wire::pg::message::ErrorFields;
 use crate::wire::pg::startup::{self, Opening};
@@ -47,7 +49,7 @@ pub(crate) enum CarryError {
     Refused(String),
     #[error("{0}")]
     Tunnel(io::Error),
-    /// The relay does not know the token (any more).
+    /// The relay does not know the token (any more), or wants something signed anew.
     #[error("{0}")]
     Unauthorized(String),
 }
@@ -81,11 +83,7 @@ pub(crate) async fn carry(
         return Ok(());
     }
     let mut began = Began::default();
-    let carried = match lanes.ready().await {
-        Ok(Some(link)) => over_link(&link, target, &mut client, &opening, &mut began).await,
-        Ok(None) => over_tunnel(lanes, target, engine, &mut client, &opening, &mut began).await,
-        Err(error) => Err(error.into()),
-    };
+    let carried = with_proof(lanes, target, engine, &mut client, &opening, &mut began).await;
     if let Err(error) = &carried {
         // Databases may drop a client that has said goodbye; it hears nothing any more, and nothing is wrong.
         if began.closed && engine != Engine::Tcp && matches!(error, CarryError::Tunnel(_)) {
@@ -102,6 +100,33 @@ pub(crate) async fn carry(
         }
     }
     carried
+}
+
+/// Once more after another proof of who the caller is, if the relay asks for it: it does not know the token any more, or a
+/// login as the caller needs a new signature. What it says after that is for the client.
+async fn with_proof(
+    lanes: &Lanes,
+    target: &str,
+    engine: Engine,
+    client: &mut TcpStream,
+    opening: &[u8],
+    began: &mut Began,
+) -> Result<(), CarryError> {
+    let mut proven = false;
+    loop {
+        let link = lanes.ready().await?;
+        let token = lanes.pass().token();
+        let carried = match &link {
+            Some(link) => over_link(link, target, client, opening, began).await,
+            None => over_tunnel(lanes.first(), token.as_ref(), target, engine, client, opening, began).await,
+        };
+        let again = matches!(carried, Err(CarryError::Unauthorized(_))) && !began.up && !began.down;
+        if proven || !again {
+            return carried;
+        }
+        lanes.pass().renew(token.as_ref()).await.map_err(CarryError::Pass)?;
+        proven = true;
+    }
 }
 
 /// What has gone through already, and cannot be taken back.
@@ -127,7 +152,7 @@ async fn over_link(
     let stream = link.open(target).ok_or_else(full)?;
     let (mut from_link, mut to_link) = tokio::io::split(stream);
     let (from_client, mut to_client) = client.split();
-    let Began { closed, down: began_down, .. } = began;
+    let Began { closed, up: began_up, down: began_down } = began;
     let up = async {
         // Why a write fails, the reading side knows.
         let sent = async {
@@ -143,7 +168,7 @@ async fn over_link(
             let mut buffer = Vec::with_capacity(LINK_CHUNK);
             match from_client.try_read_buf(&mut buffer) {
                 Ok(0) => break,
-                Ok(_) => {}
+                Ok(_) => *began_up = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(CarryError::Client(error)),
             }
@@ -162,7 +187,7 @@ async fn over_link(
     let down = async {
         let mut buffer = vec![0; CHUNK];
         loop {
-            let length = from_link.read(&mut buffer).await.map_err(CarryError::Tunnel)?;
+            let length = from_link.read(&mut buffer).await.map_err(link_failed)?;
             if length == 0 {
                 return to_client.shutdown().await.map_err(CarryError::Client);
             }
@@ -173,26 +198,18 @@ async fn over_link(
     tokio::try_join!(up, down).map(|_| ())
 }
 
-/// A stream of the first tunnel, once more with a new token if the relay does not know the old one.
-async fn over_tunnel(
-    lanes: &Lanes,
-    target: &str,
-    engine: Engine,
-    client: &mut TcpStream,
-    opening: &[u8],
-    began: &mut Began,
-) -> Result<(), CarryError> {
-    let (tunnel, pass) = (lanes.first(), lanes.pass());
-    let token = pass.token();
-    let carried = run(tunnel, token.as_ref(), target, engine, client, opening, began).await;
-    if !matches!(carried, Err(CarryError::Unauthorized(_))) || began.up {
-        return carried;
+/// Why a stream of the link broke.
+fn link_failed(error: io::Error) -> CarryError {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(StreamEnd::Reset(reason)) if reason.starts_with(PROOF_WANTED) => {
+            CarryError::Unauthorized(reason.replacen(PROOF_WANTED, "", 1))
+        }
+        _ => CarryError::Tunnel(error),
     }
-    pass.renew(token.as_ref()).await.map_err(CarryError::Pass)?;
-    run(tunnel, pass.token().as_ref(), target, engine, client, opening, began).await
 }
 
-async fn run(
+/// A stream of the tunnel, with the token that the relay asks for.
+async fn over_tunnel(
     tunnel: &Tunnel,
     token: Option<&SecretString>,
     target: &str,

@@ -271,3 +271,24 @@ async fn a_relay_that_has_lost_the_link_ends_its_streams_and_gets_a_new_one() {
     carried.await.unwrap().unwrap();
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_stream_that_waits_for_another_proof_opens_after_one_and_is_not_tried_for_ever() {
+    let world = World::new(2).await;
+    let proofs = || world.proofs.0.load(Ordering::Relaxed);
+    world.relay.wanted.store(1, Ordering::Relaxed);
+    let (client, carried) = world.client_of(Engine::Postgres, "shy").await;
+    assert_eq!(exchange(client, b"what the client says first").await, b"what the client says first");
+    carried.await.unwrap().unwrap();
+    assert_eq!(proofs(), 1);
+    // A relay that is never content: its sentence is for the client.
+    world.relay.wanted.store(9, Ordering::Relaxed);
+    let (client, carried) = world.client_of(Engine::Postgres, "shy").await;
+    let told = exchange(client, b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0").await;
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.contains("bastion: sign another login\0"), "{told}");
+    let ended = carried.await.unwrap();
+    assert!(matches!(ended, Err(CarryError::Unauthorized(_))), "{ended:?}");
+    assert_eq!((proofs(), world.relay.wanted.load(Ordering::Relaxed)), (2, 7));
+    world.end().await;
+}

@@ -18,6 +18,7 @@ use super::lanes::{Lanes, Opener};
 use super::*;
 use crate::link::Link;
 use crate::types::{Engine, HEADER_LANE, HEADER_LINK, HEADER_TARGET};
+use crate::wire::authorize::PROOF_WANTED;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -104,19 +105,25 @@ impl Opener for Sessions {
     }
 }
 
-impl Pass for () {
+/// Counts the proofs that were asked for.
+#[derive(Default)]
+pub(super) struct Proofs(pub(super) AtomicUsize);
+
+impl Pass for Proofs {
     fn token(&self) -> Option<SecretString> {
         None
     }
 
     fn renew<'a>(&'a self, _refused: Option<&'a SecretString>) -> BoxFuture<'a, Result<(), ControlError>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
         Box::pin(std::future::ready(Ok(())))
     }
 }
 
 /// Joins lanes to links, as the relay does, or serves the plain way. Its targets: `echo`; `hash` answers with the SHA-256
 /// of what came; `sums` echoes as many bytes as the first eight say, and adds the SHA-256 of what came;
-/// `turns` does so once all has come; `deaf` reads nothing; `rude` goes at the end without a word.
+/// `turns` does so once all has come; `deaf` reads nothing; `rude` goes at the end without a word; `shy` echoes once
+/// nobody has to prove anything any more.
 #[derive(Default)]
 pub(super) struct Relay {
     pub(super) links: Mutex<HashMap<String, Link>>,
@@ -124,6 +131,8 @@ pub(super) struct Relay {
     pub(super) held: watch::Sender<bool>,
     /// Those who are not answered.
     pub(super) waiting: watch::Sender<usize>,
+    /// So many proofs `shy` still wants.
+    pub(super) wanted: Arc<AtomicUsize>,
 }
 
 impl Relay {
@@ -173,11 +182,16 @@ impl Relay {
     fn begin(&self, secret: String) -> Link {
         let link = Link::acceptor();
         self.links.lock().unwrap().insert(secret, link.clone());
-        let serving = link.clone();
+        let (serving, wanted) = (link.clone(), Arc::clone(&self.wanted));
         tokio::spawn(async move {
             let mut streams = JoinSet::new();
             let serve = async {
+                let want = || wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
                 while let Some((stream, target)) = serving.accept().await {
+                    if target == "shy" && want().is_ok() {
+                        stream.reset(&format!("{PROOF_WANTED}sign another login"));
+                        continue;
+                    }
                     streams.spawn(serve(stream, target));
                 }
             };
@@ -197,7 +211,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, target: String) {
             let _gone = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
             return;
         }
-        "echo" => drop(tokio::io::copy(&mut read, &mut write).await),
+        "echo" | "shy" => drop(tokio::io::copy(&mut read, &mut write).await),
         "hash" => drop(hash(&mut read, &mut write, u64::MAX, false).await),
         "turns" => {
             let Ok(length) = read.read_u64().await else { return };
@@ -245,6 +259,7 @@ pub(super) struct World {
     pub(super) relay: Arc<Relay>,
     pub(super) first: Tunnel,
     pub(super) lanes: Lanes,
+    pub(super) proofs: Arc<Proofs>,
     servers: JoinSet<()>,
 }
 
@@ -269,9 +284,11 @@ impl World {
         let (count, refuses, last) = Default::default();
         let sessions = Sessions { gateway, address, port, count, goes_on: false, last, refuses };
         let (first, _) = Sessions { goes_on: true, ..sessions.clone() }.tunnel().await.unwrap();
-        let lanes = Lanes::begin(first.clone(), wanted, Arc::new(()), Arc::new(sessions.clone()));
+        let proofs = Arc::new(Proofs::default());
+        let pass = Arc::clone(&proofs) as Arc<dyn Pass>;
+        let lanes = Lanes::begin(first.clone(), wanted, pass, Arc::new(sessions.clone()));
         lanes.known(PATIENCE).await;
-        Self { sessions, relay, first, lanes, servers }
+        Self { sessions, relay, first, lanes, proofs, servers }
     }
 
     pub(super) async fn all_joined(&self) {

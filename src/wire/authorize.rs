@@ -16,6 +16,10 @@ pub const HEADER_NONCE: &str = "x-bastion-nonce";
 /// Body of the request to STS, and its signed type (STS API Reference, GetCallerIdentity).
 pub const BODY: &str = "Action=GetCallerIdentity&Version=2011-06-15";
 pub const CONTENT_TYPE: &str = "application/x-www-form-urlencoded; charset=utf-8";
+/// Signed header that binds a login to one Vault (Vault documentation, AWS auth method, `iam_server_id_header_value`).
+pub const HEADER_VAULT: &str = "x-vault-aws-iam-server-id";
+/// How the reason of a reset starts where a stream would open if the caller proved anew who they are; a sentence follows.
+pub const PROOF_WANTED: &str = "proof wanted: ";
 
 /// The headers that the signature must cover, no more and no less, in the order of a canonical request.
 pub fn signed_headers(with_token: bool) -> &'static str {
@@ -23,6 +27,45 @@ pub fn signed_headers(with_token: bool) -> &'static str {
         "content-type;host;x-amz-date;x-amz-security-token;x-bastion-nonce;x-bastion-task"
     } else {
         "content-type;host;x-amz-date;x-bastion-nonce;x-bastion-task"
+    }
+}
+
+/// The same for a login to Vault, which lets no other header of `x-amz-` through and knows none of ours.
+pub fn vault_signed_headers(with_token: bool) -> &'static str {
+    if with_token {
+        "content-type;host;x-amz-date;x-amz-security-token;x-vault-aws-iam-server-id"
+    } else {
+        "content-type;host;x-amz-date;x-vault-aws-iam-server-id"
+    }
+}
+
+/// A Vault, as far as a signature is bound to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audience {
+    pub server_id: String,
+    /// The STS that this Vault asks; the global endpoint if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sts_region: Option<String>,
+}
+
+impl Audience {
+    /// What the signature is scoped to (AWS General Reference, "STS endpoints").
+    pub fn region(&self) -> &str {
+        self.sts_region.as_deref().unwrap_or("us-east-1")
+    }
+
+    /// The `Host` that Vault asks STS with.
+    pub fn sts_host(&self) -> String {
+        sts_host(self.sts_region.as_deref())
+    }
+}
+
+/// STS of a region, or its global endpoint.
+pub fn sts_host(region: Option<&str>) -> String {
+    match region {
+        Some(region) if region.starts_with("cn-") => format!("sts.{region}.amazonaws.com.cn"),
+        Some(region) => format!("sts.{region}.amazonaws.com"),
+        None => "sts.amazonaws.com".to_owned(),
     }
 }
 
@@ -37,6 +80,9 @@ pub struct Challenge {
     pub region: String,
     /// The `Host` that the relay asks STS with.
     pub sts_host: String,
+    /// The Vaults that people log in to as themselves. `None`: the relay is older and knows no such logins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vaults: Option<Vec<Audience>>,
 }
 
 /// What the launcher answers.
@@ -45,6 +91,34 @@ pub struct Challenge {
 pub struct Claim {
     pub nonce: String,
     pub sts: Signed,
+    /// Logins for Vaults of the challenge. A relay that has named none does not know the field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vaults: Vec<VaultLogin>,
+}
+
+/// The signed values of a request that one Vault takes for a login. Its session token is the one of the proof: both are
+/// signed with the same keys.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultLogin {
+    pub server_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sts_region: Option<String>,
+    pub authorization: String,
+    #[serde(rename = "x-amz-date")]
+    pub x_amz_date: String,
+}
+
+impl VaultLogin {
+    pub fn audience(&self) -> Audience {
+        Audience { server_id: self.server_id.clone(), sts_region: self.sts_region.clone() }
+    }
+}
+
+impl fmt::Debug for VaultLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VaultLogin").field("server_id", &self.server_id).finish_non_exhaustive()
+    }
 }
 
 /// The signed values of one request. Whoever has them can send it for as long as its date is good.
@@ -91,7 +165,16 @@ mod tests {
         let good = r#"{"nonce":"n","sts":{"authorization":"a","x-amz-date":"d","x-amz-security-token":"t"}}"#;
         let claim: Claim = serde_json::from_str(good).unwrap();
         assert_eq!(serde_json::to_string(&claim).unwrap(), good);
+        let login = r#"{"server_id":"v","sts_region":"r","authorization":"a","x-amz-date":"d"}"#;
+        let with_login = format!(r#"{},"vaults":[{login}]}}"#, good.strip_suffix('}').unwrap());
+        let claim: Claim = serde_json::from_str(&with_login).unwrap();
+        assert_eq!(serde_json::to_string(&claim).unwrap(), with_login);
         for bad in [
+            with_login.replace(r#""server_id":"v","#, ""),
+            with_login.replace(r#""server_id":"v""#, r#""server_id":"v","address":"https://evil.example.com""#),
+            with_login.replace(r#""server_id":"v""#, r#""server_id":"v","x-amz-security-token":"t""#),
+            with_login.replace(r#""vaults":["#, r#""vaults":[{},"#),
+            with_login.replace(r#""vaults":["#, r#""vaults":[],"vaults":["#),
             good.replace(r#""nonce":"n","#, ""),
             good.replace(r#""nonce":"n""#, r#""nonce":"n","nonce":"m""#),
             good.replace(r#""authorization":"a""#, r#""authorization":"a","authorization":"b""#),
@@ -104,6 +187,28 @@ mod tests {
     }
 
     #[test]
+    fn older_ends_see_nothing_of_logins_to_vault() {
+        let old = r#"{"nonce":"n","expires_in_seconds":60,"task":"t","region":"r","sts_host":"h"}"#;
+        let challenge: Challenge = serde_json::from_str(old).unwrap();
+        assert_eq!(challenge.vaults, None);
+        let none = serde_json::to_string(&Challenge { vaults: Some(Vec::new()), ..challenge }).unwrap();
+        assert_eq!(none, old.replace('}', r#","vaults":[]}"#));
+    }
+
+    #[test]
+    fn the_sts_of_a_vault_is_global_unless_it_is_told_otherwise() {
+        let audience = |region: Option<&str>| Audience { server_id: "v".into(), sts_region: region.map(str::to_owned) };
+        for (region, scope, host) in [
+            (None, "us-east-1", "sts.amazonaws.com"),
+            (Some("eu-west-1"), "eu-west-1", "sts.eu-west-1.amazonaws.com"),
+            (Some("cn-north-1"), "cn-north-1", "sts.cn-north-1.amazonaws.com.cn"),
+        ] {
+            let audience = audience(region);
+            assert_eq!((audience.region(), audience.sts_host().as_str()), (scope, host));
+        }
+    }
+
+    #[test]
     fn debug_shows_no_secret() {
         let signed = Signed {
             authorization: "S3CRET".into(),
@@ -112,7 +217,9 @@ mod tests {
         };
         let (token, local_password) = ("S3CRET".into(), Some("S3CRET".into()));
         let granted = Granted { token, expires_in_seconds: 1, arn: "a".into(), local_password };
-        let claim = Claim { nonce: "n".into(), sts: signed };
+        let authorization = "S3CRET".into();
+        let login = VaultLogin { server_id: "v".into(), sts_region: None, authorization, x_amz_date: "d".into() };
+        let claim = Claim { nonce: "n".into(), sts: signed, vaults: vec![login] };
         assert!(!format!("{claim:?} {granted:?}").contains("S3CRET"));
     }
 }

@@ -17,6 +17,7 @@ use crate::secrets::{Secrets, login};
 use crate::support::{PATIENCE, World, finish};
 use crate::up::bastion;
 use crate::vault::{ADMIN, Lives, login_roles, prepare};
+use crate::vault_caller;
 
 const PASSWORD: &str = "M4RK+er/of the=secret's?password";
 const WRONG: &str = "M4RK+er/of a=password that&is wrong";
@@ -97,7 +98,13 @@ async fn no_secret_leaves_its_place() {
             "wrong": with(json!({"secrets_manager": {"secret_id": "wrong"}})),
             "vault": with(json!({"vault": {"address": vault.address, "role": "bastion", "creds": "database/creds/read",
                                            "server_id": SERVER_ID, "sts_region": REGION}})),
+            "own": with(vault_caller::credential(&vault, "database/creds/read")),
         });
+        // What is signed for Vault is what the environment names.
+        let known = config.parameters.get_mut("/bastion/demo").unwrap();
+        let mut document: Value = serde_json::from_str(known).unwrap();
+        document["access"]["read"]["target"] = relay["target"].clone();
+        *known = document.to_string();
         environment.extend([
             ("BASTION_CONFIG".to_owned(), relay.to_string()),
             ("BASTION_LOG".to_owned(), "trace".to_owned()),
@@ -108,6 +115,8 @@ async fn no_secret_leaves_its_place() {
     .await;
     assert!(sts.set(world.sandbox.identity_verifier()).is_ok());
     prepare(&vault, &world, &Lives::default()).await;
+    let alice = world.config.identities.iter().find(|identity| identity.arn.ends_with("/alice")).unwrap();
+    vault.person(&alice.arn, &["read"]).await.unwrap();
     let quoted = PASSWORD.replace('\'', "''");
     world.database.sql("postgres", &format!("alter role scram_user password '{quoted}'")).await.unwrap();
     world.database.sql("orders", "grant select on orders to scram_user").await.unwrap();
@@ -142,13 +151,12 @@ async fn no_secret_leaves_its_place() {
         told.extend_from_slice(err.as_bytes());
         clients.push(name.to_owned());
     }
-    assert_eq!(clients.len(), 4);
+    assert_eq!(clients.len(), 5);
 
     let task = world.sandbox.tasks()[0].0.clone();
     let role = world.sandbox.task_secrets(&task);
     assert_eq!(role.len(), 2);
     let (relay_pid, up_pid) = (world.sandbox.task_pid(&task).unwrap(), up.id().unwrap());
-    let alice = world.config.identities.iter().find(|identity| identity.arn.ends_with("/alice")).unwrap();
     let caller = vec![("the caller's key".to_owned(), alice.secret_key.clone())];
     let named = |what: &str, all: Vec<String>| -> Vec<(String, String)> {
         all.into_iter().map(|secret| (what.to_owned(), secret)).collect()
@@ -193,6 +201,11 @@ async fn no_secret_leaves_its_place() {
     }
     of_the_task.extend(caller);
     search(&of_the_task, &places);
+    // What the caller signs for Vault crosses the tunnel, as the proof does, and stands nowhere else.
+    let signatures = named("a login that was signed for Vault", vault.signatures());
+    assert_eq!(signatures.len(), 2);
+    places.retain(|(place, _)| !place.starts_with("the tunnel, from"));
+    search(&signatures, &places);
     drop(vault);
     world.stop().await;
 }

@@ -26,6 +26,8 @@ pub(crate) struct Up {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     pub(crate) ready: Value,
+    /// Everything that came before.
+    pub(crate) events: Vec<Value>,
 }
 
 impl Up {
@@ -38,12 +40,14 @@ impl Up {
     pub(crate) async fn of(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut events = Vec::new();
         let ready = async {
             while let Some(line) = lines.next_line().await.unwrap() {
                 let event: Value = serde_json::from_str(&line).unwrap();
                 if event["event"] == "ready" {
                     return Some(event);
                 }
+                events.push(event);
             }
             None
         };
@@ -53,7 +57,7 @@ impl Up {
             child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
             panic!("bastion up ended: {said}");
         };
-        Self { child, lines, ready }
+        Self { child, lines, ready, events }
     }
 
     pub(crate) fn port(&self, target: &str) -> u16 {

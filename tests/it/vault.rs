@@ -36,6 +36,7 @@ pub(crate) fn login_roles(lives: &Lives) -> BTreeMap<String, LoginRole> {
     let role = |principal: &str, policy: &str| LoginRole {
         principal: principal.to_owned(),
         policy: policy.to_owned(),
+        by_person: policy == "people",
         ttl: Duration::from_secs(lives.token),
     };
     let principal = format!("arn:aws:sts::{ACCOUNT}:assumed-role/bastion-demo-read/");
@@ -43,6 +44,7 @@ pub(crate) fn login_roles(lives: &Lives) -> BTreeMap<String, LoginRole> {
         ("bastion".to_owned(), role(&principal, "read")),
         ("powerless".to_owned(), role(&principal, "default")),
         ("others".to_owned(), role("arn:aws:sts::999", "read")),
+        ("people".to_owned(), role(&format!("arn:aws:sts::{ACCOUNT}:assumed-role/Developer/"), "people")),
     ])
 }
 
@@ -119,12 +121,12 @@ pub(crate) async fn relay<'w>(world: &'w World, targets: Value) -> Relay<'w> {
 }
 
 /// The user of a connection.
-async fn user(client: &tokio_postgres::Client) -> String {
+pub(crate) async fn user(client: &tokio_postgres::Client) -> String {
     client.query_one("select current_user::text", &[]).await.unwrap().get(0)
 }
 
 /// Waits until Vault has taken this user away.
-async fn wait_until_gone(world: &World, user: &str) {
+pub(crate) async fn wait_until_gone(world: &World, user: &str) {
     let check = format!(
         "do $$ begin if exists (select from pg_roles where rolname = '{user}') then raise 'there'; end if; end $$"
     );

@@ -3,7 +3,7 @@
 //! RDS and Aurora User Guides, "Creating a database account using IAM authentication"; Vault documentation, "Databases",
 //! PostgreSQL and MySQL secrets engines.
 
-use crate::types::{CredentialConfig, Engine, Target};
+use crate::types::{CredentialConfig, Engine, Target, VaultAs};
 
 /// PostgreSQL 15 no longer lets everybody create tables in `public` (release notes, E.15.2).
 const PUBLIC_IS_CLOSED: u16 = 15;
@@ -45,6 +45,12 @@ pub(super) fn script(target: &Target, access: &str, version: Option<u16>) -> Str
             lines.push(format!(
                 "--   vault write {mount}/roles/{role} db_name=CONNECTION default_ttl=1h max_ttl=8h creation_statements=@FILE"
             ));
+            if vault.login == VaultAs::Caller {
+                lines.push(format!(
+                    "-- People log in to Vault as themselves: role {} of auth/{} says who, their own policies say what.",
+                    vault.role, vault.mount
+                ));
+            }
             lines.push(match engine {
                 Engine::Mysql => "CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}' REQUIRE SSL;".to_owned(),
                 Engine::Postgres | Engine::Tcp => {
@@ -196,6 +202,7 @@ mod tests {
     fn vault_gets_creation_statements_without_what_would_outlive_the_user() {
         let vault = CredentialConfig::Vault(Box::new(VaultConfig {
             address: "https://vault.example.com:8200".to_owned(),
+            login: VaultAs::Caller,
             mount: "aws".to_owned(),
             role: "bastion-read".to_owned(),
             creds: "prod-db/creds/read".to_owned(),
@@ -212,6 +219,10 @@ mod tests {
             )
         );
         assert!(!made.contains("ALTER DEFAULT"), "{made}");
+        assert!(
+            made.contains("\n-- People log in to Vault as themselves: role bastion-read of auth/aws says who"),
+            "{made}"
+        );
         let made = script(&target(Engine::Mysql, true, vault), "read", None);
         assert!(made.contains("\nGRANT SELECT ON `shop\\_eu`.* TO '{{name}}'@'%';\n"), "{made}");
     }

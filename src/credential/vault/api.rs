@@ -18,7 +18,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::credential::vault::VaultError;
 use crate::credential::vault::sign::SignedIdentity;
-use crate::types::VaultConfig;
+use crate::types::{VaultAs, VaultConfig};
 
 /// For one call. Making a database user may take seconds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,10 +100,10 @@ impl Api {
     /// `auth/<mount>/login` with a signed request (Vault API documentation, AWS auth method).
     pub(super) async fn log_in(&self, identity: &SignedIdentity) -> Result<Session, VaultError> {
         let client = self.client(String::new())?;
-        let VaultConfig { mount, role, .. } = &self.config;
+        let VaultConfig { mount, role, login: who, .. } = &self.config;
         let SignedIdentity { url, headers, body } = identity;
         let login = vaultrs::auth::aws::iam_login(&client, mount, "POST", url, headers, body, Some(role));
-        let auth = login.await.map_err(|error| login_failed(failed(&error), role))?;
+        let auth = login.await.map_err(|error| login_failed(failed(&error), role, *who))?;
         Ok(Session {
             client: self.client(auth.client_token)?,
             token_lifetime: Duration::from_secs(auth.lease_duration),
@@ -220,15 +220,16 @@ impl From<Failure> for VaultError {
     }
 }
 
-fn login_failed(failure: Failure, role: &str) -> VaultError {
+fn login_failed(failure: Failure, role: &str, who: VaultAs) -> VaultError {
     match failure {
         Failure::Known(VaultError::Denied) => VaultError::LoginDenied(role.to_owned()),
         Failure::Refused { said, .. } if said.contains("entry for role") && said.contains("not found") => {
             VaultError::NoLoginRole(role.to_owned())
         }
-        Failure::Refused { said, .. } if said.contains("does not belong to the role") => {
-            VaultError::OtherPrincipal(role.to_owned())
-        }
+        Failure::Refused { said, .. } if said.contains("does not belong to the role") => match who {
+            VaultAs::Caller => VaultError::OtherCaller(role.to_owned()),
+            VaultAs::Task => VaultError::OtherPrincipal(role.to_owned()),
+        },
         Failure::Refused { said, .. } if said.contains("X-Vault-AWS-IAM-Server-ID") => VaultError::ServerId,
         Failure::Refused { said, .. } if said.contains("STS") => VaultError::Sts,
         Failure::Refused { status: 404, .. } => VaultError::NoMount,
@@ -312,9 +313,16 @@ mod tests {
                 issue_failed(refusal(500, "local node not active but active cluster node not found"), "x"),
                 VaultError::Standby,
             ),
-            (login_failed(refusal(403, "permission denied"), "r"), VaultError::LoginDenied("r".to_owned())),
-            (login_failed(refusal(429, "rate limit quota exceeded"), "r"), VaultError::Throttled),
-            (login_failed(refusal(418, "another"), "r"), VaultError::Refused(418)),
+            (
+                login_failed(refusal(403, "permission denied"), "r", VaultAs::Task),
+                VaultError::LoginDenied("r".to_owned()),
+            ),
+            (login_failed(refusal(429, "rate limit quota exceeded"), "r", VaultAs::Task), VaultError::Throttled),
+            (login_failed(refusal(418, "another"), "r", VaultAs::Task), VaultError::Refused(418)),
+            (
+                login_failed(refusal(400, "IAM Principal does not belong to the role"), "r", VaultAs::Caller),
+                VaultError::OtherCaller("r".to_owned()),
+            ),
             (renewal_failed(refusal(400, "lease not found")), VaultError::NoLease),
             (renewal_failed(refusal(400, "invalid lease")), VaultError::NoLease),
         ] {

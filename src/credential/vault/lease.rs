@@ -98,7 +98,7 @@ impl Lease {
         self.0.borrow().made.elapsed() < REPLICATION
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.0.borrow().phase == Phase::Open
     }
 

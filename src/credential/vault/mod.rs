@@ -1,9 +1,11 @@
-//! Database users that Vault makes: login with the task role, a user from the database engine, and its lease.
+//! Database users that Vault makes: login with the task role or as the caller, a user from the database engine, and its
+//! lease.
 //!
 //! Each lease has a token of its own. So the lease is revoked by ending the token, which every policy allows, and when
 //! the relay dies without a word nobody renews the token: Vault ends it, and the database user with it.
 
 mod api;
+mod caller;
 mod keeper;
 pub(super) mod lease;
 mod sign;
@@ -23,6 +25,8 @@ use crate::credential::vault::lease::Lease;
 use crate::credential::{Credential, Kind, MintError, Reuse, TaskRole};
 use crate::tls::TlsConfigError;
 use crate::types::VaultConfig;
+
+pub(crate) use caller::{SignedLogin, Slot, Standing};
 
 /// For revoking everything at the end, between the drain and the SIGKILL of ECS.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -48,6 +52,8 @@ pub(crate) enum VaultError {
     NoLoginRole(String),
     #[error("there is no AWS auth method at the configured mount")]
     NoMount,
+    #[error("you are not among the principals of role {0}")]
+    OtherCaller(String),
     #[error("the task role is not among those of role {0}")]
     OtherPrincipal(String),
     #[error("it answered with HTTP status {0}")]
@@ -58,7 +64,7 @@ pub(crate) enum VaultError {
     ServerId,
     #[error("it is a standby that does not forward")]
     Standby,
-    #[error("STS did not confirm the task role to it")]
+    #[error("STS did not confirm to it who has signed the login")]
     Sts,
     #[error("it is slowing the task down")]
     Throttled,
@@ -66,45 +72,51 @@ pub(crate) enum VaultError {
     Unavailable(u16),
     #[error("it cannot be reached: {0}")]
     Unreachable(String),
+    #[error("the login that you have signed was used; you must sign another one")]
+    Unsigned,
 }
 
-/// The database users of one target.
-pub(crate) struct Vault {
-    role: Arc<TaskRole>,
+impl VaultError {
+    /// Whether Vault has decided nothing.
+    fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Self::Database
+                | Self::Sealed
+                | Self::Standby
+                | Self::Throttled
+                | Self::Unavailable(_)
+                | Self::Unreachable(_)
+        )
+    }
+}
+
+/// Who logs in.
+pub(crate) enum Login {
+    /// The person whose slot it is.
+    Caller(Arc<Slot>),
+    Task(Arc<TaskRole>),
+}
+
+/// The Vault of one target, and all that was made there.
+pub(crate) struct Server {
     config: VaultConfig,
-    api: Arc<Api>,
+    api: Api,
     /// Logins under way and leases.
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
-impl fmt::Debug for Vault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Vault({} at {})", self.config.creds, self.config.address)
-    }
-}
-
-impl Vault {
+impl Server {
     /// # Errors
     /// If the HTTP client cannot be made.
-    pub(super) fn new(role: Arc<TaskRole>, config: VaultConfig, tls: &ClientConfig) -> Result<Self, TlsConfigError> {
-        let api = Arc::new(Api::new(config.clone(), tls).map_err(TlsConfigError::AwsClient)?);
-        Ok(Self { role, config, api, tasks: TaskTracker::new(), stop: CancellationToken::new() })
+    pub(super) fn new(config: VaultConfig, tls: &ClientConfig) -> Result<Self, TlsConfigError> {
+        let api = Api::new(config.clone(), tls).map_err(TlsConfigError::AwsClient)?;
+        Ok(Self { config, api, tasks: TaskTracker::new(), stop: CancellationToken::new() })
     }
 
-    /// Logs in and makes a new user, whose lease is kept from now on. Cancel safe: it goes on by itself, and what nobody
-    /// uses is revoked.
-    pub(super) async fn mint(&self, now: SystemTime) -> Result<Credential, MintError> {
-        let identity = sign::identity(&self.role.credentials().await?, &self.config, now)?;
-        let issuing = issue(Arc::clone(&self.api), identity, self.config.creds.clone());
-        let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
-        let minted = self.tasks.spawn(async move {
-            let (issued, keeper) = issuing.await?;
-            tasks.spawn(keeper.run(stop));
-            Ok(issued)
-        });
-        let failed = |error| MintError::Vault { address: self.config.address.clone(), error };
-        minted.await.unwrap_or(Err(VaultError::Answer)).map_err(failed)
+    pub(super) fn address(&self) -> &str {
+        &self.config.address
     }
 
     /// Revokes every lease.
@@ -115,23 +127,69 @@ impl Vault {
             warn!(vault = self.config.address, "Vault did not revoke every lease in time; they end with their time");
         }
     }
+
+    async fn issue(&self, identity: &sign::SignedIdentity) -> Result<(Credential, Keeper), VaultError> {
+        let creds = &self.config.creds;
+        let session = self.api.log_in(identity).await?;
+        let issued = match session.issue(creds).await {
+            Ok(issued) => issued,
+            Err(error) => {
+                session.end().await;
+                return Err(error);
+            }
+        };
+        let lease = Arc::new(Lease::new());
+        let keeper = Keeper::new(session, &issued, Arc::clone(&lease), creds.clone());
+        let credential = Credential::new(issued.user, issued.password, Kind::Password, Reuse::WhileLeased);
+        Ok((Credential { lease: Some(lease), ..credential }, keeper))
+    }
 }
 
-async fn issue(
-    api: Arc<Api>,
-    identity: sign::SignedIdentity,
-    creds: String,
-) -> Result<(Credential, Keeper), VaultError> {
-    let session = api.log_in(&identity).await?;
-    let issued = match session.issue(&creds).await {
-        Ok(issued) => issued,
-        Err(error) => {
-            session.end().await;
-            return Err(error);
-        }
-    };
-    let lease = Arc::new(Lease::new());
-    let keeper = Keeper::new(session, &issued, Arc::clone(&lease), creds);
-    let credential = Credential::new(issued.user, issued.password, Kind::Password, Reuse::WhileLeased);
-    Ok((Credential { lease: Some(lease), ..credential }, keeper))
+/// The database users of one target, or of one person there.
+pub(crate) struct Vault {
+    login: Login,
+    server: Arc<Server>,
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.server.config;
+        write!(f, "Vault({} at {}, login as the {})", config.creds, config.address, config.login.as_str())
+    }
+}
+
+impl Vault {
+    pub(super) fn new(login: Login, server: Arc<Server>) -> Self {
+        Self { login, server }
+    }
+
+    /// Logs in and makes a new user, whose lease is kept from now on. Cancel safe: it goes on by itself, and what nobody
+    /// uses is revoked.
+    pub(super) async fn mint(&self, now: SystemTime) -> Result<Credential, MintError> {
+        let config = &self.server.config;
+        let failed = |error| MintError::Vault { address: config.address.clone(), error };
+        let (identity, slot) = match &self.login {
+            Login::Caller(slot) => {
+                let signed = slot.take().map_err(failed)?;
+                (sign::handed_in(&signed, config), Some((Arc::clone(slot), signed)))
+            }
+            Login::Task(role) => (sign::identity(&role.credentials().await?, config, now)?, None),
+        };
+        let server = Arc::clone(&self.server);
+        let minted = self.server.tasks.spawn(async move {
+            let issued = server.issue(&identity).await;
+            if let Some((slot, signed)) = slot {
+                slot.settle(signed, issued.as_ref().err());
+            }
+            let (credential, keeper) = issued?;
+            server.tasks.spawn(keeper.run(server.stop.clone()));
+            Ok(credential)
+        });
+        minted.await.unwrap_or(Err(VaultError::Answer)).map_err(failed)
+    }
+
+    /// Revokes every lease.
+    pub(super) async fn close(&self) {
+        self.server.close().await;
+    }
 }

@@ -89,9 +89,15 @@ impl Audit {
         self.tell("connection_refused", &Line { conn, refused }).await;
     }
 
-    /// Somebody has proven who they are. They must not get a token if this fails.
-    pub(super) async fn identity_granted(&self, person: &Person) -> Result<(), NotWritten> {
-        self.write("identity_granted", &record::who(Some(person))).await
+    /// Somebody has proven who they are, and has signed logins to `vaults`. They must not get a token if this fails.
+    pub(super) async fn identity_granted(&self, person: &Person, vaults: &[&str]) -> Result<(), NotWritten> {
+        #[derive(Serialize)]
+        struct Record<'a> {
+            #[serde(flatten)]
+            who: record::Who,
+            vaults: &'a [&'a str],
+        }
+        self.write("identity_granted", &Record { who: record::who(Some(person)), vaults }).await
     }
 
     /// `arn` where STS has said it.

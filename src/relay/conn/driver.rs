@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
-use crate::credential::{Kind, Loan};
+use crate::credential::{Admission, Cache, Kind, Loan};
 use crate::relay::error::ConnError;
 use crate::relay::{Io, Served, Shared, upstream, wall_clock};
 use crate::types::Target;
@@ -66,6 +66,7 @@ pub(super) enum Outcome {
 pub(super) struct Driver<'a> {
     shared: &'a Shared,
     served: &'a Served,
+    admission: &'a Admission,
     conn_id: u64,
     pub(super) handshake: Handshake,
     /// `None` after the client's own TLS handshake failed.
@@ -76,7 +77,7 @@ pub(super) struct Driver<'a> {
     /// The logins of this connection, in their order.
     tried: Vec<Loan>,
     /// The login of the next attempt, if it has been chosen already.
-    next: Option<Loan>,
+    pub(super) next: Option<Loan>,
     /// The upstream was dialled for a client that had not said anything: it may have lost its patience with the client.
     dialed_early: bool,
     buffer: BytesMut,
@@ -86,6 +87,7 @@ impl<'a> Driver<'a> {
     pub(super) fn new(
         shared: &'a Shared,
         served: &'a Served,
+        admission: &'a Admission,
         conn_id: u64,
         handshake: Handshake,
         client: Option<Box<dyn Io>>,
@@ -94,6 +96,7 @@ impl<'a> Driver<'a> {
         Self {
             shared,
             served,
+            admission,
             conn_id,
             handshake,
             client,
@@ -103,6 +106,23 @@ impl<'a> Driver<'a> {
             next: None,
             dialed_early: false,
             buffer,
+        }
+    }
+
+    /// What lends logins; `None`: the client logs in itself.
+    fn cache(&self) -> Result<Option<&'a Cache>, ConnError> {
+        match self.admission {
+            Admission::Client => Ok(None),
+            Admission::Login(cache) => Ok(Some(cache)),
+            Admission::Refused(error) => Err(error.clone().into()),
+        }
+    }
+
+    /// A login for this connection.
+    async fn lend(&mut self, cache: &Cache) -> Result<Loan, ConnError> {
+        match self.next.take() {
+            Some(loan) => Ok(loan),
+            None => Ok(cache.credential(wall_clock()).await?),
         }
     }
 
@@ -139,7 +159,7 @@ impl<'a> Driver<'a> {
             let failure = match tokio::time::timeout_at(deadline, self.carry_out(action)).await {
                 Ok(Ok(None)) => continue,
                 Ok(Ok(Some(outcome))) => {
-                    if let (Some(cache), Some(loan)) = (&self.served.credential, self.tried.last()) {
+                    if let (Ok(Some(cache)), Some(loan)) = (self.cache(), self.tried.last()) {
                         cache.accepted(loan, wall_clock()).await;
                     }
                     return Ok(outcome);
@@ -168,7 +188,7 @@ impl<'a> Driver<'a> {
         if !failure.is_stale_credential() {
             return false;
         }
-        let Some(cache) = &self.served.credential else { return false };
+        let Ok(Some(cache)) = self.cache() else { return false };
         match cache.after_refusal(&self.tried, wall_clock()).await {
             Ok(Some(loan)) if self.handshake.retry() => {
                 debug!(conn_id = self.conn_id, "the login was refused, trying another one");
@@ -187,14 +207,11 @@ impl<'a> Driver<'a> {
 
     /// Lets the secret say where the database is, if the configuration does not.
     async fn complete_target(&mut self) -> Result<(), ConnError> {
-        let Some(cache) = &self.served.credential else { return Ok(()) };
+        let Some(cache) = self.cache()? else { return Ok(()) };
         if self.served.target.is_complete() {
             return Ok(());
         }
-        let loan = match self.next.take() {
-            Some(loan) => loan,
-            None => cache.credential(wall_clock()).await?,
-        };
+        let loan = self.lend(cache).await?;
         let place = &loan.place;
         let target = self.served.target.completed(place.host.as_deref(), place.port, place.database.as_deref());
         self.handshake.set_database(target.database.as_deref());
@@ -236,11 +253,8 @@ impl<'a> Driver<'a> {
     }
 
     async fn provide_credential(&mut self) -> Result<(), ConnError> {
-        let Some(cache) = &self.served.credential else { return Ok(()) };
-        let loan = match self.next.take() {
-            Some(loan) => loan,
-            None => cache.credential(wall_clock()).await?,
-        };
+        let Some(cache) = self.cache()? else { return Ok(()) };
+        let loan = self.lend(cache).await?;
         let kind = match loan.kind {
             Kind::Password => SecretKind::Password,
             Kind::Token => SecretKind::Token,

@@ -18,9 +18,10 @@ use rustls::ClientConfig;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::credential::SignedLogin;
 use crate::relay::fetch::{Endpoint, FetchError, fetch};
 use crate::tls;
-use crate::wire::authorize::{self, Challenge, Claim, Granted, Signed};
+use crate::wire::authorize::{self, Audience, Challenge, Claim, Granted, Signed};
 
 use claim::ClaimError;
 pub(crate) use principal::{Pattern, Principal};
@@ -49,6 +50,20 @@ pub(crate) struct Person {
     pub(crate) principal: Principal,
     /// IAM's unique id of the role or user, for a role with the session's name behind a colon.
     pub(crate) user_id: String,
+}
+
+impl Person {
+    /// The same for the same person only.
+    pub(super) fn key(&self) -> String {
+        format!("{} {}", self.principal, self.user_id)
+    }
+}
+
+/// Somebody who was let in, and what they have signed for Vaults.
+pub(super) struct Admitted {
+    pub(super) granted: Granted,
+    pub(super) person: Arc<Person>,
+    pub(super) logins: Vec<(Audience, Arc<SignedLogin>)>,
 }
 
 /// Why a caller gets no token. The texts hold nothing that was signed.
@@ -136,6 +151,8 @@ pub(super) struct Identity {
     config: IdentityConfig,
     region: String,
     owner: Option<Principal>,
+    /// The Vaults that people log in to as themselves.
+    vaults: Vec<Audience>,
     tls: Arc<ClientConfig>,
     task: tokio::sync::OnceCell<String>,
     nonces: Mutex<Nonces>,
@@ -145,8 +162,15 @@ pub(super) struct Identity {
 
 impl Identity {
     /// `owner` is the ARN of the person that the task was started for.
-    pub(super) fn new(config: IdentityConfig, region: &str, owner: Option<&str>, tls: Arc<ClientConfig>) -> Self {
+    pub(super) fn new(
+        config: IdentityConfig,
+        region: &str,
+        owner: Option<&str>,
+        vaults: Vec<Audience>,
+        tls: Arc<ClientConfig>,
+    ) -> Self {
         Self {
+            vaults,
             config,
             region: region.to_owned(),
             owner: owner.and_then(|owner| Principal::parse(owner).ok()),
@@ -160,6 +184,11 @@ impl Identity {
 
     pub(super) fn is_required(&self) -> bool {
         self.config.required
+    }
+
+    /// The Vaults that people log in to as themselves.
+    pub(super) fn vaults(&self) -> &[Audience] {
+        &self.vaults
     }
 
     /// Whether anybody can be let in at all.
@@ -184,20 +213,18 @@ impl Identity {
             task,
             region: self.region.clone(),
             sts_host: self.config.sts.authority(),
+            vaults: Some(self.vaults.clone()),
         })
     }
 
     /// Has STS check a claim and lets the owner in. `now` is the time of day.
-    pub(super) async fn authorize(
-        &self,
-        claim: &Claim,
-        now: SystemTime,
-    ) -> Result<(Granted, Arc<Person>), AuthorizeError> {
+    pub(super) async fn authorize(&self, claim: &Claim, now: SystemTime) -> Result<Admitted, AuthorizeError> {
         // First of all: whatever comes of this claim, its nonce is gone.
         if !self.nonces.lock().unwrap_or_else(PoisonError::into_inner).take(&claim.nonce, Instant::now()) {
             return Err(AuthorizeError::Nonce(NONCE_LIFETIME.as_secs()));
         }
         claim::check(&claim.sts, &self.region, now)?;
+        let logins = self.logins(claim, now)?;
         let task = self.task().await?;
         let person = {
             let _place = self.asking.try_acquire().map_err(|_| AuthorizeError::Busy)?;
@@ -208,7 +235,24 @@ impl Identity {
         let person = Arc::new(person);
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).give(&token, Arc::clone(&person), Instant::now());
         let expires_in_seconds = TOKEN_LIFETIME.as_secs();
-        Ok((Granted { token, expires_in_seconds, arn: person.principal.to_string(), local_password: None }, person))
+        let arn = person.principal.to_string();
+        Ok(Admitted { granted: Granted { token, expires_in_seconds, arn, local_password: None }, person, logins })
+    }
+
+    /// What the claim has signed for Vaults of this relay, in the right form; whether it is right STS says to Vault.
+    fn logins(&self, claim: &Claim, now: SystemTime) -> Result<Vec<(Audience, Arc<SignedLogin>)>, ClaimError> {
+        let mut logins: Vec<(Audience, Arc<SignedLogin>)> = Vec::new();
+        for login in &claim.vaults {
+            let audience = login.audience();
+            if !self.vaults.contains(&audience) || logins.iter().any(|(known, _)| *known == audience) {
+                return Err(ClaimError::Malformed("it has a login to a Vault that was not asked for"));
+            }
+            let age = claim::check_login(login, &claim.sts, now)?;
+            let token = claim.sts.x_amz_security_token.clone().map(Into::into);
+            let authorization = login.authorization.clone().into();
+            logins.push((audience, Arc::new(SignedLogin::new(authorization, login.x_amz_date.clone(), token, age))));
+        }
+        Ok(logins)
     }
 
     fn admit(&self, caller: &Principal) -> Result<(), AuthorizeError> {

@@ -9,6 +9,10 @@ pub(super) fn credential(reason: &MintError) -> &'static str {
         MintError::Endpoint(_) | MintError::Timeout(_) => {
             "Try again; if it stays so, check that the task role exists and that ecs-tasks.amazonaws.com may assume it."
         }
+        MintError::Nobody => {
+            "Connect through bastion up or bastion connect, which prove it for you (their warnings say why, if they could \
+             not); a plain port cannot."
+        }
         MintError::Sign(_) => "Check region, host and user of the target in the relay's configuration.",
         MintError::Secret { error, .. } => secret(error),
         MintError::Vault { error, .. } => vault(error),
@@ -65,6 +69,9 @@ fn vault(reason: &VaultError) -> &'static str {
         VaultError::NoMount => {
             "Check mount and namespace in the target's configuration, or enable it: vault auth enable aws."
         }
+        VaultError::OtherCaller(_) => {
+            "Ask whoever runs Vault to let your role in: bound_iam_principal_arn of this role in Vault."
+        }
         VaultError::OtherPrincipal(_) => {
             "Add the ARN of the task role to bound_iam_principal_arn of the role in Vault."
         }
@@ -77,9 +84,11 @@ fn vault(reason: &VaultError) -> &'static str {
             "Configure the address of the active node, or of the load balancer in front of the cluster."
         }
         VaultError::Sts => {
-            "Set sts_region in the target's configuration to the region whose STS the auth method asks, and check the clocks."
+            "Set sts_region in the target's configuration to the region whose STS the auth method asks, and check the clocks; \
+             with login \"caller\" sign in again (aws sso login) if your credentials have expired."
         }
         VaultError::Throttled => "Try again in a minute; the limit is a quota of Vault.",
+        VaultError::Unsigned => "Connect again: bastion signs another one for you.",
         VaultError::Unavailable(_) => "Try again; if it stays so, look at the load balancer in front of Vault.",
         VaultError::Unreachable(_) => {
             "Let the task's security group and routes reach Vault; for a certificate of a private CA set ca_file."

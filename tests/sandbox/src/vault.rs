@@ -50,6 +50,9 @@ pub struct LoginRole {
     /// How the ARN of a caller must start.
     pub principal: String,
     pub policy: String,
+    /// The token is of the entity that has the caller's ARN as an alias, as with `iam_alias=full_arn`: its policies count
+    /// too.
+    pub by_person: bool,
     /// Of the token.
     pub ttl: Duration,
 }
@@ -64,6 +67,8 @@ struct Shared {
     tokens: Mutex<Vec<String>>,
     /// Every password of a database user.
     passwords: Mutex<Vec<String>>,
+    /// Every signature that a login came with.
+    signatures: Mutex<Vec<String>>,
 }
 
 /// A running server; ends when dropped.
@@ -117,8 +122,8 @@ impl Vault {
         let made: Value = serde_json::from_str(&made)?;
         let text = |value: &Value| value.as_str().map(str::to_owned).context("sys/init gave no keys");
         let (unseal_key, root) = (text(&made["keys_base64"][0])?, text(&made["root_token"])?);
-        let shared =
-            Arc::new(Shared { bao, root, http, verify, roles, tokens: Mutex::default(), passwords: Mutex::default() });
+        let (tokens, passwords, signatures) = Default::default();
+        let shared = Arc::new(Shared { bao, root, http, verify, roles, tokens, passwords, signatures });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = format!("http://{}", listener.local_addr()?);
         let router =
@@ -185,6 +190,28 @@ impl Vault {
         self.shared.passwords.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Every signature that a login came with.
+    pub fn signatures(&self) -> Vec<String> {
+        self.shared.signatures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives the person with this ARN policies of their own, and roles that are `by_person` a way to know them.
+    ///
+    /// # Errors
+    /// What Vault says.
+    pub async fn person(&self, arn: &str, policies: &[&str]) -> anyhow::Result<()> {
+        let anybody = json!({"allowed_entity_aliases": "*", "orphan": true, "renewable": true});
+        self.root("POST", "auth/token/roles/people", &anybody).await?;
+        let mounts = self.root("GET", "sys/auth", &Value::Null).await?;
+        let accessor = mounts["token/"]["accessor"].as_str().context("there is no accessor of token/")?;
+        let name = arn.rsplit('/').next().unwrap_or(arn);
+        let entity = self.root("POST", "identity/entity", &json!({"name": name, "policies": policies})).await?;
+        let id = entity["data"]["id"].as_str().context("there is no id of the entity")?;
+        // Aliases are in lower case, and compared so.
+        let alias = json!({"name": arn.to_lowercase(), "canonical_id": id, "mount_accessor": accessor});
+        self.root("POST", "identity/entity-alias", &alias).await.map(drop)
+    }
+
     /// No answer from now on, as if the machine were away; [`Vault::resume`] brings it back as it was.
     pub fn suspend(&self) {
         crate::signal(self.child.id(), rustix::process::Signal::STOP);
@@ -249,6 +276,9 @@ async fn log_in(shared: &Shared, namespace: &str, body: &[u8]) -> anyhow::Result
     ensure!(headers.get("host") == Some(&host), "error making upstream request: another host was signed");
     let id = headers.get("x-vault-aws-iam-server-id").context("missing header \"X-Vault-AWS-IAM-Server-ID\"")?;
     ensure!(id == SERVER_ID, "expected \"{SERVER_ID}\" but got another X-Vault-AWS-IAM-Server-ID");
+    let authorization = headers.get("authorization").map(String::as_str).unwrap_or_default();
+    let signature = authorization.split_once("Signature=").map(|(_, signature)| signature.to_owned());
+    shared.signatures.lock().unwrap_or_else(PoisonError::into_inner).extend(signature);
     let signed = headers.get("authorization").and_then(|value| {
         let names = value.split(", ").find_map(|field| field.strip_prefix("SignedHeaders="))?;
         names.split(';').find(|name| *name == "x-vault-aws-iam-server-id")
@@ -257,8 +287,13 @@ async fn log_in(shared: &Shared, namespace: &str, body: &[u8]) -> anyhow::Result
     let arn = (shared.verify)(&headers, &body)
         .map_err(|why| anyhow::anyhow!("error making upstream request: received error code 403 from STS: {why}"))?;
     ensure!(arn.starts_with(&role.principal), "IAM Principal \"{arn}\" does not belong to the role \"{name}\"");
-    let wanted = json!({"policies": [role.policy], "ttl": format!("{}s", role.ttl.as_secs()), "renewable": true});
-    let call = shared.http.post(format!("{}/v1/auth/token/create", shared.bao)).header("x-vault-token", &shared.root);
+    let mut wanted = json!({"policies": [role.policy], "ttl": format!("{}s", role.ttl.as_secs()), "renewable": true});
+    let mut path = "auth/token/create";
+    if role.by_person {
+        path = "auth/token/create/people";
+        wanted["entity_alias"] = json!(arn.to_lowercase());
+    }
+    let call = shared.http.post(format!("{}/v1/{path}", shared.bao)).header("x-vault-token", &shared.root);
     let answer = call.header("x-vault-namespace", namespace).body(wanted.to_string()).send().await?;
     let (status, answer) = (answer.status(), answer.text().await?);
     let made: Value = serde_json::from_str(&answer).unwrap_or_default();
