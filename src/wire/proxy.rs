@@ -216,6 +216,16 @@ impl Handshake {
         }
     }
 
+    /// Whether the client has sent something that was not looked at yet. Without it, a client that has ended its side
+    /// during the login will never want anything.
+    pub fn has_more_of_client(&self) -> bool {
+        match self {
+            Self::Mysql(handshake) => handshake.has_more_of_client(),
+            Self::MysqlChange(change) => change.has_more_of_client(),
+            Self::Postgres(handshake) => handshake.has_more_of_client(),
+        }
+    }
+
     /// What the client calls its program, for logs.
     pub fn client_program(&self) -> Option<String> {
         match self {

@@ -5,7 +5,7 @@ use bastion_sandbox::postgres::Flaws;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{World, finish, sandbox_program};
+use crate::support::{PATIENCE, World, finish, sandbox_program};
 use crate::up::{Up, bastion};
 
 async fn grant_sql(world: &World, arguments: &[&str]) -> (i32, String, String) {
@@ -109,5 +109,43 @@ async fn creation_statements_for_vault_are_sql_once_it_has_filled_them_in() {
                   revoke all on schema public from \"v-read-1\"; \
                   revoke all on database orders from \"v-read-1\"; drop role \"v-read-1\"";
     world.database.sql("orders", revoke).await.unwrap();
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_the_check_and_its_session() {
+    // A database that takes connections and never says a word.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let world = World::start_with(Flaws::default(), |config| {
+        for definition in &mut config.task_definitions {
+            let text = definition.environment.get_mut("BASTION_CONFIG").unwrap();
+            let mut relay: Value = serde_json::from_str(text).unwrap();
+            relay["target"]["orders"]["port"] = json!(port);
+            *text = relay.to_string();
+        }
+    })
+    .await;
+    // One session, so that no other one comes or goes meanwhile.
+    let up = Up::start(&world, &["--lanes", "1"]).await;
+    let sessions = || {
+        let mut ids = world.sandbox.gateway().session_ids();
+        ids.sort();
+        ids
+    };
+    let before = sessions();
+    let mut check = bastion(&world, "alice", &["grant-sql", "demo", "orders", "--check"]);
+    check.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+    let child = check.spawn().unwrap();
+    // It has come as far as the database.
+    let _open = tokio::time::timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
+    assert_eq!(sessions().len(), before.len() + 1);
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it goes on").unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(130) && said.contains("interrupted"), "{said}");
+    assert_eq!(sessions(), before);
+    assert_eq!(up.end().await.0, Some(0));
     world.stop().await;
 }

@@ -66,6 +66,20 @@ impl Up {
         u16::try_from(port).unwrap()
     }
 
+    /// The next event that is wanted.
+    pub(crate) async fn event(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = async {
+            while let Some(line) = self.lines.next_line().await.unwrap() {
+                let event: Value = serde_json::from_str(&line).unwrap();
+                if wanted(&event) {
+                    return event;
+                }
+            }
+            panic!("it ended");
+        };
+        tokio::time::timeout(3 * PATIENCE, found).await.expect("nothing is told")
+    }
+
     fn interrupt(&self) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -494,16 +508,8 @@ async fn wake_starts_a_new_task_for_the_next_connection_and_stops_it_at_the_end(
     let mut up = up_with(&world, &["--wake"]).await;
     let first = up.ready["task"].as_str().unwrap().to_owned();
     world.sandbox.stop_directly(&first);
-    let asleep = async {
-        while let Some(line) = up.lines.next_line().await.unwrap() {
-            let event: Value = serde_json::from_str(&line).unwrap();
-            if event["state"] == "asleep" {
-                return event["message"].as_str().unwrap().to_owned();
-            }
-        }
-        panic!("it ended");
-    };
-    let message = tokio::time::timeout(3 * PATIENCE, asleep).await.unwrap();
+    let asleep = up.event(|event| event["state"] == "asleep").await;
+    let message = asleep["message"].as_str().unwrap();
     assert!(message.starts_with(&format!("asleep until the next connection: task {first} has stopped")), "{message}");
     // Nothing runs until somebody wants it.
     assert_eq!(running(&world), 0);

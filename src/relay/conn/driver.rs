@@ -1,5 +1,6 @@
 //! Carries out what a login wants, for every engine: reads, writes, dial, TLS, credential, time limits.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::credential::{Admission, Cache, Kind, Loan};
 use crate::relay::error::ConnError;
 use crate::relay::{Io, Served, Shared, upstream, wall_clock};
 use crate::types::Target;
-use crate::wire::proxy::{Action, Handshake, Peer, SecretKind};
+use crate::wire::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
 
 /// A client that has connected says what it wants at once; this also covers a slow TLS handshake.
 pub(super) const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
@@ -156,7 +157,7 @@ impl<'a> Driver<'a> {
             if let Action::Read(peer) = action {
                 waiting = peer;
             }
-            let failure = match tokio::time::timeout_at(deadline, self.carry_out(action)).await {
+            let failure = match tokio::time::timeout_at(deadline, self.carry_out_for_client(action)).await {
                 Ok(Ok(None)) => continue,
                 Ok(Ok(Some(outcome))) => {
                     if let (Ok(Some(cache)), Some(loan)) = (self.cache(), self.tried.last()) {
@@ -218,6 +219,40 @@ impl<'a> Driver<'a> {
         self.completed = Some(target);
         self.next = Some(loan);
         Ok(())
+    }
+
+    /// Carries out `action`, unless the client leaves while the upstream keeps it waiting: nobody wants the login then.
+    async fn carry_out_for_client(&mut self, action: Action) -> Result<Option<Outcome>, ConnError> {
+        let for_upstream = matches!(
+            action,
+            Action::Dial
+                | Action::NeedCredential
+                | Action::Read(Peer::Upstream)
+                | Action::StartTls { peer: Peer::Upstream, .. }
+        );
+        let watched = for_upstream && !self.handshake.has_more_of_client();
+        let Some(mut client) = self.client.take_if(|_| watched) else { return self.carry_out(action).await };
+        let mut early = BytesMut::new();
+        let (done, gone) = {
+            let mut carrying = pin!(self.carry_out(action));
+            tokio::select! {
+                biased;
+                done = &mut carrying => (done, false),
+                read = client.read_buf(&mut early) => match read {
+                    Ok(0) | Err(_) => (Ok(None), true),
+                    // It is there, and does not wait for its turn.
+                    Ok(_) => (carrying.await, false),
+                },
+            }
+        };
+        self.client = Some(client);
+        if gone {
+            return Err(ConnError::Refused(Refusal::ClientGone));
+        }
+        if !early.is_empty() {
+            self.handshake.handle_data(Peer::Client, &early);
+        }
+        done
     }
 
     async fn carry_out(&mut self, action: Action) -> Result<Option<Outcome>, ConnError> {

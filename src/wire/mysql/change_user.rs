@@ -104,6 +104,11 @@ impl ChangeUser {
         encode_error(error, self.sequence, true)
     }
 
+    /// Whether the client has sent something that was not looked at yet.
+    pub fn has_more_of_client(&self) -> bool {
+        !self.from_client.is_empty()
+    }
+
     pub fn handle_data(&mut self, peer: Peer, data: &[u8]) {
         match peer {
             Peer::Client => self.from_client.extend_from_slice(data),

@@ -116,6 +116,11 @@ impl Handshake {
         packet.freeze()
     }
 
+    /// Whether the client has sent something that was not looked at yet.
+    pub fn has_more_of_client(&self) -> bool {
+        !self.from_client.is_empty()
+    }
+
     pub fn handle_data(&mut self, peer: Peer, data: &[u8]) {
         match peer {
             Peer::Client => self.from_client.put_slice(data),
