@@ -117,8 +117,8 @@ pub(crate) struct VaultConfig {
     pub(crate) login: VaultAs,
     /// Path of the AWS auth method.
     pub(crate) mount: String,
-    /// Role of the AWS auth method.
-    pub(crate) role: String,
+    /// Role of the AWS auth method. `None`: Vault takes the one that is named as the caller's role or user of IAM.
+    pub(crate) role: Option<String>,
     /// Path of the database user: `<mount>/creds/<role>`.
     pub(crate) creds: String,
     pub(crate) namespace: Option<String>,

@@ -31,8 +31,12 @@ export interface CredentialConfig {
 export interface VaultCredentialOptions {
   /** Its address with scheme and port, for example `https://vault.internal:8200`. */
   readonly address: string;
-  /** The role of Vault's AWS authentication that the login is for. */
-  readonly role: string;
+  /**
+   * The role of Vault's AWS authentication that the login is for.
+   *
+   * @default - with `login: 'caller'` the one that is named as the person's role of IAM; otherwise it must be given
+   */
+  readonly role?: string;
   /** The path that makes database users, for example `production-db/creds/read`. */
   readonly creds: string;
   /**
@@ -202,6 +206,10 @@ class VaultCredential extends BastionCredential {
         `${this.title} with login "caller" has no serverId, so what a person signs would be good at every Vault`,
         "set serverId, and iam_server_id_header_value of Vault's AWS authentication to the same",
       );
+      return undefined;
+    }
+    if (login !== 'caller' && !role) {
+      problems.add(context.thing, `${this.title} names no role to log in to`, 'set role, or login: "caller"');
       return undefined;
     }
     const vault = { address, auth: 'aws', mount, role, creds, login: login ?? 'task', server_id: serverId };

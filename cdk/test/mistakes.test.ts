@@ -200,6 +200,7 @@ describe('a mistake is said with its value and its fix:', () => {
     expect(vault({ address: 'vault.internal:8200' })).toContain(
       'target "db": Vault address "vault.internal:8200" is not an https URL; write https://HOST:PORT',
     );
+    expect(vault({ role: undefined })).toContain('target "db": vault("c") names no role to log in to; set role');
     expect(vault({ login: 'caller' })).toContain(
       'target "db": vault("c") with login "caller" has no serverId, so what a person signs would be good at every Vault',
     );

@@ -274,6 +274,15 @@ mod tests {
             problems.contains("login: is \"people\"; write \"task\" (the task role logs in) or \"caller\""),
             "{problems}"
         );
+        // Vault may choose a role by the person's own of IAM; the task names one.
+        let without_role = |login: &str| {
+            let vault = format!(
+                r#"{{"vault":{{"address":"https://v.example.com","creds":"d/creds/r","server_id":"v","login":"{login}"}}}}"#
+            );
+            resolved(&GOOD.replace(r#"{"rds_iam":{"user":"db_read"}}"#, &vault))
+        };
+        assert!(without_role("caller").is_ok());
+        assert!(without_role("task").unwrap_err().contains("credential.vault.role: is missing"));
         // Empty is not there.
         assert!(with(r#","login":"caller","server_id":"""#).unwrap_err().contains("server_id: is empty"));
     }

@@ -194,7 +194,12 @@ fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConf
         }
     };
     let mount = table.string("mount", problems).unwrap_or("aws").trim_matches('/').to_owned();
-    let role = table.required("role", "bastion-read", problems).map(str::to_owned);
+    // Where people log in as themselves, Vault may choose by the name of their role of IAM.
+    let role = match login {
+        VaultAs::Caller => table.string("role", problems),
+        VaultAs::Task => table.required("role", "bastion-read", problems),
+    };
+    let role = role.map(str::to_owned);
     let creds = table.required("creds", "database/creds/read", problems).map(|path| path.trim_matches('/').to_owned());
     for (key, path) in [("mount", Some(&mount)), ("creds", creds.as_ref())] {
         if let Some(path) = path.filter(|path| !is_vault_path(path)) {
@@ -225,7 +230,7 @@ fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConf
         );
     }
     table.finish(problems);
-    let (address, role, creds) = (address?, role?, creds?);
+    let (address, creds) = (address?, creds?);
     Some(CredentialConfig::Vault(Box::new(VaultConfig {
         address,
         login,

@@ -164,7 +164,7 @@ mod tests {
             address: "http://127.0.0.1:1".to_owned(),
             login: VaultAs::Caller,
             mount: "aws".to_owned(),
-            role: "r".to_owned(),
+            role: Some("r".to_owned()),
             creds: "database/creds/r".to_owned(),
             namespace: None,
             ca_file: None,

@@ -44,6 +44,7 @@ pub(crate) fn login_roles(lives: &Lives) -> BTreeMap<String, LoginRole> {
         ("bastion".to_owned(), role(&principal, "read")),
         ("powerless".to_owned(), role(&principal, "default")),
         ("others".to_owned(), role("arn:aws:sts::999", "read")),
+        ("Developer".to_owned(), role(&format!("arn:aws:sts::{ACCOUNT}:assumed-role/Developer/"), "may-read")),
         ("people".to_owned(), role(&format!("arn:aws:sts::{ACCOUNT}:assumed-role/Developer/"), "people")),
     ])
 }
@@ -284,7 +285,7 @@ async fn an_outage_does_not_hurt_what_is_open_and_every_cause_is_told() {
         (5436, ["there is no role at database/creds/nothing", "Check creds"]),
         (5437, ["cannot be reached", "Connection refused"]),
         (5438, ["another X-Vault-AWS-IAM-Server-ID", "Set server_id"]),
-        (5439, ["it refused the login to role bastion", "Check role, mount and namespace"]),
+        (5439, ["it refused the login to the role bastion", "Check role, mount and namespace"]),
     ] {
         let (code, _, err) = relay.psql(port, &[], "select 1").await;
         assert_eq!(code, 2);

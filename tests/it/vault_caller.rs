@@ -36,8 +36,8 @@ fn set_targets(config: &mut Config, targets: &Value) {
     *text = environment.to_string();
 }
 
-/// A Vault that knows people, and a world whose task has the targets `orders` and `ledger` for them, of two policies, and
-/// `token` as before.
+/// A Vault that knows people, and a world whose task has the targets `orders` and `ledger` for them, of two policies,
+/// `reports` for everybody with their role of IAM, and `token` as before.
 async fn people(lives: Lives) -> (World, Vault) {
     people_in(World::folder(), lives, None, |_| ()).await
 }
@@ -63,8 +63,11 @@ async fn people_in(
             target["local_port"] = json!(local_port);
             target
         };
+        let mut by_role = with("database/creds/read", 15452);
+        drop(by_role["credential"]["vault"].as_object_mut().unwrap().remove("role"));
         let mut targets = json!({
-            "orders": with("database/creds/read", 15432), "ledger": with("database/creds/write", 15442), "token": token
+            "orders": with("database/creds/read", 15432), "ledger": with("database/creds/write", 15442),
+            "reports": by_role, "token": token
         });
         if let Some(events) = events {
             targets["events"] = json!({
@@ -192,6 +195,9 @@ async fn two_people_get_users_by_their_own_policies_through_one_task() {
         }
     }
     assert_eq!(vault.tokens().len(), logins + 2);
+    // Without a role in the configuration Vault takes the one that is named as theirs of IAM.
+    let reports = psql(&relay, &bob, "reports", "select current_user").await.unwrap();
+    assert!(reports.starts_with("v-"), "{reports}");
     // That has hurt nobody: users are there, and shared by the connections of their person only.
     let user_of = |said: &str| said.split(' ').next().unwrap().to_owned();
     let again = psql(&relay, &alice, "orders", "select current_user").await.unwrap();
@@ -270,12 +276,12 @@ async fn logins_that_were_altered_or_are_for_another_vault_or_of_another_person_
 async fn a_person_without_a_signed_login_is_told_what_to_do_and_nobody_is_not_asked() {
     let (world, vault) = people(Lives::default()).await;
     let relay = world.task_of_alice(|config| config["identity"] = json!("optional")).await;
-    // Plain ports: ledger, orders, token by name.
+    // Plain ports: ledger, orders, reports, token by name.
     let (code, _, err) = relay.psql(5433, &[], "select 1").await;
     for part in ["nobody has proven who they are", "Connect through bastion up or bastion connect"] {
         assert!(code == 2 && err.contains(part), "{part} is not in {err}");
     }
-    assert_eq!(relay.psql(5434, &[], "select current_user").await.1, "db_read");
+    assert_eq!(relay.psql(5435, &[], "select current_user").await.1, "db_read");
     // An older launcher, which knows no such logins.
     let challenge = relay.challenge().await;
     let old = token(&relay, &Proof::new(&world, &relay, "alice", &challenge).claim()).await;

@@ -46,9 +46,10 @@ pub(super) fn script(target: &Target, access: &str, version: Option<u16>) -> Str
                 "--   vault write {mount}/roles/{role} db_name=CONNECTION default_ttl=1h max_ttl=8h creation_statements=@FILE"
             ));
             if vault.login == VaultAs::Caller {
+                let role = vault.role.as_deref().unwrap_or("named as each one\'s role of IAM");
                 lines.push(format!(
-                    "-- People log in to Vault as themselves: role {} of auth/{} says who, their own policies say what.",
-                    vault.role, vault.mount
+                    "-- People log in to Vault as themselves: the role {role} of auth/{} says who, their own policies say what.",
+                    vault.mount
                 ));
             }
             lines.push(match engine {
@@ -204,7 +205,7 @@ mod tests {
             address: "https://vault.example.com:8200".to_owned(),
             login: VaultAs::Caller,
             mount: "aws".to_owned(),
-            role: "bastion-read".to_owned(),
+            role: Some("bastion-read".to_owned()),
             creds: "prod-db/creds/read".to_owned(),
             namespace: None,
             ca_file: None,
@@ -220,7 +221,7 @@ mod tests {
         );
         assert!(!made.contains("ALTER DEFAULT"), "{made}");
         assert!(
-            made.contains("\n-- People log in to Vault as themselves: role bastion-read of auth/aws says who"),
+            made.contains("\n-- People log in to Vault as themselves: the role bastion-read of auth/aws says who"),
             "{made}"
         );
         let made = script(&target(Engine::Mysql, true, vault), "read", None);

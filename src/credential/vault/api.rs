@@ -102,8 +102,9 @@ impl Api {
         let client = self.client(String::new())?;
         let VaultConfig { mount, role, login: who, .. } = &self.config;
         let SignedIdentity { url, headers, body } = identity;
-        let login = vaultrs::auth::aws::iam_login(&client, mount, "POST", url, headers, body, Some(role));
-        let auth = login.await.map_err(|error| login_failed(failed(&error), role, *who))?;
+        let login = vaultrs::auth::aws::iam_login(&client, mount, "POST", url, headers, body, role.as_deref());
+        let name = role.as_deref().unwrap_or("named as your role or user of IAM");
+        let auth = login.await.map_err(|error| login_failed(failed(&error), name, *who))?;
         Ok(Session {
             client: self.client(auth.client_token)?,
             token_lifetime: Duration::from_secs(auth.lease_duration),

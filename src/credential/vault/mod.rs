@@ -42,7 +42,7 @@ pub(crate) enum VaultError {
     Database,
     #[error("permission denied")]
     Denied,
-    #[error("it refused the login to role {0}")]
+    #[error("it refused the login to the role {0}")]
     LoginDenied(String),
     #[error("there is no role at {0}")]
     NoCredsRole(String),
@@ -52,7 +52,7 @@ pub(crate) enum VaultError {
     NoLoginRole(String),
     #[error("there is no AWS auth method at the configured mount")]
     NoMount,
-    #[error("you are not among the principals of role {0}")]
+    #[error("you are not among the principals of the role {0}")]
     OtherCaller(String),
     #[error("the task role is not among those of role {0}")]
     OtherPrincipal(String),

@@ -87,7 +87,7 @@ mod tests {
             address: "https://vault.example.com".to_owned(),
             login: VaultAs::Task,
             mount: "aws".to_owned(),
-            role: "r".to_owned(),
+            role: Some("r".to_owned()),
             creds: "database/creds/r".to_owned(),
             namespace: None,
             ca_file: None,

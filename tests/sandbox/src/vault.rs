@@ -260,8 +260,6 @@ async fn log_in(shared: &Shared, namespace: &str, body: &[u8]) -> anyhow::Result
     let input: Value = serde_json::from_slice(body)?;
     let text = |name: &str| input[name].as_str().with_context(|| format!("missing {name}"));
     let decoded = |name: &str| anyhow::Ok(STANDARD.decode(text(name)?)?);
-    let name = text("role")?;
-    let Some(role) = shared.roles.get(name) else { bail!("entry for role {name} not found") };
     ensure!(text("iam_http_request_method")? == "POST", "invalid iam_http_request_method");
     let host = format!("sts.{REGION}.amazonaws.com");
     ensure!(decoded("iam_request_url")? == format!("https://{host}/").as_bytes(), "invalid iam_request_url");
@@ -286,6 +284,10 @@ async fn log_in(shared: &Shared, namespace: &str, body: &[u8]) -> anyhow::Result
     ensure!(signed.is_some(), "the header X-Vault-AWS-IAM-Server-ID is not signed");
     let arn = (shared.verify)(&headers, &body)
         .map_err(|why| anyhow::anyhow!("error making upstream request: received error code 403 from STS: {why}"))?;
+    // The name of the role or user of IAM, unless the login says another one.
+    let friendly = arn.split('/').nth(1).unwrap_or_default();
+    let name = input["role"].as_str().filter(|name| !name.is_empty()).unwrap_or(friendly);
+    let Some(role) = shared.roles.get(name) else { bail!("entry for role {name} not found") };
     ensure!(arn.starts_with(&role.principal), "IAM Principal \"{arn}\" does not belong to the role \"{name}\"");
     let mut wanted = json!({"policies": [role.policy], "ttl": format!("{}s", role.ttl.as_secs()), "renewable": true});
     let mut path = "auth/token/create";
