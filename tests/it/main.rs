@@ -20,6 +20,7 @@ mod support;
 mod template;
 mod up;
 mod vault;
+mod vault_ca;
 mod vault_caller;
 
 /// A file that is not a module here would never run.

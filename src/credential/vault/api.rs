@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustify::endpoint::Endpoint;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
 use rustify::errors::ClientError as RestError;
-use rustls::ClientConfig;
+use rustls::{CertificateError, ClientConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -271,10 +271,30 @@ fn rest_failed(error: &RestError) -> Failure {
     match error {
         RestError::ServerResponseError { code, content } => refused(*code, content.clone().unwrap_or_default()),
         RestError::RequestError { source, .. } | RestError::ResponseError { source } => {
-            let cause = source.chain().last().map(ToString::to_string).unwrap_or_default();
-            Failure::Known(VaultError::Unreachable(cause))
+            let cause = || source.chain().last().map(ToString::to_string).unwrap_or_default();
+            let untrusted = source.chain().find_map(untrusted);
+            Failure::Known(untrusted.unwrap_or_else(|| VaultError::Unreachable(cause())))
         }
         _ => Failure::Known(VaultError::Answer),
+    }
+}
+
+/// What is wrong with a certificate, if that is the cause.
+fn untrusted(cause: &(dyn std::error::Error + 'static)) -> Option<VaultError> {
+    if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+        // What it wraps is not its source.
+        return untrusted(error.get_ref()?);
+    }
+    match cause.downcast_ref()? {
+        rustls::Error::InvalidCertificate(reason) => match reason {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Some(VaultError::CertificateExpired),
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Some(VaultError::CertificateName)
+            }
+            CertificateError::UnknownIssuer => Some(VaultError::CertificateIssuer),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -36,6 +36,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
 pub(crate) enum VaultError {
     #[error("its answer could not be read")]
     Answer,
+    #[error("its certificate has expired, so nothing was sent to it")]
+    CertificateExpired,
+    #[error("its certificate is not from a trusted CA, so nothing was sent to it")]
+    CertificateIssuer,
+    #[error("its certificate is for another name, so nothing was sent to it")]
+    CertificateName,
     #[error("the token of the login may not read {0}")]
     CredsDenied(String),
     #[error("it could not make a user in the database")]

@@ -52,6 +52,11 @@ fn vault(reason: &VaultError) -> &'static str {
         VaultError::Answer | VaultError::Refused(_) => {
             "Check that address is that of Vault, and look into its audit log."
         }
+        VaultError::CertificateExpired => "Ask whoever runs Vault to renew its certificate.",
+        VaultError::CertificateIssuer => {
+            "Set ca_file of the target to a PEM file with the CA of Vault's certificate; with ca_file no other one is trusted."
+        }
+        VaultError::CertificateName => "Configure the address as its certificate names it.",
         VaultError::CredsDenied(_) => {
             "Give the role of the AWS auth method a policy with capability read on this path, and check creds."
         }
@@ -90,8 +95,6 @@ fn vault(reason: &VaultError) -> &'static str {
         VaultError::Throttled => "Try again in a minute; the limit is a quota of Vault.",
         VaultError::Unsigned => "Connect again: bastion signs another one for you.",
         VaultError::Unavailable(_) => "Try again; if it stays so, look at the load balancer in front of Vault.",
-        VaultError::Unreachable(_) => {
-            "Let the task's security group and routes reach Vault; for a certificate of a private CA set ca_file."
-        }
+        VaultError::Unreachable(_) => "Let the task's security group and routes reach Vault.",
     }
 }
