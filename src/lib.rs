@@ -12,8 +12,8 @@
 //! | `config` | environment schema → resolved settings, every mistake at once | both |
 //! | `types` | the vocabulary that the parts share | both |
 //! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux, lanes | both |
-//! | `relay` | accept, drive the handshake, splice, health and metrics | relay |
-//! | `credential` | what a target logs in with: RDS IAM tokens; redacted, cached until safely before expiry | relay |
+//! | `relay` | who is calling, accept, drive the handshake, splice, audit, health and metrics | relay |
+//! | `credential` | what a target logs in with: RDS IAM tokens, secrets, users that Vault makes for the task or for each person; redacted, cached | relay |
 //! | `link` | streams over several byte pipes: the runtime's side of `wire::lane`, for both ends | both |
 //! | `tunnel` | the laptop's path into the task: websocket, driver loop, local listeners | launcher |
 //! | `aws` | the AWS calls of the launcher in our own types | launcher |
