@@ -141,9 +141,11 @@ mod tests {
     async fn an_outage_spends_nothing_and_a_refusal_is_the_answer_for_a_moment() {
         let slot = Slot::default();
         slot.put(signed(0));
-        let taken = slot.take().unwrap();
-        slot.settle(taken, Some(&VaultError::Sealed));
-        assert_eq!(slot.standing(), Standing::Signed);
+        for outage in [VaultError::Sealed, VaultError::CertificateIssuer, VaultError::Unreachable(String::new())] {
+            let taken = slot.take().unwrap();
+            slot.settle(taken, Some(&outage));
+            assert_eq!(slot.standing(), Standing::Signed);
+        }
         let taken = slot.take().unwrap();
         let denied = VaultError::LoginDenied("r".to_owned());
         slot.settle(taken, Some(&denied));

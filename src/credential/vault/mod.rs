@@ -83,17 +83,33 @@ pub(crate) enum VaultError {
 }
 
 impl VaultError {
-    /// Whether Vault has decided nothing.
+    /// Whether Vault has decided nothing. Every kind stands here, so that a new one is sorted too.
     fn is_outage(&self) -> bool {
-        matches!(
-            self,
-            Self::Database
-                | Self::Sealed
-                | Self::Standby
-                | Self::Throttled
-                | Self::Unavailable(_)
-                | Self::Unreachable(_)
-        )
+        match self {
+            Self::CertificateExpired
+            | Self::CertificateIssuer
+            | Self::CertificateName
+            | Self::Database
+            | Self::Sealed
+            | Self::Standby
+            | Self::Throttled
+            | Self::Unavailable(_)
+            | Self::Unreachable(_) => true,
+            Self::Answer
+            | Self::CredsDenied(_)
+            | Self::Denied
+            | Self::LoginDenied(_)
+            | Self::NoCredsRole(_)
+            | Self::NoLease
+            | Self::NoLoginRole(_)
+            | Self::NoMount
+            | Self::OtherCaller(_)
+            | Self::OtherPrincipal(_)
+            | Self::Refused(_)
+            | Self::ServerId
+            | Self::Sts
+            | Self::Unsigned => false,
+        }
     }
 }
 
