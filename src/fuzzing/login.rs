@@ -18,8 +18,6 @@ const RETRIES_MAX: usize = 3;
 pub(super) trait Engine {
     fn start(&self) -> Handshake;
 
-    fn kind(&self) -> SecretKind;
-
     /// A message that is well formed, more or less, so that inputs get deep soon. `line` is what the peer has heard.
     fn message(&self, shape: u8, input: &mut Input<'_>, line: &Line) -> Vec<u8>;
 
@@ -76,13 +74,17 @@ trait Script {
     fn retries(&mut self) -> bool;
 }
 
-/// Drives one login with what `input` says.
-pub(super) fn drive(engine: &dyn Engine, input: Input<'_>) -> End {
-    let first = run(engine, &mut Fuzzed { engine, input });
+/// Drives one login with what `data` says. Its first byte is for the settings of the engine, which has the others.
+pub(super) fn drive<E: Engine>(data: &[u8], engine: impl FnOnce(u8) -> E) -> End {
+    let mut input = Input(data);
+    let flags = input.byte();
+    let kind = if flags & 4 != 0 { SecretKind::Token } else { SecretKind::Password };
+    let engine: &dyn Engine = &engine(flags);
+    let first = run(engine, kind, &mut Fuzzed { engine, input });
     // SCRAM has randomness of its own.
     if first.end == End::Spliced && first.retries == 0 && !contains(&first.upstream.heard, b"SCRAM-SHA-256") {
         let mut slow = Slow { client: first.client.clone(), upstream: first.upstream.clone() };
-        let second = run(engine, &mut slow);
+        let second = run(engine, kind, &mut slow);
         assert_eq!(second.end, End::Spliced, "the same bytes one by one");
         let rest = |line: &mut Line| line.sent().clone();
         let upstream = [second.upstream.heard, rest(&mut slow.client)].concat();
@@ -147,7 +149,7 @@ impl Script for Slow {
     }
 }
 
-fn run(engine: &dyn Engine, script: &mut dyn Script) -> Run {
+fn run(engine: &dyn Engine, kind: SecretKind, script: &mut dyn Script) -> Run {
     let mut handshake = engine.start();
     let (mut client, mut upstream) = (Line::default(), Line::default());
     let (mut dialed, mut credential, mut told_at_dial) = (false, false, 0);
@@ -195,7 +197,7 @@ fn run(engine: &dyn Engine, script: &mut dyn Script) -> Run {
             Action::NeedCredential => {
                 assert!(upstream.tls.is_some() && !credential);
                 credential = true;
-                handshake.handle_credential(USER, SECRET, engine.kind());
+                handshake.handle_credential(USER, SECRET, kind);
             }
             Action::SendSecret(secret) => {
                 assert!(upstream.tls.is_some() && credential, "a secret before TLS");

@@ -15,7 +15,7 @@ use crate::wire::mysql::greeting::Greeting;
 use crate::wire::mysql::handshake::Settings;
 use crate::wire::mysql::packet::{self, ERR, ErrPacket, LOGIN_PACKET_MAX, OK, Packet, Reader};
 use crate::wire::mysql::response::{Head, Opening, Response};
-use crate::wire::proxy::{Handshake, SecretKind};
+use crate::wire::proxy::Handshake;
 
 const PLUGINS: [&str; 6] = [NATIVE, CACHING_SHA2, CLEAR, ED25519, SHA256, "dialog"];
 
@@ -61,32 +61,23 @@ fn is_whole(response: &Response) -> bool {
 
 /// A login whose client and upstream send anything.
 pub(super) fn handshake(data: &[u8]) -> End {
-    let mut input = Input(data);
-    let flags = input.byte();
-    let settings = Settings {
-        database: (flags & 1 != 0).then(|| "orders".to_owned()),
-        offer_tls: flags & 2 != 0,
-        attributes: vec![("bastion_person", "alice".to_owned())],
-        read_only: flags & 8 != 0,
-        statements: flags & 0x20 != 0,
-        demand: (flags & 0x40 != 0).then(|| Arc::new(Verifier::new("not among the bytes"))),
-    };
-    let kind = if flags & 4 != 0 { SecretKind::Token } else { SecretKind::Password };
-    login::drive(&Mysql { settings, kind }, input)
+    login::drive(data, |flags| {
+        Mysql(Settings {
+            database: (flags & 1 != 0).then(|| "orders".to_owned()),
+            offer_tls: flags & 2 != 0,
+            attributes: vec![("bastion_person", "alice".to_owned())],
+            read_only: flags & 8 != 0,
+            statements: flags & 0x20 != 0,
+            demand: (flags & 0x40 != 0).then(|| Arc::new(Verifier::new("not among the bytes"))),
+        })
+    })
 }
 
-struct Mysql {
-    settings: Settings,
-    kind: SecretKind,
-}
+struct Mysql(Settings);
 
 impl Engine for Mysql {
     fn start(&self) -> Handshake {
-        Handshake::mysql(self.settings.clone(), [3; 20])
-    }
-
-    fn kind(&self) -> SecretKind {
-        self.kind
+        Handshake::mysql(self.0.clone(), [3; 20])
     }
 
     fn message(&self, shape: u8, input: &mut Input<'_>, _: &Line) -> Vec<u8> {
@@ -116,12 +107,12 @@ impl Engine for Mysql {
     }
 
     fn check_splice(&self, upstream: &[u8], to_client: &[u8]) {
-        assert!(self.settings.demand.is_none(), "joined without the password");
+        assert!(self.0.demand.is_none(), "joined without the password");
         let mut rest = BytesMut::from(upstream);
         while let Ok(Some(Packet { payload, .. })) = packet::decode(&mut rest) {
             match payload.first() {
                 Some(&OK) => {
-                    if self.settings.read_only {
+                    if self.0.read_only {
                         let answer = packet::decode(&mut rest).ok().flatten().expect("joined before it is read-only");
                         assert_eq!(answer.payload.first(), Some(&OK));
                     }

@@ -10,7 +10,7 @@ use crate::wire::pg::door::{Demand, NONCE, SALT, Verifier};
 use crate::wire::pg::handshake::Settings;
 use crate::wire::pg::message::{self, Authentication, ErrorFields, LOGIN_MESSAGE_MAX, Message};
 use crate::wire::pg::startup::{self, Opening, STARTUP_MAX};
-use crate::wire::proxy::{Handshake, SecretKind};
+use crate::wire::proxy::Handshake;
 
 /// Made once: it is slow on purpose.
 static VERIFIER: LazyLock<Arc<Verifier>> = LazyLock::new(|| Arc::new(Verifier::new("not among the bytes", [7; SALT])));
@@ -41,31 +41,22 @@ pub(super) fn messages(data: &[u8]) {
 
 /// A login whose client and upstream send anything.
 pub(super) fn handshake(data: &[u8]) -> End {
-    let mut input = Input(data);
-    let flags = input.byte();
-    let settings = Settings {
-        database: (flags & 1 != 0).then(|| "orders".to_owned()),
-        offer_tls: flags & 2 != 0,
-        person: (flags & 8 != 0).then(|| "alice".to_owned()),
-        read_only: flags & 16 != 0,
-        demand: (flags & 0x40 != 0).then(|| Demand { verifier: Arc::clone(&VERIFIER), random: [9; NONCE] }),
-    };
-    let kind = if flags & 4 != 0 { SecretKind::Token } else { SecretKind::Password };
-    login::drive(&Postgres { settings, kind }, input)
+    login::drive(data, |flags| {
+        Postgres(Settings {
+            database: (flags & 1 != 0).then(|| "orders".to_owned()),
+            offer_tls: flags & 2 != 0,
+            person: (flags & 8 != 0).then(|| "alice".to_owned()),
+            read_only: flags & 16 != 0,
+            demand: (flags & 0x40 != 0).then(|| Demand { verifier: Arc::clone(&VERIFIER), random: [9; NONCE] }),
+        })
+    })
 }
 
-struct Postgres {
-    settings: Settings,
-    kind: SecretKind,
-}
+struct Postgres(Settings);
 
 impl Engine for Postgres {
     fn start(&self) -> Handshake {
-        Handshake::postgres(self.settings.clone())
-    }
-
-    fn kind(&self) -> SecretKind {
-        self.kind
+        Handshake::postgres(self.0.clone())
     }
 
     fn message(&self, shape: u8, input: &mut Input<'_>, line: &Line) -> Vec<u8> {
@@ -106,7 +97,7 @@ impl Engine for Postgres {
     }
 
     fn check_splice(&self, upstream: &[u8], to_client: &[u8]) {
-        assert!(self.settings.demand.is_none(), "joined without the password");
+        assert!(self.0.demand.is_none(), "joined without the password");
         let (mut rest, mut expected, mut let_in) = (BytesMut::from(upstream), Vec::new(), false);
         while let Ok(Some(Message { tag, raw, body })) = message::decode(&mut rest) {
             let_in |= tag == b'R' && body == Bytes::from_static(&[0; 4]);
