@@ -4,8 +4,8 @@ use clap::Args;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::error::{CommandError, Kind};
-use crate::cli::launch::{self, AwsArgs};
+use crate::cli::error::CommandError;
+use crate::cli::launch::{self, AwsArgs, interrupted};
 use crate::cli::ui::Ui;
 
 /// Stop your running bastions of an environment
@@ -58,7 +58,8 @@ pub(super) async fn cmd_down(args: DownArgs, drain: CancellationToken) -> Result
     };
     tokio::select! {
         done = work => done,
-        () = drain.cancelled() => Err(CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted"))
-            .hinted("what was asked to stop goes on stopping; bastion status shows it")),
+        () = drain.cancelled() => {
+            Err(interrupted().hinted("what was asked to stop goes on stopping; bastion status shows it"))
+        }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::error::{CommandError, Kind};
-use crate::cli::launch::{self, AwsArgs};
+use crate::cli::launch::{self, AwsArgs, interruptible};
 use crate::cli::ui::Ui;
 use crate::config::laptop;
 
@@ -34,11 +34,7 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) async fn cmd_status(args: StatusArgs, drain: CancellationToken) -> Result<(), CommandError> {
-    let interrupted = || CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted"));
-    tokio::select! {
-        done = run(&args) => done,
-        () = drain.cancelled() => Err(interrupted()),
-    }
+    Box::pin(interruptible(&drain, run(&args))).await
 }
 
 async fn run(args: &StatusArgs) -> Result<(), CommandError> {
