@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use bastion_sandbox::container::{Container, LOCKED_DOWN};
+use bastion_sandbox::postgres::Flaws;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -26,6 +27,12 @@ async fn container() -> Container {
     let said = podman(&container, &["load", "--quiet", "--input", &archive.display().to_string()]).await;
     said.split_once(": ").expect("podman names the image").1.clone_into(&mut container.image);
     container
+}
+
+/// A world whose tasks are containers of the image.
+async fn world() -> World {
+    let container = container().await;
+    World::start_with(Flaws::default(), |config| config.container = Some(container)).await
 }
 
 /// Where `scripts/image` puts what it builds: two folders up from `target/debug/bastion`.
@@ -220,10 +227,7 @@ async fn health_is_red_while_the_relay_is_stuck() {
 
 #[tokio::test]
 async fn a_query_ends_before_the_container_does() {
-    let container = container().await;
-    let world =
-        World::start_with(bastion_sandbox::postgres::Flaws::default(), |config| config.container = Some(container))
-            .await;
+    let world = world().await;
     let relay = world.relay(|_| ()).await;
     let client = relay.client().await;
     let query = async { client.query_one("select pg_sleep(2), 7", &[]).await.unwrap().get::<_, i32>(1) };
@@ -244,10 +248,7 @@ async fn a_query_ends_before_the_container_does() {
 
 #[tokio::test]
 async fn an_idle_client_is_cut_before_the_container_is_killed() {
-    let container = container().await;
-    let world =
-        World::start_with(bastion_sandbox::postgres::Flaws::default(), |config| config.container = Some(container))
-            .await;
+    let world = world().await;
     let relay = world.relay(|_| ()).await;
     let client = relay.client().await;
     assert_eq!(client.query_one("select 7", &[]).await.unwrap().get::<_, i32>(0), 7);
@@ -267,10 +268,7 @@ async fn an_idle_client_is_cut_before_the_container_is_killed() {
 
 #[tokio::test]
 async fn bastion_up_reaches_the_database_through_the_image() {
-    let container = container().await;
-    let world =
-        World::start_with(bastion_sandbox::postgres::Flaws::default(), |config| config.container = Some(container))
-            .await;
+    let world = world().await;
     let up = crate::up::up(&world).await;
     let (code, out, err) = up.psql("orders", "select current_user, count(*) from orders").await;
     assert_eq!((code, out.as_str()), (0, "db_read|1000"), "{err}");

@@ -118,12 +118,7 @@ async fn ctrl_c_ends_the_check_and_its_session() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
     let world = World::start_with(Flaws::default(), |config| {
-        for definition in &mut config.task_definitions {
-            let text = definition.environment.get_mut("BASTION_CONFIG").unwrap();
-            let mut relay: Value = serde_json::from_str(text).unwrap();
-            relay["target"]["orders"]["port"] = json!(port);
-            *text = relay.to_string();
-        }
+        config.change_relays(|relay| relay["target"]["orders"]["port"] = json!(port)).unwrap();
     })
     .await;
     // One session, so that no other one comes or goes meanwhile.

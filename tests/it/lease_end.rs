@@ -7,8 +7,8 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::support::{PATIENCE, Relay, World, sandbox_program};
-use crate::vault::{Lives, relay, target, vault, with_mariadb};
+use crate::support::{PATIENCE, Relay, World, mysql_options, sandbox_program};
+use crate::vault::{Lives, mysql_target, relay, target, vault, with_mariadb};
 
 /// Long enough to be warned, short enough to be waited for.
 const SHORT: Lives = Lives { lease: 8, lease_max: 10, token: 600 };
@@ -124,23 +124,13 @@ async fn mariadb_is_told_why_its_connection_was_closed() {
     let events = MariaDb::start(world.folder.path(), &sandbox_program(), flaws).await.unwrap();
     let vault = vault(&world, Lives::default()).await;
     with_mariadb(&vault, &events, SHORT).await;
-    let mut target = target(&world, &vault, "bastion", "database/creds/events");
-    target["engine"] = json!("mysql");
-    target["host"] = json!(mariadb::HOST);
-    target["port"] = json!(events.port);
-    target["database"] = json!("events");
-    let relay = relay(&world, json!({"events": target})).await;
+    let relay = relay(&world, json!({"events": mysql_target(&world, &vault, &events)})).await;
     let (mut idle, mut busy) = (Terminal::mariadb(&relay), Terminal::mariadb(&relay));
     let user = idle.ask("select substring_index(user(), '@', 1);").await;
     assert_eq!(busy.ask("select substring_index(user(), '@', 1);").await, user);
     busy.write("select sleep(60);").await;
     // A driver that refuses packets out of their order.
-    let options = mysql_async::OptsBuilder::default()
-        .ip_or_hostname(relay.address.to_string())
-        .tcp_port(3306)
-        .user(Some("anyone"))
-        .prefer_socket(false);
-    let mut strict = mysql_async::Conn::new(options).await.unwrap();
+    let mut strict = mysql_async::Conn::new(mysql_options(relay.address, 3306)).await.unwrap();
     let mut ask = async |sql: &str| mysql_async::prelude::Queryable::query_first::<String, _>(&mut strict, sql).await;
     assert_eq!(ask("select substring_index(user(), '@', 1)").await.unwrap().as_deref(), Some(user.as_str()));
     relay.wait_for("the lease of the database user has ended").await;

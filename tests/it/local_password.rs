@@ -9,12 +9,7 @@ use crate::up::{Up, bastion, ports};
 
 async fn world() -> World {
     World::start_with(Flaws::default(), |config| {
-        for definition in &mut config.task_definitions {
-            let text = definition.environment.get_mut("BASTION_CONFIG").unwrap();
-            let mut relay: Value = serde_json::from_str(text).unwrap();
-            relay["local_password"] = json!(true);
-            *text = relay.to_string();
-        }
+        config.change_relays(|relay| relay["local_password"] = json!(true)).unwrap();
     })
     .await
 }

@@ -12,7 +12,7 @@ use mysql_async::prelude::Queryable as _;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{BASTION, PATIENCE, finish, sandbox_program};
+use crate::support::{BASTION, PATIENCE, finish, mysql_options, sandbox_program};
 
 /// A MariaDB, and a relay in a task for each test that wants one.
 struct World {
@@ -104,12 +104,7 @@ impl World {
     }
 
     async fn connect(&self) -> Result<mysql_async::Conn, mysql_async::Error> {
-        let options = mysql_async::OptsBuilder::default()
-            .ip_or_hostname(self.address.to_string())
-            .tcp_port(3306)
-            .user(Some("anyone"))
-            .prefer_socket(false)
-            .max_allowed_packet(Some(64 << 20));
+        let options = mysql_options(self.address, 3306).max_allowed_packet(Some(64 << 20));
         mysql_async::Conn::new(options).await
     }
 
@@ -255,10 +250,7 @@ async fn a_pool_may_change_user_and_reset_as_often_as_it_likes() {
 async fn a_database_that_dies_ends_its_connections_and_idle_ones_stay() {
     let World { sandbox, database, folder, task, address } = World::start(Flaws::default(), |_| ()).await;
     let log = || sandbox.task_log(task.as_ref().unwrap());
-    let options = || {
-        let options = mysql_async::OptsBuilder::default().ip_or_hostname(address.to_string()).tcp_port(3306);
-        options.user(Some("anyone")).prefer_socket(false)
-    };
+    let options = || mysql_options(address, 3306);
     let mut idle = Vec::new();
     for _ in 0..20 {
         idle.push(mysql_async::Conn::new(options()).await.unwrap());

@@ -158,6 +158,12 @@ pub(crate) async fn http(address: Ipv4Addr, request: &str) -> (u16, String) {
     (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
 }
 
+/// What the Rust client for MySQL needs to connect through the relay.
+pub(crate) fn mysql_options(host: Ipv4Addr, port: u16) -> mysql_async::OptsBuilder {
+    let options = mysql_async::OptsBuilder::default().ip_or_hostname(host.to_string()).tcp_port(port);
+    options.user(Some("anyone")).prefer_socket(false)
+}
+
 /// Runs a command to its end: exit code, stdout, stderr.
 pub(crate) async fn finish(mut command: Command) -> (i32, String, String) {
     let output = tokio::time::timeout(PATIENCE, command.kill_on_drop(true).output()).await.expect("it hangs").unwrap();

@@ -10,7 +10,7 @@ use bastion_sandbox::{ACCOUNT, REGION};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{PATIENCE, Relay, World, finish, sandbox_program};
+use crate::support::{PATIENCE, Relay, World, finish, mysql_options, sandbox_program};
 
 const CREATE: &str = r#"CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'; GRANT SELECT ON orders TO "{{name}}""#;
 const CREATE_MYSQL: &str =
@@ -110,6 +110,16 @@ pub(crate) fn target(world: &World, vault: &Vault, role: &str, creds: &str) -> V
         "credential": {"vault": {"address": vault.address, "auth": "aws", "login": "task", "role": role, "creds": creds,
                                  "server_id": SERVER_ID, "sts_region": REGION}}
     })
+}
+
+/// The same for MariaDB.
+pub(crate) fn mysql_target(world: &World, vault: &Vault, events: &MariaDb) -> Value {
+    let mut target = target(world, vault, "bastion", "database/creds/events");
+    target["engine"] = json!("mysql");
+    target["host"] = json!(mariadb::HOST);
+    target["port"] = json!(events.port);
+    target["database"] = json!("events");
+    target
 }
 
 pub(crate) async fn relay<'w>(world: &'w World, targets: Value) -> Relay<'w> {
@@ -216,18 +226,8 @@ async fn mariadb_gets_users_as_well() {
     let events = MariaDb::start(world.folder.path(), &sandbox_program(), flaws).await.unwrap();
     let vault = vault(&world, Lives::default()).await;
     with_mariadb(&vault, &events, Lives { lease: 8, lease_max: 10, ..Lives::default() }).await;
-    let mut target = target(&world, &vault, "bastion", "database/creds/events");
-    target["engine"] = json!("mysql");
-    target["host"] = json!(mariadb::HOST);
-    target["port"] = json!(events.port);
-    target["database"] = json!("events");
-    let relay = relay(&world, json!({"events": target})).await;
-    let options = mysql_async::OptsBuilder::default()
-        .ip_or_hostname(relay.address.to_string())
-        .tcp_port(3306)
-        .user(Some("anyone"))
-        .prefer_socket(false);
-    let mut client = mysql_async::Conn::new(options).await.unwrap();
+    let relay = relay(&world, json!({"events": mysql_target(&world, &vault, &events)})).await;
+    let mut client = mysql_async::Conn::new(mysql_options(relay.address, 3306)).await.unwrap();
     let mut ask = async |sql: &str| mysql_async::prelude::Queryable::query_first::<String, _>(&mut client, sql).await;
     let name = ask("select substring_index(user(), '@', 1)").await.unwrap().unwrap();
     assert!(name.starts_with("v-") && name.len() <= 32, "{name}");

@@ -1,5 +1,6 @@
 //! Vault logins as the caller: each person a database user by their own policy, and a new signature whenever one is needed.
 
+use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
 use crate::identity::Proof;
-use crate::support::{PATIENCE, Relay, World, finish, sandbox_program};
+use crate::support::{PATIENCE, Relay, World, finish, mysql_options, sandbox_program};
 use crate::up::{Up, bastion};
 use crate::vault::{Lives, login_roles, prepare, user, wait_until_gone, with_mariadb};
 
@@ -299,11 +300,7 @@ fn proofs(world: &World) -> usize {
 }
 
 async fn mysql(up: &Up, sql: &str) -> Result<String, String> {
-    let options = mysql_async::OptsBuilder::default()
-        .ip_or_hostname("127.0.0.1")
-        .tcp_port(up.port("events"))
-        .user(Some("anyone"))
-        .prefer_socket(false);
+    let options = mysql_options(Ipv4Addr::LOCALHOST, up.port("events"));
     let connect = tokio::time::timeout(PATIENCE, mysql_async::Conn::new(options)).await.expect("it hangs");
     let mut client = connect.map_err(|error| error.to_string())?;
     let answer = client.query_first(sql).await.map_err(|error| error.to_string())?;

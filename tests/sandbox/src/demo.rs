@@ -95,20 +95,18 @@ pub fn config(folder: &Path, relay: &Path, database: &Postgres, mysql: Option<&M
 /// # Errors
 /// Never, as long as `config` is the one above.
 pub fn add_tcp_targets(config: &mut Config, targets: &[(String, u16)]) -> anyhow::Result<()> {
+    let target = |port: u16| json!({"engine": "tcp", "host": "127.0.0.1", "port": port});
     let parameter = config.parameters.get_mut("/bastion/demo").context("no environment")?;
     let mut environment: Value = serde_json::from_str(parameter)?;
     for (name, port) in targets {
-        let target = json!({"engine": "tcp", "host": "127.0.0.1", "port": port});
-        for definition in &mut config.task_definitions {
-            let text = definition.environment.get_mut("BASTION_CONFIG").context("no configuration")?;
-            let mut relay: Value = serde_json::from_str(text)?;
-            relay["target"][name] = target.clone();
-            *text = relay.to_string();
-        }
         for access in ["read", "write"] {
-            environment["access"][access]["target"][name] = target.clone();
+            environment["access"][access]["target"][name] = target(*port);
         }
     }
     *parameter = environment.to_string();
-    Ok(())
+    config.change_relays(|relay| {
+        for (name, port) in targets {
+            relay["target"][name] = target(*port);
+        }
+    })
 }

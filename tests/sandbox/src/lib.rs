@@ -37,6 +37,7 @@ use anyhow::Context as _;
 use axum::http::request::Parts;
 use axum::serve::ListenerExt as _;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -85,6 +86,22 @@ pub struct Config {
     /// The state file of the token verifier, and the endpoints it accepts.
     pub rds_state: Option<(PathBuf, Vec<String>)>,
     pub gateway: gateway::Options,
+}
+
+impl Config {
+    /// Changes the relay's configuration in every task definition.
+    ///
+    /// # Errors
+    /// If one has none.
+    pub fn change_relays(&mut self, change: impl Fn(&mut Value)) -> anyhow::Result<()> {
+        for definition in &mut self.task_definitions {
+            let text = definition.environment.get_mut("BASTION_CONFIG").context("no configuration")?;
+            let mut relay = serde_json::from_str(text)?;
+            change(&mut relay);
+            *text = relay.to_string();
+        }
+        Ok(())
+    }
 }
 
 /// A running sandbox.
