@@ -4,9 +4,9 @@ use bytes::BytesMut;
 
 use super::Input;
 use crate::wire::downstream::Downstream;
+use crate::wire::error_text::ErrorText;
 use crate::wire::mysql::packet;
 use crate::wire::pg::message;
-use crate::wire::proxy::ErrorText;
 
 /// The ends of messages are the same however the stream is cut, and what is said at one of them is one message.
 pub(super) fn downstream(data: &[u8]) {

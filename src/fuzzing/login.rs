@@ -5,7 +5,8 @@
 use bytes::Bytes;
 
 use super::Input;
-use crate::wire::proxy::{Action, ErrorText, Handshake, Peer, Refusal, SecretKind};
+use crate::wire::error_text::ErrorText;
+use crate::wire::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
 
 /// What the relay logs in with.
 pub(super) const USER: &str = "db_read";

@@ -13,7 +13,8 @@ pub(super) use farewell::{lease_ending, lease_over, stopping};
 
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
 use crate::types::{CredentialConfig, Engine, Target};
-use crate::wire::proxy::{ErrorText, Refusal};
+use crate::wire::error_text::ErrorText;
+use crate::wire::proxy::Refusal;
 
 /// What kind of failure a client's driver is to see.
 #[derive(Debug, Clone, Copy)]

@@ -18,9 +18,9 @@ use crate::tunnel::upgrade::{self, UpgradeError};
 use crate::tunnel::{ConnectError, ControlError, Tunnel};
 use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN};
 use crate::wire::authorize::PROOF_WANTED;
+use crate::wire::downstream::Downstream;
+use crate::wire::error_text::ErrorText;
 use crate::wire::lane::link::StreamEnd;
-use crate::wire::mysql::packet::ErrPacket;
-use crate::wire::pg::message::ErrorFields;
 use crate::wire::pg::startup::{self, Opening};
 
 const CHUNK: usize = 16 * 1024;
@@ -30,8 +30,11 @@ const LINK_CHUNK: usize = 48 * 1024;
 const LINGER_DATABASE: Duration = Duration::from_secs(30);
 /// Other protocols may half-close and wait.
 const LINGER_TCP: Duration = Duration::from_secs(600);
-/// What the relay's answers have for a lost connection too (`mysqld_error.h`).
-const ER_NET_READ_ERROR: u16 = 1158;
+/// What the relay's answers have for a lost connection too: MySQL's number (`mysqld_error.h`) and SQLSTATE, and the
+/// SQLSTATE `connection_failure` of PostgreSQL.
+const LOST_MYSQL: (u16, &str) = (1158, "08S01");
+const LOST_POSTGRES: (u16, &str) = (0, "08006");
+const HINT: &str = "Look at the terminal where bastion runs; bastion status shows the task.";
 /// For a client that is told about a failure and does not read.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -65,8 +68,9 @@ impl From<UpgradeError> for CarryError {
     }
 }
 
-/// Carries `client` to `target` until both sides are done. A cut tunnel is told to the client: before its login as an
-/// error of the protocol that it speaks, otherwise by a reset, never by a clean end.
+/// Carries `client` to `target` until both sides are done. A cut tunnel is told to the client as an error of the protocol
+/// that it speaks; in the middle of a message, in an encrypted session and for other engines by a reset; never by a clean
+/// end.
 ///
 /// # Errors
 /// [`CarryError`], for the person at the terminal; the client knows already.
@@ -82,7 +86,7 @@ pub(crate) async fn carry(
     if engine == Engine::Postgres && client.read_buf(&mut opening).await.map_err(CarryError::Client)? == 0 {
         return Ok(());
     }
-    let mut began = Began::default();
+    let mut began = Began::new(engine);
     let carried = with_proof(lanes, target, engine, &mut client, &opening, &mut began).await;
     if let Err(error) = &carried {
         // Databases may drop a client that has said goodbye; it hears nothing any more, and nothing is wrong.
@@ -90,13 +94,20 @@ pub(crate) async fn carry(
             tracing::debug!(target, %error, "after the client's end");
             return Ok(());
         }
-        if engine == Engine::Tcp || began.down || matches!(error, CarryError::Client(_)) {
-            // A reset: the client must not take this for the end of its data.
-            let _best_effort = SockRef::from(&client).set_linger(Some(Duration::ZERO));
-        } else {
-            let told = tell(&mut client, engine, opening, error);
+        let text = error_text(engine, error);
+        let last_words = began.stream.as_ref().and_then(|stream| stream.last_words(&text));
+        if let Some(last_words) = last_words.filter(|_| !matches!(error, CarryError::Client(_))) {
+            let told = async {
+                match began.down {
+                    true => say(&mut client, &last_words).await,
+                    false => tell(&mut client, engine, opening, &text).await,
+                }
+            };
             // Whoever does not read it cannot be helped.
             let _in_time = tokio::time::timeout(GOODBYE_TIMEOUT, told).await;
+        } else {
+            // A reset: the client must not take this for the end of its data.
+            let _best_effort = SockRef::from(&client).set_linger(Some(Duration::ZERO));
         }
     }
     carried
@@ -130,7 +141,6 @@ async fn with_proof(
 }
 
 /// What has gone through already, and cannot be taken back.
-#[derive(Default)]
 struct Began {
     /// The client has closed its side.
     closed: bool,
@@ -138,6 +148,27 @@ struct Began {
     up: bool,
     /// Bytes for the client.
     down: bool,
+    /// Where those stand, if that can be known.
+    stream: Option<Downstream>,
+}
+
+impl Began {
+    fn new(engine: Engine) -> Self {
+        let stream = match engine {
+            Engine::Mysql => Some(Downstream::mysql_login()),
+            Engine::Postgres => Some(Downstream::postgres_login()),
+            Engine::Tcp => None,
+        };
+        Self { closed: false, up: false, down: false, stream }
+    }
+}
+
+/// Follows what a client was sent.
+fn sent(began_down: &mut bool, stream: &mut Option<Downstream>, bytes: &[u8]) {
+    *began_down = true;
+    if let Some(stream) = stream {
+        stream.pass(bytes);
+    }
 }
 
 /// A stream of the link. Each direction ends on its own.
@@ -152,7 +183,7 @@ async fn over_link(
     let stream = link.open(target).ok_or_else(full)?;
     let (mut from_link, mut to_link) = tokio::io::split(stream);
     let (from_client, mut to_client) = client.split();
-    let Began { closed, up: began_up, down: began_down } = began;
+    let Began { closed, up: began_up, down: began_down, stream: followed } = began;
     let up = async {
         // Why a write fails, the reading side knows.
         let sent = async {
@@ -191,8 +222,9 @@ async fn over_link(
             if length == 0 {
                 return to_client.shutdown().await.map_err(CarryError::Client);
             }
-            *began_down = true;
-            to_client.write_all(buffer.get(..length).unwrap_or_default()).await.map_err(CarryError::Client)?;
+            let bytes = buffer.get(..length).unwrap_or_default();
+            sent(began_down, followed, bytes);
+            to_client.write_all(bytes).await.map_err(CarryError::Client)?;
         }
     };
     tokio::try_join!(up, down).map(|_| ())
@@ -222,7 +254,7 @@ async fn over_tunnel(
     let stream = tunnel.connect(linger)?;
     let (mut from_tunnel, mut to_tunnel) = tokio::io::split(stream);
     let (mut from_client, mut to_client) = client.split();
-    let Began { up: began_up, down: began_down, closed } = began;
+    let Began { up: began_up, down: began_down, closed, stream: followed } = began;
     let mut first = upgrade::request(UPGRADE_CONN, token, &[(HEADER_TARGET, target)]);
     first.extend_from_slice(opening);
     to_tunnel.write_all(&first).await.map_err(CarryError::Tunnel)?;
@@ -250,7 +282,7 @@ async fn over_tunnel(
         upgrade::read_head(&mut from_tunnel, &mut buffer).await?;
         loop {
             if !buffer.is_empty() {
-                *began_down = true;
+                sent(began_down, followed, &buffer);
                 to_client.write_all_buf(&mut buffer).await.map_err(CarryError::Client)?;
             }
             buffer.clear();
@@ -268,23 +300,29 @@ async fn over_tunnel(
     }
 }
 
-/// Tells a client that has heard nothing yet. MySQL's reads an ERR packet in place of the greeting, without an SQLSTATE:
-/// nobody has agreed on protocol 4.1.
-async fn tell(client: &mut TcpStream, engine: Engine, opening: BytesMut, error: &CarryError) -> io::Result<()> {
-    const HINT: &str = "Look at the terminal where bastion runs; bastion status shows the task.";
-    let message = format!("bastion: {error}");
-    let mut packet = BytesMut::new();
+fn error_text(engine: Engine, error: &CarryError) -> ErrorText {
+    let (number, sqlstate) = if engine == Engine::Mysql { LOST_MYSQL } else { LOST_POSTGRES };
+    let (message, hint) = (format!("bastion: {error}"), HINT.to_owned());
+    ErrorText { number, sqlstate: sqlstate.to_owned(), message, detail: String::new(), hint }
+}
+
+/// Tells a client that has heard nothing yet. MySQL's reads an ERR packet in place of the greeting.
+async fn tell(client: &mut TcpStream, engine: Engine, opening: BytesMut, text: &ErrorText) -> io::Result<()> {
     if engine == Engine::Mysql {
-        let message = format!("{message}. {HINT}");
-        ErrPacket { number: ER_NET_READ_ERROR, sqlstate: None, message }.encode(0, &mut packet);
-    } else {
-        if !refuse_all_before_startup(client, opening).await? {
-            return Ok(());
-        }
-        let (severity, code, hint) = ("FATAL".to_owned(), "08006".to_owned(), HINT.to_owned());
-        ErrorFields { severity, code, message, detail: String::new(), hint }.encode(&mut packet);
+        return say(client, &text.packet(0, false)).await;
     }
-    client.write_all(&packet).await?;
+    if !refuse_all_before_startup(client, opening).await? {
+        return Ok(());
+    }
+    let mut message = BytesMut::new();
+    text.fields("FATAL").encode(&mut message);
+    say(client, &message).await
+}
+
+/// The last message, and then the end of the stream. Waits until the client has read it: unread input of ours would turn
+/// the close into a reset.
+async fn say(client: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    client.write_all(message).await?;
     client.shutdown().await?;
     let mut rest = [0; 512];
     while client.read(&mut rest).await? > 0 {}

@@ -253,6 +253,40 @@ async fn fewer_lanes_do_and_the_reason_is_known() {
 }
 
 #[tokio::test]
+async fn a_lost_session_is_told_between_two_messages_and_reset_within_one() {
+    const OVER: &str = "the other side has closed the link";
+    let world = World::new(1).await;
+    let postgres: &[u8] = b"NR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+    let mysql: &[u8] = b"\x03\0\0\0\x0a8\0\x07\0\0\x02\0\0\0\x02\0\0\0";
+    for (engine, heard) in [(Engine::Postgres, postgres), (Engine::Mysql, mysql)] {
+        for cut in [0, 3] {
+            let (mut client, carried) = world.client_of(engine, "echo").await;
+            let heard = &heard[..heard.len() - cut];
+            client.write_all(heard).await.unwrap();
+            let mut echo = vec![0; heard.len()];
+            client.read_exact(&mut echo).await.unwrap();
+            world.relay.links.lock().unwrap().drain().for_each(|(_, link)| link.close());
+            let mut said = Vec::new();
+            let read = client.read_to_end(&mut said).await;
+            if cut > 0 {
+                assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{said:?}");
+            } else if engine == Engine::Mysql {
+                // The number that an idle client waits for.
+                assert_eq!(said[3..13], *b"\x01\xff\x86\x04#08S01", "{said:?}");
+                assert!(String::from_utf8(said[13..].to_vec()).unwrap().starts_with(&format!("bastion: {OVER}. ")));
+            } else {
+                assert_eq!(said[0], b'E');
+                let said = String::from_utf8(said[5..].to_vec()).unwrap();
+                assert!(said.contains(&format!("C08006\0Mbastion: {OVER}\0")), "{said:?}");
+            }
+            drop(client);
+            carried.await.unwrap().unwrap_err();
+        }
+    }
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_relay_that_has_lost_the_link_ends_its_streams_and_gets_a_new_one() {
     let world = World::new(2).await;
     world.all_joined().await;

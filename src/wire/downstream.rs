@@ -1,5 +1,5 @@
-//! Where the upstream's stream stands after the login, so that the relay can say something of its own between two messages
-//! of the database: that the session will end, and why it has ended. Only heads are read: type and length in PostgreSQL
+//! Where a database's stream stands, so that the relay or the launcher can say something of its own between two messages of
+//! the database: that the session will end, and why it has ended. Only heads are read: type and length in PostgreSQL
 //! (manual, "Message Formats"), length and sequence number in MySQL (MySQL Source Code Documentation, "MySQL Packets").
 //!
 //! PostgreSQL lets a server send a NoticeResponse between any two messages ("Asynchronous Operations"), in COPY too, and an
@@ -10,10 +10,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::wire::mysql::handshake::encode_error;
-use crate::wire::mysql::packet::{ERR, OK, PAYLOAD_MAX};
-use crate::wire::pg::handshake::error_fields;
-use crate::wire::proxy::ErrorText;
+use crate::wire::error_text::ErrorText;
+use crate::wire::mysql::packet::{ERR, LOGIN_PACKET_MAX, OK, PAYLOAD_MAX};
 
 /// First byte of an EOF packet, and of the OK packet that stands in its place.
 const EOF: u8 = 0xfe;
@@ -46,6 +44,16 @@ enum At {
     Lost,
 }
 
+/// A login that the stream begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Login {
+    Done,
+    /// Before the first message, there are answers of one byte each to requests for encryption.
+    Postgres,
+    /// Up to the OK packet.
+    Mysql,
+}
+
 /// What is kept of MySQL's last packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Packet {
@@ -61,6 +69,7 @@ struct Packet {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Downstream {
     engine: Engine,
+    login: Login,
     at: At,
     head: [u8; 5],
     packet: Packet,
@@ -72,7 +81,17 @@ impl Downstream {
     fn new(engine: Engine) -> Self {
         // The login ends with an OK packet.
         let packet = Packet { sequence: 0, length: 0, first: None, ends: true };
-        Self { engine, at: At::Head(0), head: [0; 5], packet, answers: Some(0) }
+        Self { engine, login: Login::Done, at: At::Head(0), head: [0; 5], packet, answers: Some(0) }
+    }
+
+    /// From the greeting on. A session that becomes encrypted is not followed.
+    pub fn mysql_login() -> Self {
+        Self { login: Login::Mysql, ..Self::new(Engine::Mysql) }
+    }
+
+    /// From the first byte on. A session that becomes encrypted is not followed.
+    pub fn postgres_login() -> Self {
+        Self { login: Login::Postgres, ..Self::new(Engine::Postgres) }
     }
 
     /// From a message on; everything before it is whole.
@@ -96,6 +115,9 @@ impl Downstream {
 
     /// Follows the bytes up to the end of the message under way, or all of them if it ends later. How many those are.
     pub fn pass_message(&mut self, bytes: &[u8]) -> usize {
+        if self.login == Login::Postgres {
+            return self.pass_answer(bytes);
+        }
         let mut used = 0;
         if let At::Head(have) = self.at {
             let wanted = self.engine.head().saturating_sub(have).min(bytes.len());
@@ -127,6 +149,24 @@ impl Downstream {
         }
     }
 
+    /// PostgreSQL's answers before its first message: no, or yes and then something else. The first message of a login
+    /// asks for authentication, refuses or negotiates the version.
+    fn pass_answer(&mut self, bytes: &[u8]) -> usize {
+        match bytes.first() {
+            None | Some(b'N') => return bytes.len().min(1),
+            Some(b'R' | b'E' | b'v') => {}
+            Some(_) => self.at = At::Lost,
+        }
+        self.login = Login::Done;
+        self.pass_message(bytes)
+    }
+
+    /// A packet of MySQL's login follows one of the client, or the one before; anything else is most likely TLS.
+    fn is_login(&self, sequence: u8, length: usize) -> bool {
+        let since = sequence.wrapping_sub(self.packet.sequence);
+        length <= LOGIN_PACKET_MAX && (since == 1 || since == 2 || sequence == 0)
+    }
+
     /// The head is whole.
     fn begin(&mut self, first: Option<u8>) {
         let [a, b, c, d, e] = self.head;
@@ -135,6 +175,10 @@ impl Downstream {
             Engine::Mysql => {
                 let length = usize::try_from(u32::from_le_bytes([a, b, c, 0])).unwrap_or(usize::MAX);
                 let first = first.filter(|_| length > 0);
+                if self.login == Login::Mysql && !self.is_login(sequence, length) {
+                    self.at = At::Lost;
+                    return;
+                }
                 // Whether an answer had ended before this packet.
                 let ends = self.packet.ends;
                 if sequence == FIRST && ends {
@@ -160,6 +204,12 @@ impl Downstream {
     fn finish(&mut self) {
         self.at = At::Head(0);
         let Packet { sequence, length, first, ends } = self.packet;
+        if self.login == Login::Mysql {
+            if first == Some(OK) && sequence > 0 {
+                (self.login, self.packet.ends) = (Login::Done, true);
+            }
+            return;
+        }
         self.packet.ends = match first {
             Some(ERR) => true,
             // A text of this first byte would be longer than a packet can be.
@@ -193,18 +243,20 @@ impl Downstream {
             return None;
         }
         let mut out = BytesMut::new();
-        error_fields("WARNING", text).encode_notice(&mut out);
+        text.fields("WARNING").encode_notice(&mut out);
         Some(out.freeze())
     }
 
     /// The error after which the connection is closed. `None` in the middle of a message.
     pub fn last_words(&self, text: &ErrorText) -> Option<Bytes> {
         self.is_between_messages().then(|| match self.engine {
-            Engine::Mysql if self.packet.ends => encode_error(text, FIRST, true),
-            Engine::Mysql => encode_error(text, self.packet.sequence.wrapping_add(1), true),
+            // It comes in the place of the answer to what the client has sent or will send.
+            Engine::Mysql if self.login == Login::Mysql => text.packet(self.packet.sequence.wrapping_add(2), true),
+            Engine::Mysql if self.packet.ends => text.packet(FIRST, true),
+            Engine::Mysql => text.packet(self.packet.sequence.wrapping_add(1), true),
             Engine::Postgres => {
                 let mut out = BytesMut::new();
-                error_fields("FATAL", text).encode(&mut out);
+                text.fields("FATAL").encode(&mut out);
                 out.freeze()
             }
         })
@@ -260,6 +312,51 @@ mod tests {
             let fields = ErrorFields::parse(&said.body);
             assert_eq!((said.tag, fields.severity.as_str(), fields.message.as_str()), (tag, severity, "it ends"));
         }
+    }
+
+    #[test]
+    fn postgres_is_followed_from_its_first_byte_if_it_stays_in_clear() {
+        let mut out = BytesMut::from(&b"NN"[..]);
+        message::encode(b'R', b"\0\0\0\0", &mut out);
+        message::encode(b'S', b"a\0b\0", &mut out);
+        for end in 0..=out.len() {
+            let mut stream = Downstream::postgres_login();
+            for byte in &out[..end] {
+                stream.pass(&[*byte]);
+            }
+            let mut whole = Downstream::postgres_login();
+            whole.pass(&out[..end]);
+            assert_eq!(whole, stream);
+            assert_eq!(stream.last_words(&text()).is_some(), [0, 1, 2, 11, 20].contains(&end), "{end}");
+        }
+        for encrypted in [&b"S"[..], b"NG", b"S\x16\x03\x03"] {
+            let mut stream = Downstream::postgres_login();
+            stream.pass(encrypted);
+            assert!(stream.last_words(&text()).is_none(), "{encrypted:?}");
+        }
+    }
+
+    #[test]
+    fn mysql_is_followed_from_its_greeting_if_it_stays_in_clear() {
+        const GREETING: &[u8] = b"\x0a8.4.0\0";
+        const FINE: &[u8] = &[OK, 0, 0, 2, 0, 0, 0];
+        let number = |payloads: &[(u8, &[u8])]| {
+            let mut stream = Downstream::mysql_login();
+            stream.pass(&packets(payloads));
+            stream.last_words(&text()).map(|said| said[3])
+        };
+        assert_eq!(number(&[(0, GREETING)]), Some(2));
+        assert_eq!(number(&[(0, GREETING), (2, b"\xfemysql_native_password\0")]), Some(4));
+        // Idle.
+        assert_eq!(number(&[(0, GREETING), (2, FINE)]), Some(1));
+        assert_eq!(number(&[(0, GREETING), (2, b"\xfex\0"), (4, b"\x01\x03"), (5, FINE)]), Some(1));
+        // In the middle of an answer.
+        assert_eq!(number(&[(0, GREETING), (2, FINE), (1, &[1]), (2, b"\x03def")]), Some(3));
+        // A ServerHello where an answer is due.
+        let mut stream = Downstream::mysql_login();
+        stream.pass(&packets(&[(0, GREETING)]));
+        stream.pass(b"\x16\x03\x03\0\x7a\x02\0\0\x76");
+        assert!(stream.last_words(&text()).is_none());
     }
 
     #[test]

@@ -23,8 +23,8 @@
 )]
 
 pub mod authorize;
-#[cfg(feature = "relay")]
 pub mod downstream;
+pub mod error_text;
 pub mod lane;
 pub mod mysql;
 pub mod pg;

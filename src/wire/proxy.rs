@@ -11,6 +11,7 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::wire::downstream::Downstream;
+use crate::wire::error_text::ErrorText;
 use crate::wire::{Malformed, mysql, pg};
 
 /// One end of the relayed connection.
@@ -72,18 +73,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[redacted]")
     }
-}
-
-/// An error as people read it: what the upstream said, or what the client is told.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ErrorText {
-    /// MySQL's error number; 0 where the engine has none.
-    pub number: u16,
-    /// Five characters.
-    pub sqlstate: String,
-    pub message: String,
-    pub detail: String,
-    pub hint: String,
 }
 
 /// Why there is no login.

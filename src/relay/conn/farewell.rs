@@ -1,5 +1,5 @@
-//! What the relay tells a client in the midst of its session: that it will end, and why it has ended. Only connections whose
-//! database user has an end pay for it: their upstream's stream is followed from message to message.
+//! What the relay tells a client in the midst of its session: that it will end, and why it has ended. For that its
+//! upstream's stream is followed from message to message.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::relay::conn::{Conn, Login};
 use crate::relay::splice::{Aside, EndedBy};
 use crate::relay::{Io, reply, wall_clock};
 use crate::wire::downstream::Downstream;
-use crate::wire::proxy::ErrorText;
+use crate::wire::error_text::ErrorText;
 
 /// For the rest of a message and the error. At the end of a drain it is part of what ECS leaves until its SIGKILL.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -21,13 +21,13 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(250);
 
 impl Conn {
-    /// Where the upstream's stream stands, and the notice that is to come. `None` where nothing ends before the client
-    /// wants it.
+    /// Where the upstream's stream stands, and the notice that is to come. `None` where the client has logged in itself:
+    /// its session may be encrypted.
     pub(super) fn aside<'a>(&'a self, login: &Login, loan: Option<&'a Loan>) -> Option<Aside<'a>> {
-        let (loan, handshake) = (loan.filter(|loan| loan.has_end())?, login.handshake.as_ref()?);
-        let mut stream = handshake.downstream();
+        let mut stream = login.handshake.as_ref()?.downstream();
         stream.pass(&login.to_client);
-        Some(Aside::new(stream, async move {
+        let Some(loan) = loan.filter(|loan| loan.has_end()) else { return Some(Aside::new(stream)) };
+        Some(Aside::new(stream).with_notice(async move {
             let left = loan.ending().await.saturating_duration_since(Instant::now());
             let target = &self.served.target;
             info!(conn_id = self.id, target = target.name, seconds = left.as_secs(), "the database user will end");

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::{Class, error};
 use crate::relay::Ended;
 use crate::types::Target;
-use crate::wire::proxy::ErrorText;
+use crate::wire::error_text::ErrorText;
 
 const NEW_USER: &str = "a new connection gets a new user.";
 

@@ -4,7 +4,7 @@
 
 use crate::relay::reply::{Class, error};
 use crate::types::{Engine, Target};
-use crate::wire::proxy::ErrorText;
+use crate::wire::error_text::ErrorText;
 
 /// The statement that lets a user log in with IAM.
 pub(super) fn grant(engine: Engine, user: &str) -> String {

@@ -1,7 +1,7 @@
 //! Why a password login did not work, for passwords that the relay has from somewhere. Short, as in `iam`.
 
 use crate::types::{Engine, Target};
-use crate::wire::proxy::ErrorText;
+use crate::wire::error_text::ErrorText;
 
 /// The database does not accept the login of a secret. Every version of the secret was tried, so it is not a rotation
 /// under way.

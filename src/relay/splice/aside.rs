@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use crate::wire::downstream::Downstream;
-use crate::wire::proxy::ErrorText;
+use crate::wire::error_text::ErrorText;
 
 /// A notice that is not due yet.
 type Notice<'a> = Pin<Box<dyn Future<Output = ErrorText> + Send + 'a>>;
@@ -20,9 +20,14 @@ pub(in crate::relay) struct Aside<'a> {
 }
 
 impl<'a> Aside<'a> {
-    /// `stream` is what has gone to the client; `notice` ends with what the client is to be told.
-    pub(in crate::relay) fn new(stream: Downstream, notice: impl Future<Output = ErrorText> + Send + 'a) -> Self {
-        Self { stream, notice: Some(Box::pin(notice)), due: None }
+    /// `stream` is what has gone to the client.
+    pub(in crate::relay) fn new(stream: Downstream) -> Self {
+        Self { stream, notice: None, due: None }
+    }
+
+    /// `notice` ends with what the client is to be told.
+    pub(in crate::relay) fn with_notice(self, notice: impl Future<Output = ErrorText> + Send + 'a) -> Self {
+        Self { notice: Some(Box::pin(notice)), ..self }
     }
 
     /// Where the stream to the client stands.

@@ -2,7 +2,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use super::*;
 use crate::wire::downstream::Downstream;
-use crate::wire::proxy::ErrorText;
+use crate::wire::error_text::ErrorText;
 
 /// A splice between two in-memory pipes, and the far ends.
 async fn spliced<F: Future>(
@@ -174,7 +174,7 @@ async fn a_notice_goes_between_two_messages_however_the_bytes_come() {
             is_due.await.unwrap();
             ErrorText { message: "it ends".to_owned(), ..ErrorText::default() }
         };
-        let mut aside = Aside::new(Downstream::postgres(), text);
+        let mut aside = Aside::new(Downstream::postgres()).with_notice(text);
         let (mut watch, counters) = (None, (&up, &down));
         let splicing =
             splice(&mut near_client, &mut near_upstream, b"", None, counters, &mut watch, Some(&mut aside), &cut);

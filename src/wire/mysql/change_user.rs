@@ -17,10 +17,11 @@ use super::capability::{PLUGIN_AUTH, SECURE_CONNECTION};
 use super::commands::{Commands, RESET_CONNECTION};
 use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, SCRAMBLE};
-use super::handshake::{READ_ONLY, encode_error, said};
+use super::handshake::{READ_ONLY, said};
 use super::packet::{self, ERR, OK, Packet, Reader};
 use crate::wire::Malformed;
-use crate::wire::proxy::{Action, ErrorText, Peer, Refusal};
+use crate::wire::error_text::ErrorText;
+use crate::wire::proxy::{Action, Peer, Refusal};
 
 /// `COM_INIT_DB`.
 const INIT_DB: u8 = 0x02;
@@ -101,7 +102,7 @@ impl ChangeUser {
 
     /// The ERR packet that tells the client why its connection ends.
     pub fn encode_error(&self, error: &ErrorText) -> Bytes {
-        encode_error(error, self.sequence, true)
+        error.packet(self.sequence, true)
     }
 
     /// Whether the client has sent something that was not looked at yet.

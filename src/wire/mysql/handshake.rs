@@ -21,12 +21,11 @@ use super::greeting::{self, Greeting, SCRAMBLE};
 use super::packet::{self, ERR, ErrPacket, OK, Packet, Reader};
 use super::response::{Head, Opening, Response};
 use crate::wire::Malformed;
-use crate::wire::proxy::{Action, ErrorText, Peer, Refusal, Secret, SecretKind};
+use crate::wire::error_text::ErrorText;
+use crate::wire::proxy::{Action, Peer, Refusal, Secret, SecretKind};
 
 /// Most packets that an upstream may send during its login; MariaDB switches once for each plugin of a user.
 const ROUNDS_MAX: u8 = 16;
-/// `ER_UNKNOWN_ERROR`, for errors without a number.
-const UNKNOWN_ERROR: u16 = 1105;
 
 /// What does not depend on the connection's bytes.
 #[derive(Debug, Clone, Default)]
@@ -147,7 +146,7 @@ impl Handshake {
     /// The ERR packet that tells the client why its connection ends. Before the greeting there is no SQLSTATE in it,
     /// because nobody has agreed on protocol 4.1.
     pub fn encode_error(&self, error: &ErrorText) -> Bytes {
-        encode_error(error, self.client_sequence, self.offered.is_some())
+        error.packet(self.client_sequence, self.offered.is_some())
     }
 
     /// Whether the client has sent something that was not looked at yet.
@@ -521,17 +520,6 @@ pub const READ_ONLY: &[u8] = b"\x03SET SESSION TRANSACTION READ ONLY";
 
 /// First byte of the packet that asks for another factor.
 const NEXT_FACTOR: u8 = 0x02;
-
-/// The ERR packet for `error`, as one sentence after the other.
-pub(in crate::wire) fn encode_error(error: &ErrorText, sequence: u8, with_state: bool) -> Bytes {
-    let parts = [&error.message, &error.hint, &error.detail];
-    let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-    let number = if error.number == 0 { UNKNOWN_ERROR } else { error.number };
-    let sqlstate = with_state.then(|| error.sqlstate.clone());
-    let mut out = BytesMut::new();
-    ErrPacket { number, sqlstate, message: parts.join(". ") }.encode(sequence, &mut out);
-    out.freeze()
-}
 
 pub(super) fn said(payload: &[u8]) -> ErrorText {
     let ErrPacket { number, sqlstate, message } = ErrPacket::parse(payload);

@@ -13,7 +13,8 @@ use super::message::{self, Authentication, ErrorFields, Message};
 use super::sasl::Scram;
 use super::startup::{self, Opening, Startup};
 use crate::wire::Malformed;
-use crate::wire::proxy::{Action, ErrorText, Peer, Refusal, Secret, SecretKind};
+use crate::wire::error_text::ErrorText;
+use crate::wire::proxy::{Action, Peer, Refusal, Secret, SecretKind};
 
 /// `application_name` is a name: NAMEDATALEN - 1 bytes (PostgreSQL manual, `application_name`).
 const APPLICATION_NAME_MAX: usize = 63;
@@ -112,7 +113,7 @@ impl Handshake {
     /// The ErrorResponse that tells the client why its connection ends.
     pub fn encode_error(&self, error: &ErrorText) -> Bytes {
         let mut packet = BytesMut::new();
-        error_fields("FATAL", error).encode(&mut packet);
+        error.fields("FATAL").encode(&mut packet);
         packet.freeze()
     }
 
@@ -461,17 +462,6 @@ fn answer(login: &mut Login, asked: Authentication, binding: Option<&[u8]>) -> R
 fn said(body: &[u8]) -> ErrorText {
     let ErrorFields { code, message, detail, hint, .. } = ErrorFields::parse(body);
     ErrorText { number: 0, sqlstate: code, message, detail, hint }
-}
-
-/// What people read, as the fields of a message.
-pub(in crate::wire) fn error_fields(severity: &str, text: &ErrorText) -> ErrorFields {
-    ErrorFields {
-        severity: severity.to_owned(),
-        code: text.sqlstate.clone(),
-        message: text.message.clone(),
-        detail: text.detail.clone(),
-        hint: text.hint.clone(),
-    }
 }
 
 #[cfg(test)]
