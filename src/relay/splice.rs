@@ -108,6 +108,8 @@ where
         if ended_by.is_none() {
             ended_by = match (upward.read_ended, downward.read_ended) {
                 (true, _) => Some(EndedBy::Client),
+                // The database may close before the end of a client's stream has come, which takes longer in a tunnel.
+                (_, true) if upward.goodbye => Some(EndedBy::Client),
                 (_, true) => Some(EndedBy::Upstream),
                 _ => None,
             };

@@ -21,6 +21,9 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
 
+/// Terminate of PostgreSQL and COM_QUIT of MySQL: the last thing that a client says.
+const GOODBYES: [&[u8]; 2] = [b"X\0\0\0\x04", b"\x01\0\0\0\x01"];
+
 /// Whose end failed, and how.
 pub(super) struct Failure(pub(super) EndedBy, pub(super) io::Error);
 
@@ -60,6 +63,8 @@ pub(super) struct Direction<'a, 'n> {
     needs_flush: bool,
     pub(super) read_ended: bool,
     done: bool,
+    /// What was read last ends with a client's goodbye.
+    pub(super) goodbye: bool,
     pub(super) total: u64,
     /// Read, and not to be written yet: the start of a header, or the command that stopped the copy.
     pub(super) held: Vec<u8>,
@@ -78,6 +83,7 @@ impl<'a, 'n> Direction<'a, 'n> {
             needs_flush: false,
             read_ended: false,
             done: false,
+            goodbye: false,
             total: 0,
             held: Vec::new(),
             stopped: false,
@@ -176,6 +182,7 @@ impl<'a, 'n> Direction<'a, 'n> {
                 return Ok(Poll::Ready(()));
             }
             let filled = scratch.get(..held.saturating_add(read)).unwrap_or_default();
+            self.goodbye = GOODBYES.iter().any(|goodbye| filled.ends_with(goodbye));
             let mut rest = self.pass(filled, readers);
             self.show(rest, readers);
             if self.from == EndedBy::Client && readers.poll_watch(context)?.is_pending() {

@@ -48,6 +48,24 @@ async fn an_answer_after_half_close_arrives_whole() {
 }
 
 #[tokio::test]
+async fn a_client_that_has_said_goodbye_has_ended_it_even_if_the_database_closes_first() {
+    for (last, ended_by) in [
+        (&b"Q\0\0\0\x06;\0X\0\0\0\x04"[..], EndedBy::Client),
+        (b"\x01\0\0\0\x01", EndedBy::Client),
+        (b"Q\0\0\0\x06;\0", EndedBy::Upstream),
+    ] {
+        let (spliced, ()) = spliced(64, |mut client, mut upstream| async move {
+            client.write_all(last).await.unwrap();
+            upstream.read_exact(&mut vec![0; last.len()]).await.unwrap();
+            drop(upstream);
+            client.read_to_end(&mut Vec::new()).await.unwrap();
+        })
+        .await;
+        assert_eq!(spliced.ended_by, ended_by, "{last:?}");
+    }
+}
+
+#[tokio::test]
 async fn both_directions_at_once_do_not_block_each_other() {
     let (spliced, ()) = spliced(64, |mut client, mut upstream| async move {
         let (mut client_read, mut client_write) = tokio::io::split(&mut client);
