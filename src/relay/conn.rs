@@ -2,37 +2,32 @@
 
 mod driver;
 mod farewell;
+mod refusal;
+mod service;
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info};
 
 use crate::credential::{Admission, Loan};
-use crate::relay::audit::{ConnRecord, Ended, Refused, Watch};
+use crate::relay::audit::ConnRecord;
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, TUNNEL_OPENING_TIMEOUT, Upstream};
-use crate::relay::error::{ConnError, ErrorKind};
+use crate::relay::error::ConnError;
 use crate::relay::identity::Person;
-use crate::relay::splice::{Aside, EndedBy, Spliced, splice};
-use crate::relay::{Io, Served, Shared, reply, upstream, wall_clock};
+use crate::relay::{Io, Served, Shared, upstream, wall_clock};
 use crate::tls;
 use crate::types::{CredentialConfig, Engine, Target};
-use crate::wire::proxy::{Handshake, Refusal};
+use crate::wire::proxy::Handshake;
 use crate::wire::{mysql, pg};
 
 /// Where a client is from that came through the tunnel.
 pub(super) const TUNNEL: &str = "tunnel";
 /// For the database to act on a cancel request.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
-/// For the end of the login to reach the client.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// For the goodbye to a client that may have stopped reading.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client connection before and during its service.
 pub(super) struct Conn {
@@ -52,13 +47,6 @@ pub(super) enum NotAdmitted {
     /// The person must prove anew who they are; with a sentence for them, in case that they have just done so.
     ProofWanted(String),
     Stopping,
-}
-
-async fn lease_ended(loan: Option<&Loan>) {
-    match loan {
-        Some(loan) => loan.ended().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// A logged-in connection, ready to splice.
@@ -144,153 +132,6 @@ impl Conn {
             (CredentialConfig::Client, handshake) | (_, handshake @ None) => self.connect(client, handshake).await,
             (_, Some(handshake)) => self.log_in_for(client, handshake, warm).await,
         }
-    }
-
-    /// From the record of the connection to the record of its end.
-    async fn relay(&self, mut login: Login, started: Instant) {
-        let target = &self.served.target;
-        let audit = &self.shared.audit;
-        let record = login.record.clone();
-        // Before the client hears that it is let in.
-        if audit.opened(&record).await.is_err() {
-            let handshake = login.handshake.as_ref();
-            self.refuse(&mut login.client, handshake, &ConnError::Audit, target, record.db_user.as_deref()).await;
-            return;
-        }
-        let _open = self.shared.lifetime.opened();
-        let _open_metric = self.served.metrics.opened(started.elapsed());
-        info!(
-            conn_id = self.id,
-            target = target.name,
-            client.addr = self.from,
-            person = self.person.as_ref().map(|person| tracing::field::display(&person.principal)),
-            client.program = record.client_program,
-            db_user = record.db_user,
-            credential.source = target.credential.source(),
-            login_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            "connection ready"
-        );
-        let loan = login.loan.take();
-        let mut aside = self.aside(&login, loan.as_ref());
-        let cut = self.shared.cut.child_token();
-        let copying = async {
-            tokio::select! {
-                handed = hand_over(&mut login.client, &login.to_client) => match handed {
-                    Ok(()) => self.copy(login, &mut aside, &cut).await,
-                    Err(error) => Spliced::nothing(EndedBy::Client, Some(error)),
-                },
-                () = cut.cancelled() => Spliced::nothing(self.cut_by(), None),
-            }
-        };
-        let mut copying = pin!(copying);
-        let spliced = tokio::select! {
-            spliced = &mut copying => spliced,
-            () = lease_ended(loan.as_ref()) => {
-                let db_user = &record.db_user;
-                warn!(conn_id = self.id, target = target.name, db_user, "closed: the lease of the database user has ended");
-                cut.cancel();
-                // Ends as soon as the client has been told, with what it has counted.
-                copying.await
-            }
-        };
-        self.log_end(&spliced, started);
-        let error = spliced.error.map(|error| error.to_string());
-        let ended = Ended::new(spliced.up, spliced.down, started.elapsed(), spliced.ended_by.as_str(), error);
-        audit.closed(&record, &ended).await;
-    }
-
-    /// Copies until the end, but for commands of the client that go through the door again.
-    async fn copy(&self, mut login: Login, aside: &mut Option<Aside<'_>>, cut: &CancellationToken) -> Spliced {
-        let (metrics, config) = (&self.served.metrics, &self.shared.config.audit);
-        let counters = (&metrics.up, &metrics.down);
-        let mut watch = None;
-        if config.statements && !matches!(self.served.target.credential, CredentialConfig::Client) {
-            watch = Watch::new(&self.shared.audit, self.served.target.engine, config.redact, &login.record);
-        }
-        let (mut up, mut down) = (0, 0);
-        loop {
-            let Login { client, upstream, early, handshake, .. } = &mut login;
-            let (client, commands) = (client.as_mut(), handshake.as_ref().and_then(Handshake::commands));
-            let mut part = match upstream {
-                Upstream::Plain(stream) => {
-                    splice(client, stream, early, commands, counters, &mut watch, aside.as_mut(), cut).await
-                }
-                Upstream::Tls(stream) => {
-                    splice(client, stream.as_mut(), early, commands, counters, &mut watch, aside.as_mut(), cut).await
-                }
-            };
-            (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
-            (part.up, part.down) = (up, down);
-            let Some(command) = part.stopped.take() else {
-                if part.ended_by == EndedBy::Shutdown {
-                    part.ended_by = self.cut_by();
-                    part.down = part.down.saturating_add(self.say_farewell(&mut login, aside, &part.rest).await);
-                }
-                return part;
-            };
-            if let Some(watch) = &mut watch
-                && let Err(error) = watch.answered(&command).await
-            {
-                part.ended_by = EndedBy::Audit;
-                part.error = Some(std::io::Error::other(error));
-                return part;
-            }
-            let again = tokio::select! {
-                again = self.again(login, &command, aside) => again,
-                () = cut.cancelled() => return Spliced { ended_by: self.cut_by(), ..part },
-            };
-            login = match again {
-                Ok(login) => login,
-                Err(failure) => {
-                    part.ended_by = EndedBy::Client;
-                    part.error = Some(std::io::Error::other(failure));
-                    return part;
-                }
-            };
-        }
-    }
-
-    /// Answers the command that has stopped the copy. On failure the client has been told.
-    async fn again(&self, login: Login, command: &[u8], aside: &mut Option<Aside<'_>>) -> Result<Login, ConnError> {
-        let random = tls::random().map_err(|_| ConnError::NoRandom)?;
-        let again = login.handshake.as_ref().and_then(|handshake| handshake.again(random, command));
-        let Some(handshake) = again else { return Ok(login) };
-        let Login { client, upstream, record, .. } = login;
-        let mut driver = Driver::new(&self.shared, &self.served, &self.admission, self.id, handshake, Some(client));
-        driver.upstream = Some(upstream);
-        let result = driver.run(OPENING_TIMEOUT).await;
-        let Driver { client, upstream, handshake, .. } = driver;
-        match (result, client, upstream) {
-            (Ok(Outcome::Splice { early, to_client }), Some(mut client), Some(upstream)) => {
-                let handed = hand_over(&mut client, &to_client).await;
-                handed.map_err(|error| ConnError::ClientIo(error.to_string()))?;
-                if let Some(aside) = aside {
-                    aside.stream().pass(&to_client);
-                }
-                let (to_client, handshake) = (Bytes::new(), Some(handshake));
-                Ok(Login { client, upstream, record, to_client, early, handshake, loan: None })
-            }
-            (Err(failure), Some(mut client), _) => {
-                let user = record.db_user.as_deref();
-                self.refuse(&mut client, Some(&handshake), &failure, &self.served.target, user).await;
-                Err(failure)
-            }
-            (Err(failure), ..) => Err(failure),
-            (Ok(_), ..) => Err(ConnError::Refused(Refusal::ClientGone)),
-        }
-    }
-
-    fn log_end(&self, spliced: &Spliced, started: Instant) {
-        info!(
-            conn_id = self.id,
-            target = self.served.target.name,
-            bytes.up = spliced.up,
-            bytes.down = spliced.down,
-            seconds = started.elapsed().as_secs(),
-            ended_by = spliced.ended_by.as_str(),
-            error = spliced.error.as_ref().map(tracing::field::display),
-            "connection closed"
-        );
     }
 
     /// `target` and `user`: where and as whom, as far as it came.
@@ -418,97 +259,4 @@ impl Conn {
         }
         Ok(())
     }
-
-    /// Tells the client what failed, in its protocol, and logs it. `target` and `user`: where and as whom, as far as it
-    /// came.
-    async fn refuse(
-        &self,
-        client: &mut dyn Io,
-        handshake: Option<&Handshake>,
-        failure: &ConnError,
-        target: &Target,
-        user: Option<&str>,
-    ) {
-        self.record_failure(failure, handshake, target, user).await;
-        let Some(handshake) = handshake else { return };
-        if let Some(text) = reply::error_text(failure, target, user, self.id) {
-            let packet = handshake.encode_error(&text);
-            // A client that no longer reads cannot be told.
-            let _told = tokio::time::timeout(GOODBYE_TIMEOUT, async {
-                client.write_all(&packet).await?;
-                client.shutdown().await?;
-                // Let the client read the error before the socket goes: unread input would turn the close into a reset.
-                let mut rest = [0_u8; 512];
-                while client.read(&mut rest).await? > 0 {}
-                std::io::Result::Ok(())
-            })
-            .await;
-        }
-    }
-
-    /// Writes a failure into the audit log, the log and the metrics. Clients that only look whether somebody listens are
-    /// no refusal.
-    async fn record_failure(
-        &self,
-        failure: &ConnError,
-        handshake: Option<&Handshake>,
-        target: &Target,
-        user: Option<&str>,
-    ) {
-        self.log_failure(failure);
-        if failure.kind() == ErrorKind::ClientGone {
-            return;
-        }
-        let mut record = self.record(target, user);
-        record.client_program = handshake.and_then(Handshake::client_program);
-        let (error, sqlstate) = match failure {
-            ConnError::Refused(refusal) => {
-                let said = match refusal {
-                    Refusal::NotReadOnly(text) | Refusal::Rejected(text) | Refusal::UpstreamRefused(text) => {
-                        Some(text.sqlstate.clone())
-                    }
-                    _ => None,
-                };
-                (format!("{failure}: {}", reply::cause(refusal)), said)
-            }
-            _ => (failure.to_string(), None),
-        };
-        self.shared.audit.refused(&record, &Refused { kind: failure.kind().as_str(), error, sqlstate }).await;
-    }
-
-    fn log_failure(&self, failure: &ConnError) {
-        let kind = failure.kind();
-        self.served.metrics.failed(kind);
-        let (conn_id, target, addr) = (self.id, &self.served.target.name, &self.from);
-        let sqlstate = match failure {
-            ConnError::Refused(
-                Refusal::NotReadOnly(text) | Refusal::Rejected(text) | Refusal::UpstreamRefused(text),
-            ) => Some(&text.sqlstate),
-            _ => None,
-        };
-        let kind_name = kind.as_str();
-        match kind {
-            ErrorKind::Audit | ErrorKind::Credential | ErrorKind::Internal => {
-                error!(conn_id, target, client.addr = addr, error.kind = kind_name, error = %failure, "connection refused");
-            }
-            ErrorKind::ClientGone => {
-                debug!(conn_id, target, client.addr = addr, error.kind = kind_name, error = %failure, "connection refused");
-            }
-            _ => {
-                let refusal =
-                    if let ConnError::Refused(refusal) = failure { reply::cause(refusal) } else { String::new() };
-                warn!(conn_id, target, client.addr = addr, error.kind = kind_name, sqlstate, error = %failure, refusal, "connection refused");
-            }
-        }
-    }
-}
-
-/// The end of the login, to a client that may have stopped reading.
-async fn hand_over(client: &mut dyn Io, bytes: &[u8]) -> std::io::Result<()> {
-    let handed = async {
-        client.write_all(bytes).await?;
-        client.flush().await
-    };
-    let handed = tokio::time::timeout(SETTLE_TIMEOUT, handed).await;
-    handed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }

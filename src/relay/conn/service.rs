@@ -1,0 +1,190 @@
+//! A connection whose login is done: its records, the copy, and the commands that interrupt it.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::credential::Loan;
+use crate::relay::Io;
+use crate::relay::audit::{Ended, Watch};
+use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, Upstream};
+use crate::relay::conn::{Conn, Login};
+use crate::relay::error::ConnError;
+use crate::relay::splice::{Aside, EndedBy, Spliced, splice};
+use crate::tls;
+use crate::types::CredentialConfig;
+use crate::wire::proxy::{Handshake, Refusal};
+
+/// For the end of the login to reach the client.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Conn {
+    /// From the record of the connection to the record of its end.
+    pub(super) async fn relay(&self, mut login: Login, started: Instant) {
+        let target = &self.served.target;
+        let audit = &self.shared.audit;
+        let record = login.record.clone();
+        // Before the client hears that it is let in.
+        if audit.opened(&record).await.is_err() {
+            let handshake = login.handshake.as_ref();
+            self.refuse(&mut login.client, handshake, &ConnError::Audit, target, record.db_user.as_deref()).await;
+            return;
+        }
+        let _open = self.shared.lifetime.opened();
+        let _open_metric = self.served.metrics.opened(started.elapsed());
+        info!(
+            conn_id = self.id,
+            target = target.name,
+            client.addr = self.from,
+            person = self.person.as_ref().map(|person| tracing::field::display(&person.principal)),
+            client.program = record.client_program,
+            db_user = record.db_user,
+            credential.source = target.credential.source(),
+            login_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "connection ready"
+        );
+        let loan = login.loan.take();
+        let mut aside = self.aside(&login, loan.as_ref());
+        let cut = self.shared.cut.child_token();
+        let copying = async {
+            tokio::select! {
+                handed = hand_over(&mut login.client, &login.to_client) => match handed {
+                    Ok(()) => self.copy(login, &mut aside, &cut).await,
+                    Err(error) => Spliced::nothing(EndedBy::Client, Some(error)),
+                },
+                () = cut.cancelled() => Spliced::nothing(self.cut_by(), None),
+            }
+        };
+        let mut copying = pin!(copying);
+        let spliced = tokio::select! {
+            spliced = &mut copying => spliced,
+            () = lease_ended(loan.as_ref()) => {
+                let db_user = &record.db_user;
+                warn!(conn_id = self.id, target = target.name, db_user, "closed: the lease of the database user has ended");
+                cut.cancel();
+                // Ends as soon as the client has been told, with what it has counted.
+                copying.await
+            }
+        };
+        self.log_end(&spliced, started);
+        let error = spliced.error.map(|error| error.to_string());
+        let ended = Ended::new(spliced.up, spliced.down, started.elapsed(), spliced.ended_by.as_str(), error);
+        audit.closed(&record, &ended).await;
+    }
+
+    /// Copies until the end, but for commands of the client that go through the door again.
+    async fn copy(&self, mut login: Login, aside: &mut Option<Aside<'_>>, cut: &CancellationToken) -> Spliced {
+        let (metrics, config) = (&self.served.metrics, &self.shared.config.audit);
+        let counters = (&metrics.up, &metrics.down);
+        let mut watch = None;
+        if config.statements && !matches!(self.served.target.credential, CredentialConfig::Client) {
+            watch = Watch::new(&self.shared.audit, self.served.target.engine, config.redact, &login.record);
+        }
+        let (mut up, mut down) = (0, 0);
+        loop {
+            let Login { client, upstream, early, handshake, .. } = &mut login;
+            let (client, commands) = (client.as_mut(), handshake.as_ref().and_then(Handshake::commands));
+            let mut part = match upstream {
+                Upstream::Plain(stream) => {
+                    splice(client, stream, early, commands, counters, &mut watch, aside.as_mut(), cut).await
+                }
+                Upstream::Tls(stream) => {
+                    splice(client, stream.as_mut(), early, commands, counters, &mut watch, aside.as_mut(), cut).await
+                }
+            };
+            (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
+            (part.up, part.down) = (up, down);
+            let Some(command) = part.stopped.take() else {
+                if part.ended_by == EndedBy::Shutdown {
+                    part.ended_by = self.cut_by();
+                    part.down = part.down.saturating_add(self.say_farewell(&mut login, aside, &part.rest).await);
+                }
+                return part;
+            };
+            if let Some(watch) = &mut watch
+                && let Err(error) = watch.answered(&command).await
+            {
+                part.ended_by = EndedBy::Audit;
+                part.error = Some(std::io::Error::other(error));
+                return part;
+            }
+            let again = tokio::select! {
+                again = self.again(login, &command, aside) => again,
+                () = cut.cancelled() => return Spliced { ended_by: self.cut_by(), ..part },
+            };
+            login = match again {
+                Ok(login) => login,
+                Err(failure) => {
+                    part.ended_by = EndedBy::Client;
+                    part.error = Some(std::io::Error::other(failure));
+                    return part;
+                }
+            };
+        }
+    }
+
+    /// Answers the command that has stopped the copy. On failure the client has been told.
+    async fn again(&self, login: Login, command: &[u8], aside: &mut Option<Aside<'_>>) -> Result<Login, ConnError> {
+        let random = tls::random().map_err(|_| ConnError::NoRandom)?;
+        let again = login.handshake.as_ref().and_then(|handshake| handshake.again(random, command));
+        let Some(handshake) = again else { return Ok(login) };
+        let Login { client, upstream, record, .. } = login;
+        let mut driver = Driver::new(&self.shared, &self.served, &self.admission, self.id, handshake, Some(client));
+        driver.upstream = Some(upstream);
+        let result = driver.run(OPENING_TIMEOUT).await;
+        let Driver { client, upstream, handshake, .. } = driver;
+        match (result, client, upstream) {
+            (Ok(Outcome::Splice { early, to_client }), Some(mut client), Some(upstream)) => {
+                let handed = hand_over(&mut client, &to_client).await;
+                handed.map_err(|error| ConnError::ClientIo(error.to_string()))?;
+                if let Some(aside) = aside {
+                    aside.stream().pass(&to_client);
+                }
+                let (to_client, handshake) = (Bytes::new(), Some(handshake));
+                Ok(Login { client, upstream, record, to_client, early, handshake, loan: None })
+            }
+            (Err(failure), Some(mut client), _) => {
+                let user = record.db_user.as_deref();
+                self.refuse(&mut client, Some(&handshake), &failure, &self.served.target, user).await;
+                Err(failure)
+            }
+            (Err(failure), ..) => Err(failure),
+            (Ok(_), ..) => Err(ConnError::Refused(Refusal::ClientGone)),
+        }
+    }
+
+    fn log_end(&self, spliced: &Spliced, started: Instant) {
+        info!(
+            conn_id = self.id,
+            target = self.served.target.name,
+            bytes.up = spliced.up,
+            bytes.down = spliced.down,
+            seconds = started.elapsed().as_secs(),
+            ended_by = spliced.ended_by.as_str(),
+            error = spliced.error.as_ref().map(tracing::field::display),
+            "connection closed"
+        );
+    }
+}
+
+async fn lease_ended(loan: Option<&Loan>) {
+    match loan {
+        Some(loan) => loan.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of the login, to a client that may have stopped reading.
+async fn hand_over(client: &mut dyn Io, bytes: &[u8]) -> std::io::Result<()> {
+    let handed = async {
+        client.write_all(bytes).await?;
+        client.flush().await
+    };
+    let handed = tokio::time::timeout(SETTLE_TIMEOUT, handed).await;
+    handed.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+}
