@@ -8,7 +8,9 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::support::{PATIENCE, Relay, World, mysql_options, sandbox_program};
+use crate::up::Up;
 use crate::vault::{Lives, mysql_target, relay, target, vault, with_mariadb};
+use crate::vault_caller::people;
 
 /// Long enough to be warned, short enough to be waited for.
 const SHORT: Lives = Lives { lease: 8, lease_max: 10, token: 600 };
@@ -29,8 +31,12 @@ impl Terminal {
     }
 
     fn psql(relay: &Relay<'_>) -> Self {
+        Self::psql_at(&relay.address.to_string(), 5432)
+    }
+
+    fn psql_at(host: &str, port: u16) -> Self {
         let mut psql = Command::new("psql");
-        psql.args(["-X", "-q", "-A", "-t", "-w", "-U", "anyone", "-p", "5432", "-h", &relay.address.to_string()]);
+        psql.args(["-X", "-q", "-A", "-t", "-w", "-U", "anyone", "-h", host, "-p", &port.to_string()]);
         psql.env("PGCONNECT_TIMEOUT", "20");
         Self::start(psql)
     }
@@ -114,6 +120,37 @@ async fn psql_is_warned_and_told_why_its_connection_was_closed() {
     let log = relay.log();
     assert!(log.contains("select 'still here';") && !log.contains("\"kind\":\"unreadable\""), "{log}");
     drop((relay, vault));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_launcher_carries_the_notice_and_the_end() {
+    let (world, vault) = people(SHORT).await;
+    let up = Up::start(&world, &[]).await;
+    let task = up.ready["task"].as_str().unwrap().to_owned();
+    let logged = async |text: &str| {
+        let seen = async {
+            while !world.sandbox.task_log(&task).contains(text) {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, seen).await.is_ok(), "{}", world.sandbox.task_log(&task));
+    };
+    let mut idle = Terminal::psql_at("127.0.0.1", up.port("orders"));
+    let user = idle.ask("select current_user;").await;
+    logged("the database user will end").await;
+    assert_eq!(idle.ask("select 'still here';").await, "still here");
+    logged("\"ended_by\":\"lease\"").await;
+    idle.write("select 'too late';").await;
+    let said = idle.end().await;
+    for part in [
+        &format!("WARNING:  bastion: the database user {user} of target orders ends at 20"),
+        &format!("FATAL:  bastion: this connection is closed because the database user {user} of target orders has"),
+    ] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    assert_eq!(up.end().await.0, Some(0));
+    drop(vault);
     world.stop().await;
 }
 

@@ -39,7 +39,7 @@ fn set_targets(config: &mut Config, targets: &Value) {
 
 /// A Vault that knows people, and a world whose task has the targets `orders` and `ledger` for them, of two policies,
 /// `reports` for everybody with their role of IAM, and `token` as before.
-async fn people(lives: Lives) -> (World, Vault) {
+pub(crate) async fn people(lives: Lives) -> (World, Vault) {
     people_in(World::folder(), lives, None, |_| ()).await
 }
 
