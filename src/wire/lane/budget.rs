@@ -23,10 +23,8 @@ pub struct Filling {
 }
 
 impl Filling {
-    /// Towards the laptop: behind the agent's slow clock every byte in the queue is time. Acknowledgements come in steps
-    /// and behind others, half as late again as the shortest round trip: with a gain of 125 a lane of 40 ms sank to half
-    /// of the agent's rate and stayed there.
-    pub const DOWN: Self = Self { first: 32 * 1024, gain: 175, slack: 3 * 1024, ask: 2 * 1024 };
+    /// Towards the laptop: behind the agent's slow clock every byte in the queue is time.
+    pub const DOWN: Self = Self { first: 32 * 1024, gain: 125, slack: 3 * 1024, ask: 2 * 1024 };
     /// Towards the database: the channel below paces and grows, and must be kept busy for that.
     pub const UP: Self = Self { first: 128 * 1024, gain: 200, slack: 128 * 1024, ask: 16 * 1024 };
 }

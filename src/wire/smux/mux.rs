@@ -45,6 +45,8 @@ pub struct Mux {
     /// Streams with something to send, in turn.
     ready: VecDeque<u32>,
     incoming: BytesMut,
+    /// Data of a frame that has begun to come: for which stream, and how many bytes are missing.
+    coming: (u32, usize),
     events: VecDeque<Event>,
     /// A ConnectToPortError has come; it is about the next stream that ends without an answer.
     port_errors: usize,
@@ -58,6 +60,7 @@ impl Mux {
             streams: BTreeMap::new(),
             ready: VecDeque::new(),
             incoming: BytesMut::new(),
+            coming: (0, 0),
             events: VecDeque::new(),
             port_errors: 0,
             nop: false,
@@ -134,33 +137,41 @@ impl Mux {
         self.port_errors = self.port_errors.saturating_add(1);
     }
 
-    /// Takes bytes of the agent, cut anywhere.
+    /// Takes bytes of the agent, cut anywhere. Data is delivered as it comes: a frame of the agent may be of 32 KiB, which
+    /// take it 40 ms and more.
     ///
     /// # Errors
     /// [`FrameError`]: the smux connection is dead, and with it every stream.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
         self.incoming.extend_from_slice(bytes);
-        while let Some(header) = Header::decode(&self.incoming)? {
-            let length = usize::from(header.length);
-            if self.incoming.len() < HEADER_SIZE.saturating_add(length) {
-                break;
+        loop {
+            let (id, missing) = self.coming;
+            let length = missing.min(self.incoming.len());
+            if length > 0 {
+                let data = self.incoming.split_to(length).freeze();
+                self.coming = (id, missing.saturating_sub(length));
+                self.handle_data(id, data);
+            } else if missing > 0 {
+                return Ok(());
+            } else {
+                let Some(header) = Header::decode(&self.incoming)? else { return Ok(()) };
+                self.incoming.advance(HEADER_SIZE);
+                self.handle_header(header);
             }
-            self.incoming.advance(HEADER_SIZE);
-            let data = self.incoming.split_to(length).freeze();
-            self.handle_header(header, data);
         }
-        Ok(())
     }
 
-    fn handle_header(&mut self, header: Header, data: Bytes) {
+    fn handle_data(&mut self, id: u32, data: Bytes) {
+        if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.finishing) {
+            stream.answered = true;
+            self.events.push_back(Event::Data(id, data));
+        }
+    }
+
+    fn handle_header(&mut self, header: Header) {
         let id = header.stream;
         match header.command {
-            Command::Psh => {
-                if let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.finishing) {
-                    stream.answered = true;
-                    self.events.push_back(Event::Data(id, data));
-                }
-            }
+            Command::Psh => self.coming = (id, usize::from(header.length)),
             Command::Fin => {
                 if let Some(stream) = self.streams.remove(&id) {
                     let refused = !stream.answered && self.port_errors > 0;
@@ -244,4 +255,75 @@ fn fill_stream(id: u32, stream: &mut Stream, room: usize, out: &mut Vec<u8>) -> 
         out.extend_from_slice(&Header { command: Command::Fin, length: 0, stream: id }.encode());
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn opened(streams: usize) -> (Mux, Vec<u32>) {
+        let mut mux = Mux::new();
+        let ids = (0..streams).map(|_| mux.open().unwrap()).collect();
+        (mux, ids)
+    }
+
+    /// What came for each stream, and which of them have ended.
+    fn delivered(mux: &mut Mux) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
+        let (mut data, mut ends) = (BTreeMap::<u32, Vec<u8>>::new(), Vec::new());
+        while let Some(event) = mux.poll_event() {
+            match event {
+                Event::Data(id, bytes) => {
+                    assert!(!bytes.is_empty() && !ends.contains(&id));
+                    data.entry(id).or_default().extend_from_slice(&bytes);
+                }
+                Event::Fin { stream, .. } => ends.push(stream),
+            }
+        }
+        (data, ends)
+    }
+
+    #[test]
+    fn data_is_delivered_before_its_frame_is_whole() {
+        let (mut mux, ids) = opened(1);
+        let header = Header { command: Command::Psh, length: 5, stream: ids[0] }.encode();
+        mux.handle_bytes(&header).unwrap();
+        assert_eq!(mux.poll_event(), None);
+        for part in [&b"he"[..], b"llo"] {
+            mux.handle_bytes(part).unwrap();
+            assert_eq!(mux.poll_event(), Some(Event::Data(ids[0], Bytes::copy_from_slice(part))));
+        }
+        // What is still to come of a stream that was reset is no header.
+        mux.handle_bytes(&header).unwrap();
+        mux.reset(ids[0]);
+        mux.handle_bytes(b"hello").unwrap();
+        mux.handle_bytes(&Header { command: Command::Nop, length: 0, stream: 0 }.encode()).unwrap();
+        assert_eq!(mux.poll_event(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_stream_gets_its_bytes_however_they_are_cut(
+            frames in prop::collection::vec((0_usize..3, prop::collection::vec(any::<u8>(), 0..40)), 0..20),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let (mut mux, ids) = opened(3);
+            let (mut bytes, mut sent) = (Vec::new(), BTreeMap::<u32, Vec<u8>>::new());
+            for (stream, data) in frames {
+                if !data.is_empty() {
+                    sent.entry(ids[stream]).or_default().extend_from_slice(&data);
+                }
+                Frame { command: Command::Psh, stream: ids[stream], data: data.into() }.encode(&mut bytes);
+            }
+            Frame { command: Command::Fin, stream: ids[1], data: Bytes::new() }.encode(&mut bytes);
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            for pair in cuts.windows(2) {
+                mux.handle_bytes(&bytes[pair[0]..pair[1]]).unwrap();
+            }
+            prop_assert_eq!(delivered(&mut mux), (sent, vec![ids[1]]));
+        }
+    }
 }
