@@ -140,6 +140,7 @@ impl Personal {
             Own { slot, cache: Arc::new(Cache::new(Source::Vault(Box::new(vault)))) }
         });
         own.slot.put(Arc::clone(signed));
+        self.server.forget_in_time(Arc::clone(&own.slot), signed);
     }
 }
 
@@ -204,6 +205,19 @@ mod tests {
         logins.hand_in("bob", &audience("v"), &signed());
         assert!(!Arc::ptr_eq(&hers, &cache(&logins, "bob").await.unwrap()));
         assert!(Arc::ptr_eq(&hers, &cache(&logins, "alice").await.unwrap()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_uses_is_not_kept() {
+        let logins = logins();
+        let signed = signed();
+        logins.hand_in("alice", &audience("v"), &signed);
+        let kept = Arc::downgrade(&signed);
+        drop(signed);
+        tokio::time::sleep(Duration::from_secs(239)).await;
+        assert!(kept.upgrade().is_some());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(kept.upgrade().is_none());
     }
 
     #[tokio::test]

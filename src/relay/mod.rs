@@ -51,8 +51,8 @@ use crate::wire::authorize::Audience;
 
 pub(crate) use lifetime::Ended;
 
-/// How long open connections may go on after the drain began. ECS sends SIGKILL 30 s after SIGTERM by default; a second goes
-/// to farewells, four to Vault's leases.
+/// How long open connections may go on after the drain began. ECS sends SIGKILL 30 s after SIGTERM by default; a second
+/// and a quarter goes to farewells, four to Vault's leases and the laptops' last bytes.
 const DRAIN_GRACE: Duration = Duration::from_secs(24);
 /// Pause after a failed accept (out of file descriptors): trying at once would only burn the CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -288,9 +288,10 @@ impl Relay {
         };
         shared.drain.cancel();
         drain(&shared, ended).await;
-        shared.links.close().await;
         // Together: each has a few seconds.
         let closing = TaskTracker::new();
+        let links = Arc::clone(&shared);
+        closing.spawn(async move { links.links.close().await });
         for served in &shared.served {
             let served = Arc::clone(served);
             closing.spawn(async move { served.logins.close().await });

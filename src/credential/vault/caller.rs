@@ -9,8 +9,10 @@ use tokio::time::Instant;
 
 use crate::credential::vault::VaultError;
 
-/// From the date of the signature. STS takes it for five minutes; the rest is for a client that takes its time to log in.
+/// From the date of the signature. STS takes it for five minutes; most of the rest is for a client that takes its time to
+/// log in.
 const GOOD_FOR: Duration = Duration::from_secs(240);
+const LOGIN_TIME: Duration = Duration::from_secs(50);
 /// So long the refusal of a login is the answer to whoever comes after it, instead of another login.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
 
@@ -19,7 +21,7 @@ pub(crate) struct SignedLogin {
     pub(super) authorization: SecretString,
     pub(super) date: String,
     pub(super) token: Option<SecretString>,
-    good_until: Instant,
+    pub(crate) good_until: Instant,
 }
 
 impl SignedLogin {
@@ -77,10 +79,16 @@ impl Slot {
         }
     }
 
-    /// For a login. It is not looked at how old it is: whoever was let in with it may use it.
+    /// Forgets what is too old by now.
+    pub(crate) fn forget_old(&self) {
+        let _forgotten = self.standing();
+    }
+
+    /// For a login. Whoever was let in with it may use it for a while longer than others, but not when STS refuses it.
     pub(super) fn take(&self) -> Result<Arc<SignedLogin>, VaultError> {
         let mut state = self.lock();
-        match (state.signed.take(), &state.refused) {
+        let signed = state.signed.take().filter(|signed| Instant::now() < signed.good_until + LOGIN_TIME);
+        match (signed, &state.refused) {
             (Some(signed), _) => Ok(signed),
             (None, Some((at, error))) if at.elapsed() < REFUSED_FOR => Err(error.clone()),
             (None, _) => Err(VaultError::Unsigned),
@@ -135,6 +143,16 @@ mod tests {
         assert_eq!(slot.standing(), Standing::Unsigned);
         slot.put(signed(300));
         assert_eq!(slot.standing(), Standing::Unsigned);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_its_time_uses_it_until_sts_refuses_it() {
+        for (age, good) in [(289, true), (290, false)] {
+            let slot = Slot::default();
+            slot.put(signed(0));
+            tokio::time::advance(Duration::from_secs(age)).await;
+            assert_eq!(slot.take().err(), (!good).then_some(VaultError::Unsigned), "{age}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -141,6 +141,16 @@ impl Server {
         &self.config.address
     }
 
+    /// What `slot` was given is not kept for longer than it is good for, whether somebody asks for it or not.
+    pub(super) fn forget_in_time(&self, slot: Arc<Slot>, signed: &SignedLogin) {
+        let end = signed.good_until;
+        let forgetting = async move {
+            tokio::time::sleep_until(end).await;
+            slot.forget_old();
+        };
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(forgetting));
+    }
+
     /// Revokes every lease.
     pub(super) async fn close(&self) {
         self.stop.cancel();

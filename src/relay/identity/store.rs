@@ -18,6 +18,9 @@ const UNUSED_LIFETIME: Duration = Duration::from_secs(300);
 /// Then the person proves anew who they are; open connections go on.
 pub(super) const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 const TOKENS_MAX: usize = 256;
+/// Of one person, those that nobody has used yet: a launcher uses its token at once or, with lanes, not before a lane is
+/// lost.
+const UNUSED_MAX: usize = 8;
 
 /// Nonces that are out, oldest first.
 #[derive(Default)]
@@ -62,6 +65,13 @@ pub(super) struct Tokens(HashMap<[u8; 32], Given>);
 impl Tokens {
     pub(super) fn give(&mut self, token: &str, person: Arc<Person>, now: Instant) {
         self.0.retain(|_, given| given.is_good(now));
+        // Somebody who proves again and again must not take the place of others.
+        let unused = self.0.iter().filter(|(_, given)| !given.used && given.person == person);
+        if unused.clone().count() >= UNUSED_MAX
+            && let Some(oldest) = unused.min_by_key(|(_, given)| given.at).map(|(hash, _)| *hash)
+        {
+            self.0.remove(&oldest);
+        }
         if self.0.len() >= TOKENS_MAX
             && let Some(oldest) = self.0.iter().min_by_key(|(_, given)| given.at).map(|(hash, _)| *hash)
         {
@@ -83,9 +93,9 @@ mod tests {
     use super::*;
     use crate::relay::identity::Principal;
 
-    fn person() -> Arc<Person> {
-        let principal = Principal::parse("arn:aws:sts::123456789012:assumed-role/Developer/alice").unwrap();
-        Arc::new(Person { principal, user_id: "AROAEXAMPLE:alice".into() })
+    fn person(name: &str) -> Arc<Person> {
+        let principal = Principal::parse(&format!("arn:aws:sts::123456789012:assumed-role/Developer/{name}")).unwrap();
+        Arc::new(Person { principal, user_id: format!("AROAEXAMPLE:{name}") })
     }
 
     #[tokio::test(start_paused = true)]
@@ -116,7 +126,7 @@ mod tests {
         let mut tokens = Tokens::default();
         let start = Instant::now();
         for token in ["used", "unused"] {
-            tokens.give(token, person(), start);
+            tokens.give(token, person("alice"), start);
         }
         let soon = start + Duration::from_secs(200);
         assert_eq!(tokens.person("used", soon).unwrap().principal.name(), "alice");
@@ -126,8 +136,25 @@ mod tests {
         assert!(tokens.person("used", start + TOKEN_LIFETIME).is_some());
         assert!(tokens.person("used", start + TOKEN_LIFETIME + Duration::from_millis(1)).is_none());
         for n in 0..1000 {
-            tokens.give(&n.to_string(), person(), later);
+            tokens.give(&n.to_string(), person(&format!("n{n}")), later);
         }
         assert_eq!(tokens.0.len(), TOKENS_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn somebody_who_proves_again_and_again_takes_nobodys_place() {
+        let mut tokens = Tokens::default();
+        let now = Instant::now();
+        for name in ["alice", "bob"] {
+            tokens.give(name, person(name), now);
+        }
+        assert!(tokens.person("alice", now).is_some());
+        for n in 1..=1000_u64 {
+            tokens.give(&n.to_string(), person("alice"), now + Duration::from_millis(n));
+        }
+        let now = now + Duration::from_secs(1);
+        for (token, good) in [("alice", true), ("bob", true), ("992", false), ("993", true), ("1000", true)] {
+            assert_eq!(tokens.person(token, now).is_some(), good, "{token}");
+        }
     }
 }
