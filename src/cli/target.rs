@@ -83,7 +83,8 @@ pub(super) async fn ask(ui: &Ui, tunnel: &Tunnel, patience: Duration) -> anyhow:
         bail!("the relay in the task is not ready after {} s", patience.as_secs())
     };
     let relay: Relay = answer?;
-    ui.done(phase, &format!("version {}, {} targets", relay.version, relay.targets.len()));
+    let noun = if relay.targets.len() == 1 { "target" } else { "targets" };
+    ui.done(phase, &format!("version {}, {} {noun}", relay.version, relay.targets.len()));
     Ok(relay)
 }
 
