@@ -50,8 +50,13 @@ async fn write_access_is_another_task_role_and_user_with_a_reason() {
     assert_eq!((code, out.as_str()), (0, "db_write"), "{err}");
     let (_, out, _) = up.psql("orders", "show application_name").await;
     assert_eq!(out, "bastion:alice psql");
-    let log = world.sandbox.task_log(&world.sandbox.tasks()[0].0);
+    let task = world.sandbox.tasks()[0].0.clone();
+    let log = world.sandbox.task_log(&task);
     assert!(log.contains("INC-123") && log.contains("assumed-role/Developer/alice"), "{log}");
+    // AWS's own records have it too: of the task and of each of its sessions.
+    assert_eq!(world.sandbox.task_tag(&task, "bastion:reason").as_deref(), Some("INC-123"));
+    let reasons = world.sandbox.session_reasons();
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| reason.as_deref() == Some("INC-123")), "{reasons:?}");
     assert_eq!(up.end().await.0, Some(0));
     world.stop().await;
 }

@@ -131,7 +131,7 @@ pub(crate) async fn up(world: &World) -> Up {
     up_with(world, &[]).await
 }
 
-async fn up_with(world: &World, more: &[&str]) -> Up {
+pub(crate) async fn up_with(world: &World, more: &[&str]) -> Up {
     let ports = ports().await;
     let mut arguments: Vec<&str> = ports.iter().map(String::as_str).collect();
     arguments.extend(more);
@@ -154,8 +154,12 @@ async fn up_brings_psql_to_the_database_and_leaves_nothing() {
     assert_eq!((code, out.as_str()), (0, "db_read|1000"), "{err}");
     let (code, _, err) = up.psql("orders-admin", "select 1").await;
     assert!(code == 2 && err.contains("refused the IAM login of db_admin"), "{err}");
-    let log = world.sandbox.task_log(&world.sandbox.tasks()[0].0);
+    let task = world.sandbox.tasks()[0].0.clone();
+    let log = world.sandbox.task_log(&task);
     assert!(log.contains("assumed-role/Developer/alice") && log.contains("INC-123 (näh)"), "{log}");
+    // A tag takes no parentheses; a session's reason takes everything.
+    assert_eq!(world.sandbox.task_tag(&task, "bastion:reason").as_deref(), Some("INC-123 _näh_"));
+    assert_eq!(world.sandbox.session_reasons()[0].as_deref(), Some("INC-123 (näh)"));
     assert_eq!(running(&world), 1);
     let (code, events) = up.end().await;
     assert_eq!(code, Some(0));

@@ -72,6 +72,10 @@ impl Task {
         task_arn(&self.id)
     }
 
+    pub(crate) fn tag(&self, key: &str) -> Option<&str> {
+        tag(&self.tags, key)
+    }
+
     /// Whose it is, for policies: the tag `bastion:user`.
     pub(crate) fn user(&self) -> Option<String> {
         user_tag(&self.tags).map(str::to_owned)
@@ -265,7 +269,11 @@ fn run_task(shared: &Arc<Shared>, input: &Value, caller: &Identity) -> Result<Va
 
 /// The value of the tag `bastion:user`.
 fn user_tag(tags: &[Value]) -> Option<&str> {
-    tags.iter().find(|tag| tag["key"] == "bastion:user")?["value"].as_str()
+    tag(tags, "bastion:user")
+}
+
+fn tag<'t>(tags: &'t [Value], key: &str) -> Option<&'t str> {
+    tags.iter().find(|tag| tag["key"] == key)?["value"].as_str()
 }
 
 fn check_tags(tags: &[Value]) -> Result<(), ApiError> {

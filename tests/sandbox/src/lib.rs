@@ -140,6 +140,7 @@ impl Sandbox {
             faults: Mutex::default(),
             address: OnceLock::new(),
             sts_calls: AtomicUsize::new(0),
+            reasons: Mutex::default(),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
             gateway: Gateway::new(config.gateway, verify),
@@ -235,6 +236,16 @@ impl Sandbox {
     /// Id and last status of every task, oldest first.
     pub fn tasks(&self) -> Vec<(String, &'static str)> {
         self.shared.tasks.with(|tasks| tasks.iter().map(|task| (task.id.clone(), task.last_status)).collect())
+    }
+
+    /// The value of a task's tag.
+    pub fn task_tag(&self, id: &str, key: &str) -> Option<String> {
+        self.shared.tasks.with(|tasks| tasks.iter().find(|task| task.id == id)?.tag(key).map(str::to_owned))
+    }
+
+    /// The reason of each session that was started, oldest first.
+    pub fn session_reasons(&self) -> Vec<Option<String>> {
+        self.shared.reasons.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The process of a task's relay, once it runs.

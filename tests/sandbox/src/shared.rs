@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) faults: Mutex<Faults>,
     pub(crate) address: OnceLock<SocketAddr>,
     pub(crate) sts_calls: AtomicUsize,
+    /// The reason that each session was started with.
+    pub(crate) reasons: Mutex<Vec<Option<String>>>,
     pub(crate) stop: CancellationToken,
     pub(crate) tracker: TaskTracker,
     pub(crate) gateway: Gateway,

@@ -1,7 +1,7 @@
 //! SSM: StartSession, ResumeSession, TerminateSession, GetParameter.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -65,7 +65,8 @@ fn start_session(shared: &Arc<Shared>, input: &Value, caller: &Identity) -> Resu
     }
     let owner = if document == STOCK_DOCUMENT { "" } else { ACCOUNT };
     authorize(caller, "ssm:StartSession", &format!("arn:aws:ssm:{REGION}:{owner}:document/{document}"))?;
-    if input["Reason"].as_str().is_some_and(|reason| reason.chars().count() > 256) {
+    let reason = input["Reason"].as_str();
+    if reason.is_some_and(|reason| reason.chars().count() > 256) {
         return Err(ApiError::new("ValidationException", "Reason must have length less than or equal to 256"));
     }
     let port = port(input, document)?;
@@ -76,6 +77,7 @@ fn start_session(shared: &Arc<Shared>, input: &Value, caller: &Identity) -> Resu
     let Some(address) = address else {
         return Err(ApiError::new("TargetNotConnected", format!("{target} is not connected.")));
     };
+    shared.reasons.lock().unwrap_or_else(PoisonError::into_inner).push(reason.map(str::to_owned));
     let session_id = format!("{}-{}", caller.session_name(), &uuid::Uuid::new_v4().simple().to_string()[..17]);
     let spec = SessionSpec { session_id, target: target.to_owned(), agent_host: IpAddr::V4(address), port };
     Ok(answer(shared, &shared.gateway.start_session(spec)))
