@@ -252,10 +252,8 @@ async fn fewer_lanes_do_and_the_reason_is_known() {
     world.end().await;
 }
 
-#[tokio::test]
-async fn a_lost_session_is_told_between_two_messages_and_reset_within_one() {
-    const OVER: &str = "the other side has closed the link";
-    let world = World::new(1).await;
+/// Loses the connections of clients between two messages and within one, and looks at what they hear.
+async fn lost_clients_hear(world: &World, over: &str, lose: impl Fn()) {
     let postgres: &[u8] = b"NR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
     let mysql: &[u8] = b"\x03\0\0\0\x0a8\0\x07\0\0\x02\0\0\0\x02\0\0\0";
     for (engine, heard) in [(Engine::Postgres, postgres), (Engine::Mysql, mysql)] {
@@ -265,7 +263,7 @@ async fn a_lost_session_is_told_between_two_messages_and_reset_within_one() {
             client.write_all(heard).await.unwrap();
             let mut echo = vec![0; heard.len()];
             client.read_exact(&mut echo).await.unwrap();
-            world.relay.links.lock().unwrap().drain().for_each(|(_, link)| link.close());
+            lose();
             let mut said = Vec::new();
             let read = client.read_to_end(&mut said).await;
             if cut > 0 {
@@ -273,16 +271,36 @@ async fn a_lost_session_is_told_between_two_messages_and_reset_within_one() {
             } else if engine == Engine::Mysql {
                 // The number that an idle client waits for.
                 assert_eq!(said[3..13], *b"\x01\xff\x86\x04#08S01", "{said:?}");
-                assert!(String::from_utf8(said[13..].to_vec()).unwrap().starts_with(&format!("bastion: {OVER}. ")));
+                assert!(String::from_utf8(said[13..].to_vec()).unwrap().starts_with(&format!("bastion: {over}. ")));
             } else {
                 assert_eq!(said[0], b'E');
                 let said = String::from_utf8(said[5..].to_vec()).unwrap();
-                assert!(said.contains(&format!("C08006\0Mbastion: {OVER}\0")), "{said:?}");
+                assert!(said.contains(&format!("C08006\0Mbastion: {over}\0")), "{said:?}");
             }
             drop(client);
             carried.await.unwrap().unwrap_err();
         }
     }
+}
+
+#[tokio::test]
+async fn a_lost_session_is_told_between_two_messages_and_reset_within_one() {
+    let world = World::new(1).await;
+    lost_clients_hear(&world, "the other side has closed the link", || {
+        world.relay.links.lock().unwrap().drain().for_each(|(_, link)| link.close());
+    })
+    .await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_lost_session_is_told_the_same_the_plain_way() {
+    let world = World::new(0).await;
+    let gateway = &world.sessions.gateway;
+    lost_clients_hear(&world, "the tunnel was cut: Session Manager ended the session", || {
+        assert!(gateway.session_ids().iter().all(|id| gateway.terminate_session(id)));
+    })
+    .await;
     world.end().await;
 }
 
