@@ -8,6 +8,7 @@ mod cli;
 mod container;
 mod deployed;
 mod grant_sql;
+mod hold;
 mod identity;
 mod lease_end;
 mod local_password;
