@@ -1,4 +1,4 @@
-//! Logins from Secrets Manager (moto) to a real PostgreSQL, while passwords rotate.
+//! Logins from Secrets Manager (moto) to a real PostgreSQL and a real MariaDB, while passwords rotate.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::config::{BehaviorVersion, Credentials, Region};
+use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::moto::Moto;
 use bastion_sandbox::postgres::{HOST, PASSWORD};
+use mysql_async::prelude::Queryable as _;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
-use crate::support::{PATIENCE, Relay, World};
+use crate::support::{PATIENCE, Relay, World, mysql_options, sandbox_program};
 
 const SECRET: &str = "prod/orders";
 
@@ -80,44 +83,74 @@ fn target(port: u16, secret: &str) -> Value {
     })
 }
 
-#[tokio::test]
-async fn twenty_clients_do_not_notice_rotations() {
-    let world = World::start().await;
-    let secrets = Secrets::start(world.folder.path()).await;
-    secrets.create(SECRET, login("scram_user", PASSWORD).to_string()).await;
-    let relay = secrets.relay(&world, json!({"orders": target(world.database.port, SECRET)})).await;
-    let (stop, logins) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let mut clients = tokio::task::JoinSet::new();
-    for _ in 0..20 {
-        let (stop, logins, address) = (Arc::clone(&stop), Arc::clone(&logins), relay.address);
-        clients.spawn(async move {
-            let mut failed = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                let parameters = format!("host={address} port=5432 user=anyone");
-                match tokio_postgres::connect(&parameters, tokio_postgres::NoTls).await {
-                    Ok((client, connection)) => {
-                        drop(client);
-                        let _ended = connection.await;
-                        logins.fetch_add(1, Ordering::Relaxed);
+/// Clients that log in again and again.
+struct Crowd {
+    size: usize,
+    stop: Arc<AtomicBool>,
+    logins: Arc<AtomicUsize>,
+    clients: JoinSet<Vec<String>>,
+}
+
+impl Crowd {
+    fn start<L>(size: usize, log_in: impl Fn() -> L + Clone + Send + 'static) -> Self
+    where
+        L: Future<Output = Result<(), String>> + Send,
+    {
+        let (stop, logins) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let mut clients = JoinSet::new();
+        for _ in 0..size {
+            let (stop, logins, log_in) = (Arc::clone(&stop), Arc::clone(&logins), log_in.clone());
+            clients.spawn(async move {
+                let mut failed = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match log_in().await {
+                        Ok(()) => drop(logins.fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => failed.push(error),
                     }
-                    Err(error) => failed.push(format!("{error:?}")),
                 }
-            }
-            failed
-        });
+                failed
+            });
+        }
+        Self { size, stop, logins, clients }
     }
-    // Everybody logs in between two steps, on average.
-    let busy = || async {
-        let enough = logins.load(Ordering::Relaxed) + 20;
+
+    /// Between two steps everybody logs in, on average.
+    async fn busy(&self, relay: &Relay<'_>) {
+        let enough = self.logins.load(Ordering::Relaxed) + self.size;
         let wait = async {
-            while logins.load(Ordering::Relaxed) < enough {
+            while self.logins.load(Ordering::Relaxed) < enough {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(3 * PATIENCE, wait).await.unwrap_or_else(|_| {
             panic!("clients stand still:\n{}", relay.log().lines().rev().take(40).collect::<Vec<_>>().join("\n"))
         });
-    };
+    }
+
+    /// Nobody has noticed anything.
+    async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failed: Vec<String> = self.clients.join_all().await.into_iter().flatten().collect();
+        assert!(failed.is_empty(), "{} failed logins, first {}", failed.len(), failed[0]);
+    }
+}
+
+#[tokio::test]
+async fn twenty_clients_do_not_notice_rotations() {
+    let world = World::start().await;
+    let secrets = Secrets::start(world.folder.path()).await;
+    secrets.create(SECRET, login("scram_user", PASSWORD).to_string()).await;
+    let relay = secrets.relay(&world, json!({"orders": target(world.database.port, SECRET)})).await;
+    let address = relay.address;
+    let crowd = Crowd::start(20, move || async move {
+        let parameters = format!("host={address} port=5432 user=anyone");
+        let connected = tokio_postgres::connect(&parameters, tokio_postgres::NoTls).await;
+        let (client, connection) = connected.map_err(|error| format!("{error:?}"))?;
+        drop(client);
+        let _ended = connection.await;
+        Ok(())
+    });
+    let busy = || crowd.busy(&relay);
     let database = &world.database;
     let sql = |text: String| async move { database.sql("postgres", &text).await.unwrap() };
     let mut passwords = Vec::new();
@@ -145,9 +178,7 @@ async fn twenty_clients_do_not_notice_rotations() {
     busy().await;
     sql("alter role scram_user password 'LATER'".to_owned()).await;
     busy().await;
-    stop.store(true, Ordering::Relaxed);
-    let failed: Vec<String> = clients.join_all().await.into_iter().flatten().collect();
-    assert!(failed.is_empty(), "{} failed logins, first {}", failed.len(), failed[0]);
+    crowd.end().await;
     assert_eq!(relay.psql(5432, &[], "select current_user").await.1, "scram_clone");
     let log = relay.log();
     let words = ["BY-HAND", "CL0NE", PASSWORD, "SecretString"].into_iter().map(str::to_owned).chain(passwords);
@@ -155,6 +186,55 @@ async fn twenty_clients_do_not_notice_rotations() {
         assert!(!log.contains(&secret), "{secret} is in the log");
     }
     drop(relay);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn clients_of_mysql_do_not_notice_rotations_either() {
+    let world = World::start().await;
+    let events = MariaDb::start(world.folder.path(), &sandbox_program(), mariadb::Flaws::default()).await.unwrap();
+    let secrets = Secrets::start(world.folder.path()).await;
+    secrets.create(SECRET, login("native_user", mariadb::PASSWORD).to_string()).await;
+    let mut target = target(events.port, SECRET);
+    (target["engine"], target["host"], target["database"]) = (json!("mysql"), json!(mariadb::HOST), json!("scratch"));
+    let relay = secrets.relay(&world, json!({"events": target})).await;
+    let address = relay.address;
+    let connect = move || mysql_async::Conn::new(mysql_options(address, 3306));
+    let mut open = connect().await.unwrap();
+    let crowd = Crowd::start(5, move || async move {
+        let client = connect().await.map_err(|error| format!("{error:?}"))?;
+        client.disconnect().await.map_err(|error| format!("{error:?}"))
+    });
+    let set = |password: &str| {
+        let how = format!("identified via mysql_native_password using password('{password}') require ssl");
+        let sql = format!("alter user native_user@'127.0.0.1' {how}");
+        let events = &events;
+        async move { events.sql("mysql", &sql).await.unwrap() }
+    };
+    for password in ["R0TATED-0", "R0TATED-1"] {
+        crowd.busy(&relay).await;
+        let pending = secrets.put(&login("native_user", password)).await;
+        crowd.busy(&relay).await;
+        set(password).await;
+        crowd.busy(&relay).await;
+        secrets.finish(&pending).await;
+    }
+    // By hand: the database first.
+    crowd.busy(&relay).await;
+    set("BY-HAND").await;
+    let written = secrets.put(&login("native_user", "BY-HAND")).await;
+    secrets.finish(&written).await;
+    crowd.busy(&relay).await;
+    crowd.end().await;
+    // Nor does a connection that has been open all the time.
+    assert_eq!(open.query_first("select current_user()").await.unwrap(), Some("native_user@127.0.0.1".to_owned()));
+    drop(open);
+    let log = relay.log();
+    for secret in ["BY-HAND", "R0TATED", mariadb::PASSWORD, "SecretString"] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
+    drop(relay);
+    events.stop().await;
     world.stop().await;
 }
 
