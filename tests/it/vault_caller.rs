@@ -335,6 +335,12 @@ async fn whoever_comes_after_the_end_of_a_user_gets_another_without_noticing() {
     // MySQL's server speaks first; each target has a login of its own.
     let user = mysql(&up, "select substring_index(user(), '@', 1)").await.unwrap();
     assert!(user.starts_with("v-"), "{user}");
+    // The database knows who is behind it.
+    events.sql("mysql", "grant select on performance_schema.* to public").await.unwrap();
+    let behind = "select attr_value from performance_schema.session_connect_attrs \
+                  where processlist_id = connection_id() and attr_name = 'bastion_person'";
+    let person = mysql(&up, behind).await.unwrap();
+    assert!(person.ends_with(":assumed-role/Developer/alice"), "{person}");
     assert_eq!(proofs(&world), 2);
     // What the policy denies is told after one more proof, and not tried for ever.
     let (code, _, err) = up.psql("ledger", "select 1").await;
