@@ -322,3 +322,39 @@ async fn an_outage_does_not_hurt_what_is_open_and_every_cause_is_told() {
     drop((open, relay, vault));
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_minute_without_vault_hurts_nobody_who_is_connected() {
+    let world = World::start().await;
+    let flaws = mariadb::Flaws::default();
+    let events = MariaDb::start(world.folder.path(), &sandbox_program(), flaws).await.unwrap();
+    // Renewals at half of their time, while nobody answers.
+    let lives = || Lives { lease: 80, ..Lives::default() };
+    let vault = vault(&world, lives()).await;
+    with_mariadb(&vault, &events, lives()).await;
+    let orders = target(&world, &vault, "bastion", "database/creds/read");
+    let targets = json!({"orders": orders, "events": mysql_target(&world, &vault, &events)});
+    let relay = relay(&world, targets).await;
+    let (idle, busy) = (relay.client().await, relay.client().await);
+    let mut mysql = mysql_async::Conn::new(mysql_options(relay.address, 3306)).await.unwrap();
+    let name = user(&idle).await;
+    vault.suspend();
+    // The minute is the databases' own.
+    let sleep = mysql_async::prelude::Queryable::query_first::<i64, _>(&mut mysql, "select sleep(60)");
+    let (slept, mysql_slept) = tokio::join!(busy.batch_execute("select pg_sleep(60)"), sleep);
+    slept.unwrap();
+    assert_eq!(mysql_slept.unwrap(), Some(0));
+    assert_eq!((user(&idle).await, user(&relay.client().await).await), (name.clone(), name.clone()));
+    assert_eq!(relay.log().matches("cannot renew a lease; connections go on until it ends").count(), 2);
+    vault.resume();
+    let both = async {
+        while relay.log().matches("Vault renews the lease again").count() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, both).await.expect("the leases are not renewed");
+    assert_eq!((user(&idle).await, user(&busy).await), (name.clone(), name));
+    drop((idle, busy, mysql, relay, vault));
+    events.stop().await;
+    world.stop().await;
+}
