@@ -24,7 +24,7 @@ pub(super) fn mysql(data: &[u8]) {
     let cut = usize::from(flags >> 1);
     let length = usize::from(input.word());
     let stream = input.bytes(length);
-    let whole = Commands::new(read_only).scan(stream);
+    let whole = Commands::new(read_only, 0).scan(stream);
     assert_eq!(scan_in_pieces(stream, cut, read_only), whole, "in pieces of {cut}");
     if whole.stop {
         change_user(stream.get(whole.pass..).unwrap_or_default(), flags, input);
@@ -32,7 +32,7 @@ pub(super) fn mysql(data: &[u8]) {
 }
 
 fn scan_in_pieces(stream: &[u8], cut: usize, read_only: bool) -> Scan {
-    let mut commands = Commands::new(read_only);
+    let mut commands = Commands::new(read_only, 0);
     let (mut passed, mut seen) = (0_usize, 0_usize);
     loop {
         seen = seen.saturating_add(cut.max(1)).min(stream.len());

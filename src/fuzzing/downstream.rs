@@ -13,7 +13,7 @@ pub(super) fn downstream(data: &[u8]) {
     let mut input = Input(data);
     let flags = input.byte();
     let cut = usize::from(flags >> 1).max(1);
-    let begin = || if flags & 1 == 0 { Downstream::postgres() } else { Downstream::mysql() };
+    let begin = || if flags & 1 == 0 { Downstream::postgres() } else { Downstream::mysql(true) };
     let text = ErrorText { number: 1053, sqlstate: "57P01".to_owned(), ..ErrorText::default() };
     let (mut whole, mut pieces, mut messages) = (begin(), begin(), begin());
     whole.pass(input.0);

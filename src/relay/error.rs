@@ -104,6 +104,8 @@ pub(super) enum ConnError {
     Shutdown,
     #[error("TLS with the database failed: {0}")]
     Tls(#[from] UpstreamTlsError),
+    #[error("the database was silent for {0} s and owes answers to commands before a change of the user or a reset")]
+    Unanswered(u64),
     #[error("the database connection broke during the login: {0}")]
     UpstreamIo(String),
 }
@@ -125,7 +127,7 @@ impl ConnError {
             Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,
             Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate) => ErrorKind::UpstreamAuth,
             Self::Refused(Refusal::UnknownAuthentication(_) | Refusal::WantsPassword(_)) => ErrorKind::UpstreamAuth,
-            Self::LoginTimeout(_) | Self::Refused(_) | Self::UpstreamIo(_) => ErrorKind::Upstream,
+            Self::LoginTimeout(_) | Self::Refused(_) | Self::Unanswered(_) | Self::UpstreamIo(_) => ErrorKind::Upstream,
         }
     }
 

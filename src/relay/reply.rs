@@ -166,6 +166,16 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             "",
             "Try again; if it stays so, look at the load and the log of the database.",
         ),
+        ConnError::Unanswered(seconds) => error(
+            target,
+            Class::ConnectionFailure,
+            format!(
+                "bastion: target {name} at {address} was silent for {seconds} s and has not answered all commands that \
+                 were sent before this session was to start anew"
+            ),
+            "",
+            "Connect again, and read the answers to all commands before COM_CHANGE_USER or COM_RESET_CONNECTION.",
+        ),
         ConnError::UpstreamIo(_) | ConnError::Refused(Refusal::UpstreamGone) => error(
             target,
             Class::ConnectionFailure,

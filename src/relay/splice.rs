@@ -12,11 +12,13 @@ mod direction;
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
-use std::task::{Poll, ready};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::relay::audit::Watch;
@@ -24,6 +26,9 @@ use crate::wire::mysql::commands::Commands;
 
 pub(super) use aside::Aside;
 use direction::{Direction, Failure, Readers};
+
+/// A client's command waits for the answers before it as long as a login has; the time begins again with every byte.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Who ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +66,8 @@ pub(super) struct Spliced {
     pub(super) error: Option<io::Error>,
     /// It has not ended: the client has sent a command that is not for the database, and these bytes begin with it.
     pub(super) stopped: Option<Vec<u8>>,
+    /// It has ended because that command has waited too long for the answers before it.
+    pub(super) unanswered: bool,
     /// Of the upstream's bytes, what a cut has kept from the client.
     pub(super) rest: Vec<u8>,
 }
@@ -68,7 +75,7 @@ pub(super) struct Spliced {
 impl Spliced {
     /// A connection that ended before its first byte.
     pub(super) fn nothing(ended_by: EndedBy, error: Option<io::Error>) -> Self {
-        Self { up: 0, down: 0, ended_by, error, stopped: None, rest: Vec::new() }
+        Self { up: 0, down: 0, ended_by, error, stopped: None, unanswered: false, rest: Vec::new() }
     }
 }
 
@@ -94,6 +101,7 @@ where
     let mut readers = Readers { watch, commands };
     upward.begin(early, up, &mut readers);
     let mut ended_by = None;
+    let (mut waiting, mut unanswered) = (None, false);
     let mut cut = pin!(cut.cancelled());
     let result = poll_fn(|context| {
         if cut.as_mut().poll(context).is_ready() {
@@ -104,6 +112,17 @@ where
         let down_done = downward.poll(context, upstream, client, down, &mut readers)?;
         if upward.stopped && up_done.is_ready() && downward.is_flushed() && readers.is_answered() {
             return Poll::Ready(Ok(()));
+        }
+        if upward.stopped && !downward.read_ended {
+            if upward.poll_behind(context, client)? {
+                ended_by.get_or_insert(EndedBy::Client);
+                return Poll::Ready(Ok(()));
+            }
+            unanswered = waiting.get_or_insert_with(|| Waiting::new(downward.total)).poll(context, downward.total);
+            if unanswered {
+                ended_by.get_or_insert(EndedBy::Upstream);
+                return Poll::Ready(Ok(()));
+            }
         }
         if ended_by.is_none() {
             ended_by = match (upward.read_ended, downward.read_ended) {
@@ -128,7 +147,27 @@ where
     };
     let stopped = upward.stopped.then_some(upward.held).filter(|_| ended_by.is_none());
     let ended_by = ended_by.unwrap_or(EndedBy::Client);
-    Spliced { up: upward.total, down: downward.total, ended_by, error, stopped, rest: downward.into_kept() }
+    Spliced { up: upward.total, down: downward.total, ended_by, error, stopped, unanswered, rest: downward.into_kept() }
+}
+
+/// How long the upstream has been silent.
+struct Waiting {
+    heard: u64,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Waiting {
+    fn new(heard: u64) -> Self {
+        Self { heard, sleep: Box::pin(tokio::time::sleep(ANSWER_TIMEOUT)) }
+    }
+
+    /// Whether it has been silent for too long; `heard` are its bytes so far.
+    fn poll(&mut self, context: &mut Context<'_>, heard: u64) -> bool {
+        if heard != self.heard {
+            *self = Self::new(heard);
+        }
+        self.sleep.as_mut().poll(context).is_ready()
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! The target's name or the upgrade request and the client's first bytes travel together, so that it costs no round trip.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -21,8 +22,11 @@ use crate::wire::authorize::PROOF_WANTED;
 use crate::wire::downstream::Downstream;
 use crate::wire::error_text::ErrorText;
 use crate::wire::lane::link::StreamEnd;
+use crate::wire::mysql::capability;
 use crate::wire::pg::startup::{self, Opening};
 
+/// Head and capabilities of a MySQL packet.
+const HEAD: usize = 8;
 const CHUNK: usize = 16 * 1024;
 /// One read from a client for the link, which packs what it gets at once.
 const LINK_CHUNK: usize = 48 * 1024;
@@ -95,7 +99,8 @@ pub(crate) async fn carry(
             return Ok(());
         }
         let text = error_text(engine, error);
-        let last_words = began.stream.as_ref().and_then(|stream| stream.last_words(&text));
+        let stream = began.stream.as_ref().filter(|_| !began.hidden.load(Ordering::Relaxed));
+        let last_words = stream.and_then(|stream| stream.last_words(&text));
         if let Some(last_words) = last_words.filter(|_| !matches!(error, CarryError::Client(_))) {
             let told = async {
                 match began.down {
@@ -150,6 +155,10 @@ struct Began {
     down: bool,
     /// Where those stand, if that can be known.
     stream: Option<Downstream>,
+    /// The start of a MySQL client's first packet: its head and its capabilities.
+    head: Option<Vec<u8>>,
+    /// Those announce a stream that cannot be followed.
+    hidden: AtomicBool,
 }
 
 impl Began {
@@ -159,7 +168,17 @@ impl Began {
             Engine::Postgres => Some(Downstream::postgres_login()),
             Engine::Tcp => None,
         };
-        Self { closed: false, up: false, down: false, stream }
+        let head = (engine == Engine::Mysql).then(Vec::new);
+        Self { closed: false, up: false, down: false, stream, head, hidden: AtomicBool::new(false) }
+    }
+}
+
+/// Looks at what a client sends, on its way.
+fn heard(began_up: &mut bool, head: &mut Option<Vec<u8>>, hidden: &AtomicBool, bytes: &[u8]) {
+    *began_up = true;
+    if let Some(head) = head.as_mut().filter(|head| head.len() < HEAD) {
+        head.extend(bytes.iter().take(HEAD.saturating_sub(head.len())));
+        hidden.store(capability::hides_the_rest(head), Ordering::Relaxed);
     }
 }
 
@@ -183,7 +202,7 @@ async fn over_link(
     let stream = link.open(target).ok_or_else(full)?;
     let (mut from_link, mut to_link) = tokio::io::split(stream);
     let (from_client, mut to_client) = client.split();
-    let Began { closed, up: began_up, down: began_down, stream: followed } = began;
+    let Began { closed, up: began_up, down: began_down, stream: followed, head, hidden } = began;
     let up = async {
         // Why a write fails, the reading side knows.
         let sent = async {
@@ -199,7 +218,7 @@ async fn over_link(
             let mut buffer = Vec::with_capacity(LINK_CHUNK);
             match from_client.try_read_buf(&mut buffer) {
                 Ok(0) => break,
-                Ok(_) => *began_up = true,
+                Ok(_) => heard(began_up, head, hidden, &buffer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(CarryError::Client(error)),
             }
@@ -254,7 +273,7 @@ async fn over_tunnel(
     let stream = tunnel.connect(linger)?;
     let (mut from_tunnel, mut to_tunnel) = tokio::io::split(stream);
     let (mut from_client, mut to_client) = client.split();
-    let Began { up: began_up, down: began_down, closed, stream: followed } = began;
+    let Began { closed, up: began_up, down: began_down, stream: followed, head, hidden } = began;
     let mut first = upgrade::request(UPGRADE_CONN, token, &[(HEADER_TARGET, target)]);
     first.extend_from_slice(opening);
     to_tunnel.write_all(&first).await.map_err(CarryError::Tunnel)?;
@@ -264,8 +283,8 @@ async fn over_tunnel(
             match from_client.read(&mut buffer).await.map_err(CarryError::Client)? {
                 0 => break,
                 length => {
-                    *began_up = true;
                     let bytes = buffer.get(..length).unwrap_or_default();
+                    heard(began_up, head, hidden, bytes);
                     if to_tunnel.write_all(bytes).await.is_err() {
                         // The reading side knows why.
                         break;
@@ -342,6 +361,31 @@ async fn refuse_all_before_startup(client: &mut TcpStream, mut buffer: BytesMut)
             Ok(Some(Opening::GssEncRequest | Opening::SslRequest)) => client.write_all(b"N").await?,
             Ok(Some(Opening::Cancel(_))) => return Ok(false),
             Ok(Some(Opening::DirectTls | Opening::Startup(_))) | Err(_) => return Ok(true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mysql_client_that_will_encrypt_or_compress_is_followed_no_more() {
+        let login = |capabilities: u32| [&[32, 0, 0, 1][..], &capabilities.to_le_bytes(), &[0; 24]].concat();
+        for (engine, bytes, hidden) in [
+            (Engine::Mysql, login(capability::NEEDED), false),
+            (Engine::Mysql, login(capability::NEEDED | capability::SSL), true),
+            (Engine::Mysql, login(capability::NEEDED | capability::COMPRESS), true),
+            (Engine::Postgres, login(capability::SSL), false),
+        ] {
+            for cut in 1..=bytes.len() {
+                let mut began = Began::new(engine);
+                for piece in bytes.chunks(cut).chain([&[0xff; 64][..]]) {
+                    heard(&mut began.up, &mut began.head, &began.hidden, piece);
+                }
+                assert!(began.up);
+                assert_eq!(began.hidden.load(Ordering::Relaxed), hidden, "{engine:?} in pieces of {cut}");
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where a database's stream stands, so that the relay or the launcher can say something of its own between two messages of
-//! the database: that the session will end, and why it has ended. Only heads are read: type and length in PostgreSQL
-//! (manual, "Message Formats"), length and sequence number in MySQL (MySQL Source Code Documentation, "MySQL Packets").
+//! the database: that the session will end, and why it has ended. Little is read: type and length in PostgreSQL
+//! (manual, "Message Formats"); length, sequence number (MySQL Source Code Documentation, "MySQL Packets") and the start of the
+//! payload in MySQL, see [`answer`](crate::wire::mysql::answer).
 //!
 //! PostgreSQL lets a server send a NoticeResponse between any two messages ("Asynchronous Operations"), in COPY too, and an
 //! ErrorResponse before it closes. MySQL has no notices. A server that closes an idle session sends an ERR packet that
@@ -11,10 +12,9 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::wire::error_text::ErrorText;
+use crate::wire::mysql::answer::{Answer, Start};
 use crate::wire::mysql::packet::{ERR, LOGIN_PACKET_MAX, OK, PAYLOAD_MAX};
 
-/// First byte of an EOF packet, and of the OK packet that stands in its place.
-const EOF: u8 = 0xfe;
 /// Number of the first packet of an answer.
 const FIRST: u8 = 1;
 
@@ -50,7 +50,7 @@ enum Login {
     Done,
     /// Before the first message, there are answers of one byte each to requests for encryption.
     Postgres,
-    /// Up to the OK packet.
+    /// Up to the OK packet or an error.
     Mysql,
 }
 
@@ -58,11 +58,11 @@ enum Login {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Packet {
     sequence: u8,
-    length: usize,
-    /// Of the payload, if there is one.
-    first: Option<u8>,
-    /// It may be the last one of an answer.
-    ends: bool,
+    start: Start,
+    /// It begins an answer.
+    begins: bool,
+    /// It goes on with the payload of the one before.
+    continues: bool,
 }
 
 /// See the module.
@@ -73,15 +73,25 @@ pub struct Downstream {
     at: At,
     head: [u8; 5],
     packet: Packet,
+    answer: Answer,
+    /// MySQL's definitions have no EOF packets behind them.
+    deprecates_eof: bool,
     /// Of MySQL, those that have begun; `None` once numbers have come that no answers have.
     answers: Option<usize>,
 }
 
 impl Downstream {
     fn new(engine: Engine) -> Self {
-        // The login ends with an OK packet.
-        let packet = Packet { sequence: 0, length: 0, first: None, ends: true };
-        Self { engine, login: Login::Done, at: At::Head(0), head: [0; 5], packet, answers: Some(0) }
+        Self {
+            engine,
+            login: Login::Done,
+            at: At::Head(0),
+            head: [0; 5],
+            packet: Packet { sequence: 0, start: Start::new(0), begins: false, continues: false },
+            answer: Answer::Ended,
+            deprecates_eof: true,
+            answers: Some(0),
+        }
     }
 
     /// From the greeting on. A session that becomes encrypted is not followed.
@@ -94,9 +104,10 @@ impl Downstream {
         Self { login: Login::Postgres, ..Self::new(Engine::Postgres) }
     }
 
-    /// From a message on; everything before it is whole.
-    pub fn mysql() -> Self {
-        Self::new(Engine::Mysql)
+    /// From an answer on; everything before it is whole. `deprecates_eof` is whether both sides have agreed on
+    /// CLIENT_DEPRECATE_EOF.
+    pub fn mysql(deprecates_eof: bool) -> Self {
+        Self { deprecates_eof, ..Self::new(Engine::Mysql) }
     }
 
     /// From a message on; everything before it is whole.
@@ -121,7 +132,7 @@ impl Downstream {
         let mut used = 0;
         if let At::Head(have) = self.at {
             let wanted = self.engine.head().saturating_sub(have).min(bytes.len());
-            let (now, later) = bytes.split_at(wanted);
+            let now = bytes.get(..wanted).unwrap_or_default();
             let into = self.head.get_mut(have..have.saturating_add(wanted)).unwrap_or_default();
             into.copy_from_slice(now);
             used = wanted;
@@ -129,16 +140,16 @@ impl Downstream {
             if have.saturating_add(wanted) < self.engine.head() {
                 return used;
             }
-            self.begin(later.first().copied());
+            self.begin();
         }
         match self.at {
             At::Head(_) => used,
             At::Body(missing) => {
                 let body = bytes.get(used..).unwrap_or_default();
-                if self.packet.first.is_none() {
-                    self.packet.first = body.first().copied();
-                }
                 let now = missing.min(body.len());
+                if self.engine == Engine::Mysql {
+                    self.packet.start.pass(missing, body.get(..now).unwrap_or_default());
+                }
                 match missing.saturating_sub(now) {
                     0 => self.finish(),
                     missing => self.at = At::Body(missing),
@@ -168,25 +179,27 @@ impl Downstream {
     }
 
     /// The head is whole.
-    fn begin(&mut self, first: Option<u8>) {
+    fn begin(&mut self) {
         let [a, b, c, d, e] = self.head;
         let sequence = d;
         let length = match self.engine {
             Engine::Mysql => {
                 let length = usize::try_from(u32::from_le_bytes([a, b, c, 0])).unwrap_or(usize::MAX);
-                let first = first.filter(|_| length > 0);
                 if self.login == Login::Mysql && !self.is_login(sequence, length) {
                     self.at = At::Lost;
                     return;
                 }
-                // Whether an answer had ended before this packet.
-                let ends = self.packet.ends;
-                if sequence == FIRST && ends {
+                let continues = self.is_continued();
+                // In a long answer, this number comes behind 0 again.
+                let over = self.answer == Answer::Ended || self.packet.sequence != 0;
+                let begins = sequence == FIRST && over && !continues;
+                if begins {
+                    self.answer = Answer::Ended;
                     self.answers = self.answers.map(|begun| begun.saturating_add(1));
                 } else if sequence != self.packet.sequence.wrapping_add(1) {
                     self.answers = None;
                 }
-                self.packet = Packet { sequence, length, first, ends };
+                self.packet = Packet { sequence, start: Start::new(length), begins, continues };
                 Some(length)
             }
             Engine::Postgres => {
@@ -203,27 +216,28 @@ impl Downstream {
     /// The message is whole.
     fn finish(&mut self) {
         self.at = At::Head(0);
-        let Packet { sequence, length, first, ends } = self.packet;
-        if self.login == Login::Mysql {
-            if first == Some(OK) && sequence > 0 {
-                (self.login, self.packet.ends) = (Login::Done, true);
-            }
+        let Packet { sequence, start, begins, continues } = self.packet;
+        if self.engine == Engine::Postgres || continues {
             return;
         }
-        self.packet.ends = match first {
-            Some(ERR) => true,
-            // A text of this first byte would be longer than a packet can be.
-            Some(EOF) => length < PAYLOAD_MAX,
-            // Elsewhere it is a row.
-            Some(OK) => sequence == FIRST || ends,
-            _ => false,
-        };
+        if self.login != Login::Mysql {
+            self.answer = self.answer.after(&start, begins, self.deprecates_eof);
+            if self.answer == Answer::Login {
+                self.login = Login::Mysql;
+            }
+        } else if sequence > 0 && matches!(start.first(), Some(OK | ERR)) {
+            (self.login, self.answer) = (Login::Done, Answer::Ended);
+        }
+    }
+
+    /// The next packet of MySQL goes on with the payload of the last one.
+    fn is_continued(&self) -> bool {
+        self.engine == Engine::Mysql && self.packet.start.length() == PAYLOAD_MAX
     }
 
     /// Whether every message that has begun is whole.
     pub fn is_between_messages(&self) -> bool {
-        let continued = self.engine == Engine::Mysql && self.packet.length == PAYLOAD_MAX;
-        self.at == At::Head(0) && !continued
+        self.at == At::Head(0) && !self.is_continued()
     }
 
     /// How many answers of MySQL have begun; `None` if it does not look like answers. The last one may have ended where
@@ -233,7 +247,7 @@ impl Downstream {
     }
 
     pub fn is_between_answers(&self) -> bool {
-        self.is_between_messages() && self.packet.ends
+        self.is_between_messages() && self.answer == Answer::Ended
     }
 
     /// What a client shows, or hands to its program, while the session goes on: between two messages. `None` where the
@@ -252,7 +266,7 @@ impl Downstream {
         self.is_between_messages().then(|| match self.engine {
             // It comes in the place of the answer to what the client has sent or will send.
             Engine::Mysql if self.login == Login::Mysql => text.packet(self.packet.sequence.wrapping_add(2), true),
-            Engine::Mysql if self.packet.ends => text.packet(FIRST, true),
+            Engine::Mysql if self.answer == Answer::Ended => text.packet(FIRST, true),
             Engine::Mysql => text.packet(self.packet.sequence.wrapping_add(1), true),
             Engine::Postgres => {
                 let mut out = BytesMut::new();
@@ -286,7 +300,7 @@ mod tests {
 
     /// The number of the last words behind these packets.
     fn number(payloads: &[(u8, &[u8])]) -> u8 {
-        let mut stream = Downstream::mysql();
+        let mut stream = Downstream::mysql(true);
         stream.pass(&packets(payloads));
         let said = stream.last_words(&text()).expect("between packets");
         let said = packet::decode(&mut BytesMut::from(&said[..])).unwrap().unwrap();
@@ -369,7 +383,7 @@ mod tests {
     #[test]
     fn mysql_gets_the_number_that_its_client_waits_for() {
         const ROW: &[u8] = b"\x011";
-        const END: &[u8] = &[EOF, 0, 0, 2, 0];
+        const END: &[u8] = &[0xfe, 0, 0, 2, 0];
         const FINE: &[u8] = &[OK, 0, 0, 2, 0, 0, 0];
         let column: &[u8] = b"\x03def\0\0\0";
         // Idle: after the login, a statement, a result, an error, a procedure.
@@ -378,7 +392,15 @@ mod tests {
             &[(1, FINE)],
             &[(1, &[1]), (2, column), (3, END), (4, ROW), (5, END)],
             &[(1, &[1]), (2, column), (3, ROW), (4, b"\xffoh")],
-            &[(1, &[1]), (2, column), (3, ROW), (4, END), (5, FINE)],
+            &[(1, &[1]), (2, column), (3, ROW), (4, &[0xfe, 0, 0, 10, 0]), (5, FINE)],
+            // A prepared statement with one column and one parameter; statistics; an answer that was not understood before.
+            &[(1, &[OK, 9, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0]), (2, column), (3, column)],
+            &[(1, b"Uptime: 7  Threads: 1")],
+            &[(1, &[1]), (2, column), (1, FINE)],
+            // Another user, with a password or without.
+            &[(1, b"\xfecaching_sha2_password\0"), (3, b"\x01\x03"), (4, FINE)],
+            &[(1, b"\xfemysql_native_password\0"), (3, FINE), (1, FINE)],
+            &[(1, b"\xfemysql_native_password\0"), (3, b"\xff\x19\x04#42000no")],
         ] {
             assert_eq!(number(idle), 1, "{idle:?}");
         }
@@ -386,13 +408,18 @@ mod tests {
         assert_eq!(number(&[(1, &[1]), (2, column)]), 3);
         assert_eq!(number(&[(1, &[1]), (2, column), (255, ROW)]), 0);
         assert_eq!(number(&[(1, &[1]), (2, column), (3, &[OK, 0, 5])]), 4);
-        assert!(Downstream::mysql().notice(&text()).is_none());
+        // More is to come: rows, another result, a definition, the client's proof.
+        assert_eq!(number(&[(1, &[1]), (2, column), (3, END)]), 4);
+        assert_eq!(number(&[(1, &[1]), (2, column), (3, END), (4, &[0xfe, 0, 0, 10, 0])]), 5);
+        assert_eq!(number(&[(1, &[OK, 9, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0]), (2, column)]), 3);
+        assert_eq!(number(&[(1, b"\xfecaching_sha2_password\0")]), 3);
+        assert!(Downstream::mysql(true).notice(&text()).is_none());
     }
 
     #[test]
     fn a_long_mysql_packet_is_not_interrupted_before_its_last_part() {
         let long = vec![b'x'; PAYLOAD_MAX];
-        let mut stream = Downstream::mysql();
+        let mut stream = Downstream::mysql(true);
         stream.pass(&packets(&[(4, &long)]));
         assert!(!stream.is_between_messages());
         stream.pass(&packets(&[(5, b"")]));
@@ -423,7 +450,7 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
-            let begin = if mysql { Downstream::mysql() } else { Downstream::postgres() };
+            let begin = if mysql { Downstream::mysql(true) } else { Downstream::postgres() };
             let (mut whole, mut pieces) = (begin.clone(), begin);
             for pair in cuts.windows(2) {
                 pieces.pass(&bytes[pair[0]..pair[1]]);
@@ -433,7 +460,7 @@ mod tests {
             prop_assert_eq!(whole.last_words(&text()), pieces.last_words(&text()));
             // From anywhere, the next end is found.
             for pair in cuts.windows(2) {
-                let mut stream = if mysql { Downstream::mysql() } else { Downstream::postgres() };
+                let mut stream = if mysql { Downstream::mysql(true) } else { Downstream::postgres() };
                 stream.pass(&bytes[..pair[0]]);
                 let found = pair[0] + stream.pass_message(&bytes[pair[0]..]);
                 let next = ends.iter().find(|end| **end > pair[0]).copied().unwrap_or(bytes.len());

@@ -236,10 +236,7 @@ impl Handshake {
 
     /// Where the upstream's stream stands when the login is done.
     pub fn downstream(&self) -> Downstream {
-        match self {
-            Self::Mysql(_) | Self::MysqlChange(_) => Downstream::mysql(),
-            Self::Postgres(_) => Downstream::postgres(),
-        }
+        self.commands().map_or_else(Downstream::postgres, |commands| commands.downstream())
     }
 
     /// The exchange for the command that stopped the copy, which `command` begins with. `random` is for its challenge.

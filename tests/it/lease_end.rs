@@ -3,6 +3,8 @@
 use std::process::Stdio;
 
 use bastion_sandbox::mariadb::{self, MariaDb};
+use mysql_async::ChangeUserOpts;
+use mysql_async::prelude::Queryable as _;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -166,19 +168,31 @@ async fn mariadb_is_told_why_its_connection_was_closed() {
     let user = idle.ask("select substring_index(user(), '@', 1);").await;
     assert_eq!(busy.ask("select substring_index(user(), '@', 1);").await, user);
     busy.write("select sleep(60);").await;
-    // A driver that refuses packets out of their order.
-    let mut strict = mysql_async::Conn::new(mysql_options(relay.address, 3306)).await.unwrap();
-    let mut ask = async |sql: &str| mysql_async::prelude::Queryable::query_first::<String, _>(&mut strict, sql).await;
-    assert_eq!(ask("select substring_index(user(), '@', 1)").await.unwrap().as_deref(), Some(user.as_str()));
+    // A driver that refuses packets out of their order: behind a statement, a change of the user, a prepared statement.
+    let mut strict = Vec::new();
+    for number in 0..4 {
+        let mut conn = mysql_async::Conn::new(mysql_options(relay.address, 3306)).await.unwrap();
+        let name: Option<String> = conn.query_first("select substring_index(user(), '@', 1)").await.unwrap();
+        assert_eq!(name.as_deref(), Some(user.as_str()));
+        match number {
+            0 => {}
+            1 => conn.change_user(ChangeUserOpts::default()).await.unwrap(),
+            2 => conn.change_user(ChangeUserOpts::default().with_pass(Some("any".to_owned()))).await.unwrap(),
+            _ => assert_eq!(conn.prep("select ?, 2").await.unwrap().num_columns(), 2),
+        }
+        strict.push(conn);
+    }
     relay.wait_for("the lease of the database user has ended").await;
     relay.wait_for("\"ended_by\":\"lease\"").await;
     let told =
         format!("bastion: this connection is closed because the database user {user} of target events has ended");
-    let error = ask("select 1").await.unwrap_err();
-    assert!(
-        matches!(&error, mysql_async::Error::Server(said) if said.code == 1053 && said.message.starts_with(&told)),
-        "{error:?}"
-    );
+    for mut conn in strict {
+        let error = conn.query_first::<u8, _>("select 1").await.unwrap_err();
+        assert!(
+            matches!(&error, mysql_async::Error::Server(said) if said.code == 1053 && said.message.starts_with(&told)),
+            "{error:?}"
+        );
+    }
     idle.write("select 'too late';").await;
     for terminal in [idle, busy] {
         let said = terminal.end().await;

@@ -43,7 +43,6 @@ impl Conn {
     /// Tells the client why its session has been cut, where the upstream's stream is followed. `rest` is what the cut has
     /// kept from it. Says how many more bytes of the upstream have gone to the client.
     pub(super) async fn say_farewell(&self, login: &mut Login, aside: &mut Option<Aside<'_>>, rest: &[u8]) -> u64 {
-        let Some(aside) = aside else { return 0 };
         let target = &self.served.target;
         let text = match self.cut_by() {
             EndedBy::Lease => {
@@ -52,7 +51,19 @@ impl Conn {
             }
             _ => reply::stopping(target, self.shared.lifetime.cause(), self.id),
         };
-        let more = say(login.client.as_mut(), &mut login.upstream, aside.stream(), rest, &text).await;
+        self.say(login, aside, rest, Some(&text)).await
+    }
+
+    /// Ends the session with `text`, in the same way.
+    pub(super) async fn say(
+        &self,
+        login: &mut Login,
+        aside: &mut Option<Aside<'_>>,
+        rest: &[u8],
+        text: Option<&ErrorText>,
+    ) -> u64 {
+        let (Some(aside), Some(text)) = (aside, text) else { return 0 };
+        let more = say(login.client.as_mut(), &mut login.upstream, aside.stream(), rest, text).await;
         self.served.metrics.down.inc_by(more);
         more
     }

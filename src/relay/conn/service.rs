@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::credential::Loan;
-use crate::relay::Io;
 use crate::relay::audit::{Ended, Watch};
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, Upstream};
 use crate::relay::conn::{Conn, Login};
 use crate::relay::error::ConnError;
-use crate::relay::splice::{Aside, EndedBy, Spliced, splice};
+use crate::relay::splice::{ANSWER_TIMEOUT, Aside, EndedBy, Spliced, splice};
+use crate::relay::{Io, reply};
 use crate::tls;
 use crate::types::CredentialConfig;
 use crate::wire::proxy::{Handshake, Refusal};
@@ -100,7 +100,14 @@ impl Conn {
             (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
             (part.up, part.down) = (up, down);
             let Some(command) = part.stopped.take() else {
-                if part.ended_by == EndedBy::Shutdown {
+                if part.unanswered {
+                    let silent = ConnError::Unanswered(ANSWER_TIMEOUT.as_secs());
+                    warn!(conn_id = self.id, target = self.served.target.name, error = %silent, "closed");
+                    let text =
+                        reply::error_text(&silent, &self.served.target, login.record.db_user.as_deref(), self.id);
+                    part.down = part.down.saturating_add(self.say(&mut login, aside, &part.rest, text.as_ref()).await);
+                    part.error = Some(std::io::Error::other(silent));
+                } else if part.ended_by == EndedBy::Shutdown {
                     part.ended_by = self.cut_by();
                     part.down = part.down.saturating_add(self.say_farewell(&mut login, aside, &part.rest).await);
                 }
@@ -143,7 +150,8 @@ impl Conn {
                 let handed = hand_over(&mut client, &to_client).await;
                 handed.map_err(|error| ConnError::ClientIo(error.to_string()))?;
                 if let Some(aside) = aside {
-                    aside.stream().pass(&to_client);
+                    // That was the whole answer: the session is idle.
+                    *aside.stream() = handshake.downstream();
                 }
                 let (to_client, handshake) = (Bytes::new(), Some(handshake));
                 Ok(Login { client, upstream, record, to_client, early, handshake, loan: None })

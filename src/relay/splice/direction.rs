@@ -214,6 +214,27 @@ impl<'a, 'n> Direction<'a, 'n> {
         })
     }
 
+    /// Reads on behind the command that has stopped the copy, up to a limit. Whether the stream ends there.
+    pub(super) fn poll_behind<R>(&mut self, context: &mut Context<'_>, from: &mut R) -> Result<bool, Failure>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+    {
+        SCRATCH.with_borrow_mut(|scratch| {
+            while self.held.len() < BUFFER {
+                let mut buffer = ReadBuf::new(scratch);
+                match Pin::new(&mut *from).poll_read(context, &mut buffer) {
+                    Poll::Pending => return Ok(false),
+                    Poll::Ready(result) => result.map_err(|error| Failure(self.from, error))?,
+                }
+                if buffer.filled().is_empty() {
+                    return Ok(true);
+                }
+                self.held.extend_from_slice(buffer.filled());
+            }
+            Ok(false)
+        })
+    }
+
     /// Takes what was read before the copy.
     pub(super) fn begin(&mut self, early: &[u8], counter: &Counter, readers: &mut Readers<'_>) {
         counter.inc_by(self.count(early.len()));

@@ -159,6 +159,49 @@ async fn a_client_that_does_not_wait_has_all_its_answers_first() {
     assert!(CHANGE.starts_with(&stopped(b"", &sent, &sent[..3 * STATEMENT.len()], &answers).await));
 }
 
+/// A copy of a client that has sent a change of its user behind a command that is not answered.
+async fn owed(after: impl AsyncFnOnce(tokio::io::DuplexStream)) -> (Spliced, tokio::io::DuplexStream) {
+    let (mut client, mut near_client) = duplex(64);
+    let (mut upstream, mut near_upstream) = duplex(64);
+    let (up, down) = (Counter::default(), Counter::default());
+    let asking = async {
+        client.write_all(&[STATEMENT, CHANGE].concat()).await.unwrap();
+        let mut seen = vec![0; STATEMENT.len()];
+        upstream.read_exact(&mut seen).await.unwrap();
+        upstream.write_all(&FINE[..5]).await.unwrap();
+        client.read_exact(&mut [0; 5]).await.unwrap();
+        after(client).await;
+        upstream
+    };
+    let (mut watch, cut, counters) = (None, CancellationToken::new(), (&up, &down));
+    let commands = Some(Commands::default());
+    let copying = splice(&mut near_client, &mut near_upstream, b"", commands, counters, &mut watch, None, &cut);
+    tokio::join!(copying, asking)
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_answers_ends_it() {
+    let (spliced, _upstream) = owed(async |client| drop(client)).await;
+    assert_eq!((spliced.ended_by, spliced.unanswered), (EndedBy::Client, false));
+    assert!(spliced.stopped.is_none());
+    // Behind the command there is more.
+    let (spliced, _upstream) = owed(async |mut client| {
+        client.write_all(STATEMENT).await.unwrap();
+        client.shutdown().await.unwrap();
+    })
+    .await;
+    assert_eq!((spliced.ended_by, spliced.stopped), (EndedBy::Client, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_never_come_are_not_waited_for_without_end() {
+    let began = tokio::time::Instant::now();
+    let mut kept = None;
+    let (spliced, _upstream) = owed(async |client| kept = Some(client)).await;
+    assert_eq!((spliced.ended_by, spliced.unanswered), (EndedBy::Upstream, true));
+    assert!(spliced.stopped.is_none() && began.elapsed() >= ANSWER_TIMEOUT);
+}
+
 /// A message of PostgreSQL.
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();

@@ -13,6 +13,7 @@ pub const SECURE_CONNECTION: u32 = 1 << 15;
 pub const PLUGIN_AUTH: u32 = 1 << 19;
 pub const CONNECT_ATTRS: u32 = 1 << 20;
 pub const PLUGIN_AUTH_LENENC: u32 = 1 << 21;
+pub const DEPRECATE_EOF: u32 = 1 << 24;
 pub const ZSTD_COMPRESSION: u32 = 1 << 26;
 pub const QUERY_ATTRIBUTES: u32 = 1 << 27;
 pub const MULTI_FACTOR: u32 = 1 << 28;
@@ -26,3 +27,30 @@ pub const NEEDED: u32 = PROTOCOL_41 | SECURE_CONNECTION | PLUGIN_AUTH;
 /// side's own; LOCAL INFILE would let a database read files of the laptop.
 pub const MASKED: u32 =
     COMPRESS | LOCAL_FILES | SSL | ZSTD_COMPRESSION | MULTI_FACTOR | CAPABILITY_EXTENSION | SSL_VERIFY_SERVER_CERT;
+
+/// Whether a client's first packet, of which this is the start, announces TLS or compression: what follows it is not to be
+/// read as packets. False while its capabilities have not come.
+pub fn hides_the_rest(first_packet: &[u8]) -> bool {
+    let Some(&[a, b, c, _number, d, e, f, g]) = first_packet.first_chunk() else { return false };
+    // A payload of fewer than four bytes has none.
+    let has_some = u32::from_le_bytes([a, b, c, 0]) >= 4;
+    has_some && u32::from_le_bytes([d, e, f, g]) & (SSL | COMPRESS | ZSTD_COMPRESSION) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_packet_says_whether_the_rest_can_be_read() {
+        for (capabilities, hides) in
+            [(NEEDED, false), (NEEDED | SSL, true), (NEEDED | COMPRESS, true), (NEEDED | ZSTD_COMPRESSION, true)]
+        {
+            let packet = [&[32, 0, 0, 1][..], &capabilities.to_le_bytes(), b"\0\0\0\x01"].concat();
+            for end in 0..=packet.len() {
+                assert_eq!(hides_the_rest(&packet[..end]), hides && end >= 8, "{capabilities:#x} {end}");
+            }
+        }
+        assert!(!hides_the_rest(b"\x03\0\0\x01\xff\xff\xff\xff"));
+    }
+}

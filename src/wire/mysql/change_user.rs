@@ -87,7 +87,7 @@ impl ChangeUser {
 
     /// The way through the client's later bytes.
     pub fn commands(&self) -> Commands {
-        Commands::new(self.session.read_only)
+        Commands::new(self.session.read_only, self.session.capabilities)
     }
 
     /// The exchange for the next command.

@@ -4,8 +4,10 @@
 //! (MySQL Source Code Documentation, "Command Phase"). Two commands are not the database's to answer, see
 //! [`change_user`](super::change_user); everything else is passed over.
 
+use super::capability::DEPRECATE_EOF;
 use super::in_flight::InFlight;
 use super::packet::PAYLOAD_MAX;
+use crate::wire::downstream::Downstream;
 
 /// `COM_CHANGE_USER`, with which connection pools start a session anew.
 pub const CHANGE_USER: u8 = 0x11;
@@ -30,13 +32,21 @@ pub struct Commands {
     continued: bool,
     /// Whether a session must be made read-only again after a reset.
     stops_at_reset: bool,
+    /// CLIENT_DEPRECATE_EOF holds.
+    deprecates_eof: bool,
     in_flight: InFlight,
 }
 
 impl Commands {
-    /// `read_only` is whether the relay has set up the session.
-    pub fn new(read_only: bool) -> Self {
-        Self { stops_at_reset: read_only, ..Self::default() }
+    /// `read_only` is whether the relay has set up the session, `capabilities` are those that the login agreed on.
+    pub fn new(read_only: bool, capabilities: u32) -> Self {
+        let deprecates_eof = capabilities & DEPRECATE_EOF != 0;
+        Self { stops_at_reset: read_only, deprecates_eof, ..Self::default() }
+    }
+
+    /// The upstream's stream while the session is idle.
+    pub fn downstream(&self) -> Downstream {
+        Downstream::mysql(self.deprecates_eof)
     }
 
     fn stops_at(&self, command: u8) -> bool {
@@ -69,10 +79,10 @@ impl Commands {
                 match payload.first() {
                     None => return passed,
                     Some(&command) if self.stops_at(command) => {
-                        self.in_flight.hold();
+                        self.in_flight.hold(self.downstream());
                         return Scan { stop: true, ..passed };
                     }
-                    Some(&command) => self.in_flight.command(command),
+                    Some(&command) => self.in_flight.command(command, self.downstream()),
                 }
             }
             self.continued = length == PAYLOAD_MAX;
@@ -126,8 +136,8 @@ mod tests {
     #[test]
     fn a_reset_stops_only_where_it_must() {
         let reset = packets(&[(0, vec![RESET_CONNECTION])]);
-        assert_eq!(fed(&mut Commands::new(false), &reset, 3), (5, false));
-        assert_eq!(fed(&mut Commands::new(true), &reset, 3), (0, true));
+        assert_eq!(fed(&mut Commands::new(false, 0), &reset, 3), (5, false));
+        assert_eq!(fed(&mut Commands::new(true, 0), &reset, 3), (0, true));
     }
 
     #[test]

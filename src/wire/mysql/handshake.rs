@@ -129,13 +129,18 @@ impl Handshake {
 
     /// The way through the client's later bytes.
     pub fn commands(&self) -> Commands {
-        Commands::new(self.settings.read_only)
+        Commands::new(self.settings.read_only, self.capabilities())
+    }
+
+    /// Those that the client has agreed to.
+    fn capabilities(&self) -> u32 {
+        self.response.as_ref().map_or(0, |response| response.head.capabilities)
     }
 
     /// The exchange for a command that is not for the database.
     pub fn change_user(&self, random: [u8; SCRAMBLE], command: &[u8]) -> ChangeUser {
         let session = Session {
-            capabilities: self.response.as_ref().map_or(0, |response| response.head.capabilities),
+            capabilities: self.capabilities(),
             read_only: self.settings.read_only,
             demand: self.settings.demand.clone(),
             first_challenge: self.challenge,

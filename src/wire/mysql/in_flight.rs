@@ -22,22 +22,22 @@ pub enum InFlight {
 }
 
 impl InFlight {
-    /// A command that goes on to the upstream.
-    pub fn command(&mut self, command: u8) {
+    /// A command that goes on to the upstream, in a session whose answers are as those of `session`, which is idle.
+    pub fn command(&mut self, command: u8, session: Downstream) {
         if UNANSWERED.contains(&command) {
             return;
         }
         match self {
             Self::Answered => *self = Self::One,
-            Self::One => *self = Self::Counted { asked: 2, heard: Downstream::mysql() },
+            Self::One => *self = Self::Counted { asked: 2, heard: session },
             Self::Counted { asked, .. } => *asked = asked.saturating_add(1),
         }
     }
 
     /// A command that is held back until all before it are answered.
-    pub fn hold(&mut self) {
+    pub fn hold(&mut self, session: Downstream) {
         if matches!(self, Self::One) {
-            *self = Self::Counted { asked: 1, heard: Downstream::mysql() };
+            *self = Self::Counted { asked: 1, heard: session };
         }
     }
 
@@ -72,6 +72,10 @@ mod tests {
     const FINE: &[u8] = &[0, 0, 0, 2, 0, 0, 0];
     const END: &[u8] = &[0xfe, 0, 0, 2, 0];
 
+    fn session() -> Downstream {
+        Downstream::mysql(true)
+    }
+
     fn packets(payloads: &[(u8, &[u8])]) -> Vec<u8> {
         let mut out = BytesMut::new();
         for (sequence, payload) in payloads {
@@ -84,14 +88,14 @@ mod tests {
     fn a_client_that_waits_is_not_followed() {
         let mut flight = InFlight::default();
         for _ in 0..3 {
-            flight.command(QUERY);
+            flight.command(QUERY, session());
             assert!(matches!(flight, InFlight::One));
             // Whatever it is: the client reads it to its end.
             flight.down(b"part of an answer");
             flight.down(b"the rest");
             assert!(flight.is_answered());
             // The end of a prepared statement is sent with the next command.
-            flight.command(0x19);
+            flight.command(0x19, session());
         }
     }
 
@@ -106,7 +110,7 @@ mod tests {
         for cut in 1..=answers.len() {
             let mut flight = InFlight::default();
             for _ in 0..3 {
-                flight.command(QUERY);
+                flight.command(QUERY, session());
             }
             let mut came = 0;
             for piece in answers.chunks(cut) {
@@ -121,10 +125,10 @@ mod tests {
     #[test]
     fn one_command_before_the_held_one_is_waited_for() {
         let mut flight = InFlight::default();
-        flight.hold();
+        flight.hold(session());
         assert!(flight.is_answered());
-        flight.command(QUERY);
-        flight.hold();
+        flight.command(QUERY, session());
+        flight.hold(session());
         let answer = packets(&[(1, FINE)]);
         flight.down(&answer[..6]);
         assert!(!flight.is_answered());
@@ -133,10 +137,35 @@ mod tests {
     }
 
     #[test]
+    fn statistics_and_prepared_statements_are_answered_with_their_last_packet() {
+        let prepared: &[u8] = &[0, 1, 0, 0, 0, 2, 0, 1, 0, 0, 0, 0];
+        let column: &[u8] = b"\x03def\0\0\0";
+        let bare = packets(&[(1, prepared), (2, column), (3, column), (4, column)]);
+        let ended = packets(&[(1, prepared), (2, column), (3, END), (4, column), (5, column), (6, END)]);
+        for (command, answer, deprecates_eof) in [
+            (0x09, packets(&[(1, b"Uptime: 7  Threads: 1")]), true),
+            (0x16, packets(&[(1, &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])]), true),
+            (0x16, bare, true),
+            (0x16, ended, false),
+        ] {
+            for cut in 1..=answer.len() {
+                let mut flight = InFlight::default();
+                flight.command(command, Downstream::mysql(deprecates_eof));
+                flight.hold(Downstream::mysql(deprecates_eof));
+                for piece in answer.chunks(cut) {
+                    assert!(!flight.is_answered());
+                    flight.down(piece);
+                }
+                assert!(flight.is_answered(), "{answer:?} in pieces of {cut}");
+            }
+        }
+    }
+
+    #[test]
     fn what_are_no_answers_is_not_waited_for() {
         let mut flight = InFlight::default();
-        flight.command(QUERY);
-        flight.command(QUERY);
+        flight.command(QUERY, session());
+        flight.command(QUERY, session());
         // It begins in the middle of an answer: the client had not read it to its end.
         flight.down(&packets(&[(7, b"\x011")]));
         assert!(flight.is_answered());
