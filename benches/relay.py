@@ -100,7 +100,7 @@ class Bench:
     def audit(self):
         """What a record of every statement costs; short rounds, because both ways must meet the same machine."""
         print(f"\n{'with statement audit':<26} {'without':>9} {'with':>9} {'ratio':>8}")
-        for clients in (1, 16):
+        for clients in (1, 16, 64):
             tps = interleaved(["bastion", "audited"], 3 * self.arguments.rounds, lambda way: self.pgbench(way, ["-S"], clients))
             ratio = tps["audited"] / tps["bastion"]
             print(f"{f'select, {clients} clients':<26} {tps['bastion']:>9.0f} {tps['audited']:>9.0f} {ratio:>8.2f} (at least 0.90)", flush=True)
