@@ -137,6 +137,8 @@ impl PayloadType {
 /// Why a frame is not a message. Such a frame is dropped without an acknowledgement; the sender sends it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum DecodeError {
+    #[error("the message has no date")]
+    Date,
     #[error("the payload does not match its digest")]
     Digest,
     #[error("the header length {0} does not fit the frame")]
@@ -152,7 +154,7 @@ pub enum DecodeError {
 pub struct Message {
     pub message_type: MessageType,
     pub schema_version: u32,
-    /// Unix time in milliseconds. 0 makes the agent drop the message.
+    /// Unix time in milliseconds. Agent and client drop a message of 0.
     pub created_ms: u64,
     pub sequence: i64,
     /// [`FLAG_SYN`], [`FLAG_FIN`]. Nobody acts on them.
@@ -232,6 +234,9 @@ impl Message {
             payload_type: PayloadType::NONE,
             payload: Bytes::new(),
         };
+        if message.created_ms == 0 {
+            return Err(DecodeError::Date);
+        }
         let digest = fields.take::<32>().ok_or(truncated)?;
         let payload_type = PayloadType(u32::from_be_bytes(fields.take().ok_or(truncated)?));
         let claimed = u32::from_be_bytes(fields.take().ok_or(truncated)?);
@@ -324,6 +329,13 @@ mod tests {
             frame[..4].copy_from_slice(&length.to_be_bytes());
             assert_eq!(Message::decode(frame.into()), Err(DecodeError::HeaderLength(length)));
         }
+    }
+
+    #[test]
+    fn without_a_date_it_is_an_error() {
+        let mut frame = vectors::all().remove(0).frame.to_vec();
+        frame[40..48].fill(0);
+        assert_eq!(Message::decode(frame.into()), Err(DecodeError::Date));
     }
 
     #[test]
