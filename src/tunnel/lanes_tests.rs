@@ -38,7 +38,7 @@ async fn four_sessions_carry_one_link_and_end_with_it() {
 
 #[tokio::test]
 async fn bytes_are_the_same_under_every_fault_of_the_way() {
-    let odds = Odds { drop: 0.01, duplicate: 0.02, reorder: 0.02, corrupt: 0.0 };
+    let odds = Odds { drop: 0.01, duplicate: 0.02, reorder: 0.02, ..Odds::default() };
     let path = Path { data: odds, ack: odds, jitter_ms: 2, ..Path::default() };
     for knobs in [
         Knobs { up: path.clone(), down: path.clone(), ..Knobs::default() },

@@ -13,22 +13,39 @@ use tokio::sync::Notify;
 use super::world::{PATIENCE, World, noise};
 use super::*;
 
+mod sides;
+
 /// Of one fault.
 struct Fault {
     options: Options,
     /// Set once all lanes are there.
     then: Option<Knobs>,
-    /// Happens as soon as bytes come back, and then so often.
+    /// Happens in mid-transfer, and then so often.
     event: Option<(Event, Duration)>,
+    begins: Begins,
     /// It can be seen in what the gateway has counted.
     counted: bool,
 }
 
-/// An agent without its pauses, and these knobs from the first frame on.
-fn always(knobs: Knobs) -> Fault {
-    let mut options = Options { knobs, ..Options::default() };
+/// When an event happens for the first time.
+enum Begins {
+    /// A part of the bytes has left.
+    OnTheWay,
+    /// The first have come back.
+    OnTheWayBack,
+}
+
+/// An agent without its pauses.
+fn quick() -> Options {
+    let mut options = Options::default();
     options.agent.pause = Duration::ZERO;
-    Fault { options, then: None, event: None, counted: true }
+    options
+}
+
+/// These knobs from the first frame on.
+fn always(knobs: Knobs) -> Fault {
+    let options = Options { knobs, ..quick() };
+    Fault { options, then: None, event: None, begins: Begins::OnTheWayBack, counted: true }
 }
 
 /// Nothing is wrong until all lanes are there.
@@ -47,9 +64,11 @@ fn throttled(fault: Fault) -> Fault {
 
 /// The fault has happened to the session.
 fn is_hurt(session: &Snapshot) -> bool {
-    let counted =
-        |counts: &Counts| counts.dropped + counts.duplicated + counts.reordered + counts.corrupted + counts.lost;
-    counted(&session.up) + counted(&session.down) > 0 || session.connections > 1
+    let counted = |counts: &Counts| {
+        let changed = counts.duplicated + counts.reordered + counts.corrupted + counts.misdigested;
+        changed + counts.dropped + counts.lost
+    };
+    counted(&session.up) + counted(&session.down) + session.junk > 0 || session.connections > 1
 }
 
 fn data(path: Odds) -> Path {
@@ -115,40 +134,56 @@ async fn exchange(client: TcpStream, sent: &[u8], begun: &Notify) {
     assert!(came_back == right, "something else came back");
 }
 
-/// One client through lanes and one the plain way, while the fault happens.
+/// One client through lanes, then one the plain way, while the fault happens.
 async fn survives(fault: Fault) {
+    for wanted in [3, 0] {
+        survives_in(wanted, &fault).await;
+    }
+}
+
+async fn survives_in(wanted: usize, fault: &Fault) {
     let megabytes = wished().unwrap_or_else(|| if fault.options.agent.pause.is_zero() { 4 } else { 1 });
     let sent = bytes(megabytes << 20);
-    for wanted in [3, 0] {
-        let world = World::with(wanted, fault.options.clone()).await;
-        if wanted > 0 {
-            world.all_joined().await;
+    let world = World::with(wanted, fault.options.clone()).await;
+    if wanted > 0 {
+        world.all_joined().await;
+    }
+    let faults = world.sessions.gateway.faults();
+    if let Some(knobs) = &fault.then {
+        faults.set_all(knobs.clone()).unwrap();
+    }
+    let target = if fault.options.agent.pause.is_zero() { "sums" } else { "turns" };
+    let (client, carried) = world.client(target).await;
+    let begun = Notify::new();
+    let happening = async {
+        let Some((event, every)) = fault.event else { return std::future::pending().await };
+        match fault.begins {
+            Begins::OnTheWay => sent_up(&world, sent.len() / 8).await,
+            Begins::OnTheWayBack => begun.notified().await,
         }
-        let faults = world.sessions.gateway.faults();
-        if let Some(knobs) = &fault.then {
-            faults.set_all(knobs.clone()).unwrap();
+        loop {
+            faults.happen(None, event).unwrap();
+            tokio::time::sleep(every).await;
         }
-        let target = if fault.options.agent.pause.is_zero() { "sums" } else { "turns" };
-        let (client, carried) = world.client(target).await;
-        let begun = Notify::new();
-        let happening = async {
-            let Some((event, every)) = fault.event else { return std::future::pending().await };
-            begun.notified().await;
-            loop {
-                faults.happen(None, event).unwrap();
-                tokio::time::sleep(every).await;
-            }
-        };
-        tokio::select! {
-            () = exchange(client, &sent, &begun) => {}
-            () = happening => {}
-        }
-        carried.await.unwrap().unwrap();
-        let gateway = &world.sessions.gateway;
-        let hurt = gateway.session_ids().iter().filter_map(|id| gateway.snapshot(id)).any(|session| is_hurt(&session));
-        assert!(hurt || !fault.counted, "nothing was wrong");
-        faults.set_all(Knobs::default()).unwrap();
-        world.end().await;
+    };
+    tokio::select! {
+        () = exchange(client, &sent, &begun) => {}
+        () = happening => {}
+    }
+    carried.await.unwrap().unwrap();
+    let gateway = &world.sessions.gateway;
+    let hurt = gateway.session_ids().iter().filter_map(|id| gateway.snapshot(id)).any(|session| is_hurt(&session));
+    assert!(hurt || !fault.counted, "nothing was wrong");
+    faults.set_all(Knobs::default()).unwrap();
+    world.end().await;
+}
+
+/// Waits until so many bytes have left.
+async fn sent_up(world: &World, bytes: usize) {
+    let gateway = &world.sessions.gateway;
+    let sessions = || gateway.session_ids().into_iter().filter_map(|id| gateway.snapshot(&id));
+    while sessions().map(|session| session.up.bytes).sum::<u64>() < bytes as u64 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -199,6 +234,28 @@ async fn damage_on_the_way_to_the_laptop() {
     survives(throttled(always(Knobs { down: data(damaged), ..Knobs::default() }))).await;
 }
 
+/// The payload is right, so it arrives: the agent does not look.
+#[tokio::test]
+async fn wrong_digests_on_the_way_to_the_agent() {
+    let wrong = Odds { digest: 0.05, ..Odds::default() };
+    survives(always(Knobs { up: data(wrong), ..Knobs::default() })).await;
+}
+
+#[tokio::test]
+async fn wrong_digests_on_the_way_to_the_laptop() {
+    let wrong = Odds { digest: 0.005, ..Odds::default() };
+    survives(throttled(always(Knobs { down: data(wrong), ..Knobs::default() }))).await;
+}
+
+/// Nobody waits for anything while only the agent sends: then it takes half a minute until it is noticed.
+#[tokio::test]
+async fn a_socket_that_falls_silent_again_and_again() {
+    let event = Some((Event::FreezeClient, Duration::from_secs(60)));
+    let fault = throttled(Fault { event, begins: Begins::OnTheWay, ..later(Knobs::default()) });
+    // Both at once: it is mostly waiting.
+    tokio::join!(survives_in(3, &fault), survives_in(0, &fault));
+}
+
 #[tokio::test]
 async fn a_socket_that_is_cut_again_and_again_with_its_frames_kept() {
     survives(later(Knobs { cut_client_every_ms: Some(400), ..Knobs::default() })).await;
@@ -233,7 +290,7 @@ async fn an_agent_that_refuses_the_first_data() {
 #[tokio::test]
 async fn frames_that_nobody_understands() {
     let event = Some((Event::Junk, Duration::from_millis(20)));
-    survives(Fault { event, counted: false, ..later(Knobs::default()) }).await;
+    survives(Fault { event, ..later(Knobs::default()) }).await;
 }
 
 #[tokio::test]

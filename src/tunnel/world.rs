@@ -26,6 +26,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Clone)]
 pub(super) struct Sessions {
     pub(super) gateway: Gateway,
+    config: Config,
     address: std::net::SocketAddr,
     port: u16,
     count: Arc<AtomicUsize>,
@@ -48,11 +49,20 @@ impl Sessions {
     fn start(&self) -> SessionGrant {
         let number = self.count.fetch_add(1, Ordering::SeqCst);
         self.grant(self.gateway.start_session(SessionSpec {
-            session_id: format!("alice@example.com-{number:016}"),
+            session_id: Self::id(number),
             target: "ecs:c_t_r".to_owned(),
             agent_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: self.port,
         }))
+    }
+
+    fn id(number: usize) -> String {
+        format!("alice@example.com-{number:016}")
+    }
+
+    /// The id of the session that is started next.
+    pub(super) fn next_id(&self) -> String {
+        Self::id(self.count.load(Ordering::SeqCst))
     }
 
     async fn tunnel(&self) -> Result<(Tunnel, String), ControlError> {
@@ -64,8 +74,13 @@ impl Sessions {
         if self.goes_on {
             *self.last.lock().unwrap() = Some(id.clone());
         }
-        let tunnel = Tunnel::open(Config::default(), grant, Arc::new(self.clone()), CancellationToken::new()).await;
-        Ok((tunnel.map_err(|error| ControlError(error.to_string()))?, id))
+        match Tunnel::open(self.config, grant, Arc::new(self.clone()), CancellationToken::new()).await {
+            Ok(tunnel) => Ok((tunnel, id)),
+            Err(error) => {
+                let _over_already = self.gateway.terminate_session(&id);
+                Err(ControlError(error.to_string()))
+            }
+        }
     }
 }
 
@@ -122,7 +137,7 @@ impl Pass for Proofs {
 
 /// Joins lanes to links, as the relay does, or serves the plain way. Its targets: `echo`; `hash` answers with the SHA-256
 /// of what came; `sums` echoes as many bytes as the first eight say, and adds the SHA-256 of what came;
-/// `turns` does so once all has come; `deaf` reads nothing; `rude` goes at the end without a word; `shy` echoes once
+/// `turns` does so once all has come; `tired` as `sums`, with rests; `deaf` reads nothing; `rude` goes at the end without a word; `shy` echoes once
 /// nobody has to prove anything any more.
 #[derive(Default)]
 pub(super) struct Relay {
@@ -133,6 +148,18 @@ pub(super) struct Relay {
     pub(super) waiting: watch::Sender<usize>,
     /// So many proofs `shy` still wants.
     pub(super) wanted: Arc<AtomicUsize>,
+    pub(super) rest: Arc<Rest>,
+}
+
+/// Of the target `tired`.
+#[derive(Default)]
+pub(super) struct Rest {
+    /// It reads nothing while this is set.
+    pub(super) wished: watch::Sender<bool>,
+    /// It reads nothing now.
+    pub(super) now: watch::Sender<bool>,
+    /// So many bytes it has read.
+    pub(super) read: AtomicUsize,
 }
 
 impl Relay {
@@ -164,7 +191,7 @@ impl Relay {
         let target = header(HEADER_TARGET);
         if !target.is_empty() {
             stream.write_all(SWITCHING).await.unwrap();
-            return serve(stream, target).await;
+            return serve(stream, target, Arc::clone(&self.rest)).await;
         }
         let link = match header(HEADER_LANE).as_str() {
             "new" => Some(self.begin(header(HEADER_LINK))),
@@ -182,7 +209,7 @@ impl Relay {
     fn begin(&self, secret: String) -> Link {
         let link = Link::acceptor();
         self.links.lock().unwrap().insert(secret, link.clone());
-        let (serving, wanted) = (link.clone(), Arc::clone(&self.wanted));
+        let (serving, wanted, rest) = (link.clone(), Arc::clone(&self.wanted), Arc::clone(&self.rest));
         tokio::spawn(async move {
             let mut streams = JoinSet::new();
             let serve = async {
@@ -192,7 +219,7 @@ impl Relay {
                         stream.reset(&format!("{PROOF_WANTED}sign another login"));
                         continue;
                     }
-                    streams.spawn(serve(stream, target));
+                    streams.spawn(serve(stream, target, Arc::clone(&rest)));
                 }
             };
             tokio::join!(serving.keep_time(), serve);
@@ -203,7 +230,7 @@ impl Relay {
 
 const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 
-async fn serve(stream: impl AsyncRead + AsyncWrite, target: String) {
+async fn serve(stream: impl AsyncRead + AsyncWrite, target: String, rest: Arc<Rest>) {
     let (mut read, mut write) = tokio::io::split(stream);
     match target.as_str() {
         "deaf" => return std::future::pending().await,
@@ -212,7 +239,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, target: String) {
             return;
         }
         "echo" | "shy" => drop(tokio::io::copy(&mut read, &mut write).await),
-        "hash" => drop(hash(&mut read, &mut write, u64::MAX, false).await),
+        "hash" => drop(hash(&mut read, &mut write, u64::MAX, false, None).await),
         "turns" => {
             let Ok(length) = read.read_u64().await else { return };
             let mut all = vec![0; usize::try_from(length).unwrap()];
@@ -223,26 +250,41 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, target: String) {
         }
         _ => {
             let Ok(length) = read.read_u64().await else { return };
-            drop(hash(&mut read, &mut write, length, true).await);
+            let rest = (target == "tired").then_some(&*rest);
+            drop(hash(&mut read, &mut write, length, true, rest).await);
         }
     }
     let _gone = write.shutdown().await;
 }
 
-/// Reads so many bytes or to the end, answers with what came if it `echoes`, and then with its SHA-256.
+/// Reads so many bytes or to the end, with rests if there are any, answers with what came if it `echoes`, and then with its
+/// SHA-256.
 async fn hash(
     read: &mut (impl AsyncRead + Unpin),
     write: &mut (impl AsyncWrite + Unpin),
     length: u64,
     echoes: bool,
+    rest: Option<&Rest>,
 ) -> std::io::Result<()> {
     let mut hash = Sha256::new();
     let mut read = read.take(length);
     let mut buffer = vec![0; 64 * 1024];
     loop {
+        if let Some(rest) = rest
+            && *rest.wished.borrow()
+        {
+            rest.now.send_replace(true);
+            let mut wished = rest.wished.subscribe();
+            // The sender lives in the relay, so this cannot fail.
+            drop(wished.wait_for(|wished| !wished).await);
+            rest.now.send_replace(false);
+        }
         match read.read(&mut buffer).await? {
             0 => break,
             length => {
+                if let Some(rest) = rest {
+                    rest.read.fetch_add(length, Ordering::Relaxed);
+                }
                 hash.update(&buffer[..length]);
                 if echoes {
                     write.write_all(&buffer[..length]).await?;
@@ -270,6 +312,10 @@ impl World {
 
     /// With 0 lanes the plain way.
     pub(super) async fn with(wanted: usize, options: Options) -> Self {
+        Self::of(wanted, options, Config::default()).await
+    }
+
+    pub(super) async fn of(wanted: usize, options: Options, config: Config) -> Self {
         let gateway = Gateway::new(options, Arc::new(|_| Ok(())));
         let mut servers = JoinSet::new();
         let relay = Arc::new(Relay::default());
@@ -282,7 +328,7 @@ impl World {
         let quick = |stream: &mut TcpStream| stream.set_nodelay(true).unwrap();
         servers.spawn(async move { axum::serve(listener.tap_io(quick), router).await.unwrap() });
         let (count, refuses, last) = Default::default();
-        let sessions = Sessions { gateway, address, port, count, goes_on: false, last, refuses };
+        let sessions = Sessions { gateway, config, address, port, count, goes_on: false, last, refuses };
         let (first, _) = Sessions { goes_on: true, ..sessions.clone() }.tunnel().await.unwrap();
         let proofs = Arc::new(Proofs::default());
         let pass = Arc::clone(&proofs) as Arc<dyn Pass>;

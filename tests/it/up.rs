@@ -527,7 +527,7 @@ async fn wake_starts_a_new_task_for_the_next_connection_and_stops_it_at_the_end(
 #[tokio::test]
 async fn bytes_stay_right_on_a_bad_network() {
     let world = World::start().await;
-    let odds = Odds { drop: 0.02, duplicate: 0.02, reorder: 0.05, corrupt: 0.0 };
+    let odds = Odds { drop: 0.02, duplicate: 0.02, reorder: 0.05, ..Odds::default() };
     let path = Path { latency_ms: 5, data: odds, ack: odds, ..Path::default() };
     let bad = Knobs { up: path.clone(), down: path, cut_client_every_ms: Some(1500), ..Knobs::default() };
     let up = up(&world).await;

@@ -28,7 +28,6 @@ use crate::gateway::{Incoming, Leg, Reader, SessionSpec, message};
 
 /// Messages kept that came too early.
 const EARLY_MAX: usize = 100_000;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// After the client asked for the end, so long for its acknowledgements.
 const DRAIN: Duration = Duration::from_secs(2);
 const RECONNECT: Duration = Duration::from_millis(100);
@@ -54,13 +53,20 @@ pub struct Options {
     pub pause: Duration,
     /// So long after HandshakeComplete data is refused: the port handler is not there yet.
     pub refuse_for: Duration,
+    /// The client has so long for its part of the handshake.
+    pub greeting: Duration,
     /// Where to keep what crosses the tunnel, for tests with one session.
     pub capture: Option<Arc<Capture>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { pause: Duration::from_millis(1), refuse_for: Duration::from_millis(3), capture: None }
+        Self {
+            pause: Duration::from_millis(1),
+            refuse_for: Duration::from_millis(3),
+            greeting: Duration::from_secs(15),
+            capture: None,
+        }
     }
 }
 
@@ -139,7 +145,7 @@ impl Agent {
     async fn work(&mut self, leg: &Leg, reader: &mut Reader) -> String {
         let mut pings = tokio::time::interval(Duration::from_secs(54));
         loop {
-            let greeting_ends = self.began + HANDSHAKE_TIMEOUT;
+            let greeting_ends = self.began + self.options.greeting;
             let incoming = tokio::select! {
                 incoming = reader.recv() => incoming,
                 () = tokio::time::sleep_until(greeting_ends), if self.phase == Phase::Greeting => {

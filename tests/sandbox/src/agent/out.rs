@@ -91,6 +91,10 @@ impl Out {
         state.timeout = (state.rtt + MIN_SLACK.max(state.variation * 4)).min(MAX_TIMEOUT);
     }
 
+    pub(super) fn leg(&self) -> &Leg {
+        &self.leg
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.state().kept.is_empty()
     }

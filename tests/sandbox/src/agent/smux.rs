@@ -166,6 +166,11 @@ impl Shared {
     async fn write(&self, command: Command, stream: u32, data: Bytes) {
         let mut bytes = Vec::new();
         Frame { command, stream, data }.encode(&mut bytes);
+        if self.out.leg().spoils_smux()
+            && let Some(version) = bytes.first_mut()
+        {
+            *version = 2;
+        }
         // Fails only when the session ends.
         let _ended = self.pipe.lock().await.write_all(&bytes).await;
     }
@@ -205,6 +210,7 @@ async fn publish(mut pipe: ReadHalf<DuplexStream>, options: Options, out: Arc<Ou
 /// One dial after the other.
 async fn dial(shared: Arc<Shared>, mut queue: mpsc::Receiver<(u32, mpsc::Receiver<Chunk>, CancellationToken)>) {
     while let Some((id, data, closed)) = queue.recv().await {
+        shared.out.leg().dial().await;
         let connected = TcpStream::connect((shared.host, shared.port)).await;
         match connected {
             Ok(target) => {

@@ -61,9 +61,10 @@ pub(crate) fn publication_to_client(message_type: MessageType) -> Bytes {
     frame.into()
 }
 
-/// Frames that a client must drop, each in its own way.
-pub(crate) fn junk() -> Vec<Bytes> {
-    let good = message(MessageType::OutputStreamData, PayloadType::OUTPUT, &b"junk"[..]).to_frame();
+/// Frames that a client must drop, each in its own way. `sequence` is the agent's next: what is not dropped is taken.
+pub(crate) fn junk(sequence: i64) -> Vec<Bytes> {
+    let data = message(MessageType::OutputStreamData, PayloadType::OUTPUT, &b"junk"[..]);
+    let good = Message { sequence, ..data }.to_frame();
     let with = |at: usize, bytes: &[u8]| {
         let mut frame = good.to_vec();
         frame[at..at + bytes.len()].copy_from_slice(bytes);
@@ -74,11 +75,12 @@ pub(crate) fn junk() -> Vec<Bytes> {
         Bytes::from_static(b"junk"),
         Bytes::from(vec![0; 120]),
         Bytes::from(vec![0xff; 300]),
-        // An unknown type, none, a header that ends behind the frame, none, a digest of something else.
+        // An unknown type, none, a header that ends behind the frame, none, no date, a digest of something else.
         with(4, b"interactive_shell  "),
         with(4, &[b' '; 32]),
         with(0, &u32::MAX.to_be_bytes()),
         with(0, &[0; 4]),
+        with(40, &[0; 8]),
         with(80, &[7; 32]),
     ]
 }
@@ -89,7 +91,7 @@ mod tests {
 
     #[test]
     fn junk_is_no_message_of_the_agent() {
-        for frame in junk() {
+        for frame in junk(7) {
             let message = Message::decode(frame.clone());
             let taken = message.is_ok_and(|message| message.message_type == MessageType::OutputStreamData);
             assert!(!taken, "{frame:?}");

@@ -23,6 +23,10 @@ pub struct Knobs {
     pub bye_after_ms: Option<u64>,
     /// A binary frame above this many bytes closes the client's socket with 1009. AWS's limit is not known.
     pub max_frame: Option<usize>,
+    /// While set, the agent reads and sends nothing, as a process that is stopped; its sockets live.
+    pub agent_hangs: bool,
+    /// While set, no dial of the agent comes to an end.
+    pub dials_hang: bool,
 }
 
 impl Default for Knobs {
@@ -36,6 +40,8 @@ impl Default for Knobs {
             cut_agent_every_ms: None,
             bye_after_ms: Some(3_600_000),
             max_frame: None,
+            agent_hangs: false,
+            dials_hang: false,
         }
     }
 }
@@ -59,6 +65,7 @@ impl Knobs {
                     (odds.duplicate, "duplicate"),
                     (odds.reorder, "reorder"),
                     (odds.corrupt, "corrupt"),
+                    (odds.digest, "digest"),
                 ] {
                     if !(0.0..=1.0).contains(&value) {
                         return Err(format!("{name}.{kind}.{knob} is {value}: give a probability from 0 to 1"));
@@ -120,6 +127,8 @@ pub struct Odds {
     pub reorder: f64,
     /// Flips one bit of the payload; header and digest stay as they were.
     pub corrupt: f64,
+    /// Flips one bit of the digest; the payload stays as it was.
+    pub digest: f64,
 }
 
 /// What the gateway does with frames for a side that is away. AWS's choice is not known, so both are here.
@@ -175,10 +184,12 @@ pub enum Event {
     /// The next `count` frames of that kind and direction are lost.
     DropNext { direction: Direction, kind: Kind, count: u32 },
     /// The client gets frames that nobody understands: no message at all, messages of an unknown type or with a header
-    /// that is wrong. None of them is data of the agent.
+    /// that is wrong. None of them is data of the agent, but each that is taken for it stands where its next data should.
     Junk,
     /// The client's socket falls silent for good: no byte either way, no close. A new one works.
     FreezeClient,
+    /// The agent's next smux frame has another version than 1.
+    SmuxVersion,
 }
 
 /// What an administrator posts: for one session, or for all when `session` is absent.

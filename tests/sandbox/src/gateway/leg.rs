@@ -37,6 +37,7 @@ impl Leg {
 
     /// Waits while the gateway takes nothing. False: the leg is cut and the frame lost.
     pub(crate) async fn send(&self, frame: Bytes) -> bool {
+        self.session.while_not(|knobs| knobs.agent_hangs).await;
         self.session.take_from_agent(frame).await
     }
 
@@ -48,10 +49,21 @@ impl Leg {
     pub(crate) fn reconnect(&self) {
         self.session.agent_returns();
     }
+
+    /// Waits while dials hang.
+    pub(crate) async fn dial(&self) {
+        self.session.while_not(|knobs| knobs.dials_hang).await;
+    }
+
+    /// The next smux frame has another version.
+    pub(crate) fn spoils_smux(&self) -> bool {
+        self.session.spoils_smux()
+    }
 }
 
 impl Reader {
     pub(crate) async fn recv(&mut self) -> Incoming {
+        self.session.while_not(|knobs| knobs.agent_hangs).await;
         tokio::select! {
             biased;
             Ok(()) = self.cuts.changed() => Incoming::Cut,

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -27,8 +28,9 @@ use super::rng::Rng;
 const CAPACITY: u32 = 8 << 20;
 /// How far ahead of `bytes_per_second` the sender may run.
 const AHEAD: Duration = Duration::from_millis(50);
-/// Bytes of a frame in front of its payload.
+/// Bytes of a frame in front of its payload, and where in it the digest stands.
 const HEADER: usize = 120;
+const DIGEST: Range<usize> = 80..112;
 
 /// Frames seen and what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -45,6 +47,8 @@ pub struct Counts {
     pub duplicated: u64,
     pub reordered: u64,
     pub corrupted: u64,
+    /// With a digest of something else.
+    pub misdigested: u64,
     /// Lost because a side was away or its leg was cut.
     pub lost: u64,
 }
@@ -178,6 +182,18 @@ impl Link {
         state.queue.clear();
     }
 
+    /// Loses so many bytes of what is under way, the oldest, and the frame that they end in.
+    pub(crate) fn lose_first(&self, bytes: usize) {
+        let mut state = self.state();
+        let mut lost = 0;
+        while lost < bytes
+            && let Some(item) = state.queue.pop()
+        {
+            lost += item.frame.len();
+            state.counts.lost += 1;
+        }
+    }
+
     /// Counts a frame that was lost before it came in.
     pub(crate) fn lost(&self) {
         self.state().counts.lost += 1;
@@ -238,7 +254,9 @@ impl State {
         let (dropped, duplicated) = (rng.chance(odds.drop), rng.chance(odds.duplicate));
         let (reordered, corrupted) = (rng.chance(odds.reorder), rng.chance(odds.corrupt));
         let jitter = Duration::from_micros(rng.below(path.jitter_ms * 1000 + 1));
-        let frame = if corrupted { flip_a_bit(frame, rng) } else { frame };
+        let frame = if corrupted { flip_a_bit(frame, HEADER..usize::MAX, rng) } else { frame };
+        let misdigested = rng.chance(odds.digest);
+        let frame = if misdigested { flip_a_bit(frame, DIGEST, rng) } else { frame };
 
         let now = Instant::now();
         let mut ahead_until = None;
@@ -254,6 +272,7 @@ impl State {
             return ahead_until;
         }
         self.counts.corrupted += u64::from(corrupted);
+        self.counts.misdigested += u64::from(misdigested);
         let due = self.last_due.max(leaves + Duration::from_millis(path.latency_ms) + jitter);
         if duplicated {
             self.counts.duplicated += 1;
@@ -284,12 +303,12 @@ impl State {
     }
 }
 
-/// One bit of the payload; a frame without payload stays whole.
-fn flip_a_bit(frame: Bytes, rng: &mut Rng) -> Bytes {
+/// One bit of that part; a frame without it stays whole.
+fn flip_a_bit(frame: Bytes, part: Range<usize>, rng: &mut Rng) -> Bytes {
     let mut bytes = frame.to_vec();
-    let payload = bytes.len().saturating_sub(HEADER) as u64;
-    let at = usize::try_from(rng.below(payload)).unwrap_or(0);
-    if let Some(byte) = bytes.get_mut(HEADER + at) {
+    let length = part.end.min(bytes.len()).saturating_sub(part.start) as u64;
+    let at = usize::try_from(rng.below(length)).unwrap_or(0);
+    if let Some(byte) = bytes.get_mut(part.start + at) {
         *byte ^= 1 << rng.below(8);
     }
     bytes.into()

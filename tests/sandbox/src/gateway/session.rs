@@ -30,6 +30,10 @@ use super::knobs::WhenDown;
 use super::link::Counts;
 use super::link::Link;
 
+/// What a socket takes before the gateway notices that nobody reads: for an agent that sends less than 1 MB a second TCP
+/// grows its buffer no further.
+const SOCKET: usize = 128 * 1024;
+
 /// What a client's connection is told to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Order {
@@ -65,6 +69,11 @@ struct State {
     agent_pings: u64,
     active_at: Instant,
     connections: u64,
+    /// Of the agent's data that has come.
+    next_sequence: i64,
+    smux_is_next: bool,
+    hung: u64,
+    junk: u64,
 }
 
 /// What a session has seen, for tests and for whoever watches the sandbox.
@@ -80,6 +89,10 @@ pub struct Snapshot {
     /// Last `agent_session_state`.
     pub agent_state: Option<String>,
     pub agent_pings: u64,
+    /// How often the agent wanted something that hangs.
+    pub hung: u64,
+    /// How often junk was sent, or a smux frame of another version.
+    pub junk: u64,
     pub over: bool,
 }
 
@@ -103,6 +116,10 @@ impl Session {
                 agent_pings: 0,
                 active_at: Instant::now(),
                 connections: 0,
+                next_sequence: 0,
+                smux_is_next: false,
+                hung: 0,
+                junk: 0,
             }),
             spec,
         }
@@ -173,7 +190,7 @@ impl Session {
             self.down.lose();
             self.up.lose();
         } else if frozen {
-            self.down.lose();
+            self.down.lose_first(SOCKET);
         }
         let mut state = self.state();
         if state.client.as_ref().is_some_and(|current| current.same_channel(orders)) {
@@ -205,9 +222,29 @@ impl Session {
         }
         if Kind::of(&frame) == Kind::Data {
             self.touch();
+            let sequence = frame.get(48..56).and_then(|bytes| bytes.try_into().ok()).map_or(0, i64::from_be_bytes);
+            let mut state = self.state();
+            state.next_sequence = state.next_sequence.max(sequence + 1);
         }
         self.down.push(frame).await;
         true
+    }
+
+    /// Waits while that knob is set.
+    pub(crate) async fn while_not(&self, is_set: impl Fn(&Knobs) -> bool) {
+        let mut knobs = self.knobs.subscribe();
+        if is_set(&knobs.borrow()) {
+            self.state().hung += 1;
+            // The sender lives in the session, so this cannot fail.
+            drop(knobs.wait_for(|knobs| !is_set(knobs)).await);
+        }
+    }
+
+    pub(crate) fn spoils_smux(&self) -> bool {
+        let mut state = self.state();
+        let spoils = std::mem::take(&mut state.smux_is_next);
+        state.junk += u64::from(spoils);
+        spoils
     }
 
     pub(crate) fn agent_pings(&self) -> bool {
@@ -247,13 +284,23 @@ impl Session {
             Event::CutClient => Order::Cut,
             Event::FreezeClient => Order::Freeze,
             Event::CutAgent => return self.cut_agent(),
-            Event::Junk => return frames::junk().into_iter().for_each(|frame| self.down.push_own(frame)),
+            Event::Junk => return self.junk(),
+            Event::SmuxVersion => return self.state().smux_is_next = true,
             Event::DropNext { direction: Direction::Up, kind, count } => return self.up.drop_next(kind, count),
             Event::DropNext { direction: Direction::Down, kind, count } => return self.down.drop_next(kind, count),
         };
         if let Some(client) = &self.state().client {
             client.send_replace(order);
         }
+    }
+
+    fn junk(&self) {
+        let sequence = {
+            let mut state = self.state();
+            state.junk += 1;
+            state.next_sequence
+        };
+        frames::junk(sequence).into_iter().for_each(|frame| self.down.push_own(frame));
     }
 
     /// Tells both sides that the session is over.
@@ -280,6 +327,8 @@ impl Session {
             connections: state.connections,
             agent_state: state.agent_state.clone(),
             agent_pings: state.agent_pings,
+            hung: state.hung,
+            junk: state.junk,
             over: self.over.is_cancelled(),
         }
     }
