@@ -298,7 +298,7 @@ async fn over_tunnel(
     };
     let down = async {
         let mut buffer = BytesMut::with_capacity(CHUNK);
-        upgrade::read_head(&mut from_tunnel, &mut buffer).await?;
+        upgrade::read_answer(&mut from_tunnel, &mut buffer).await?;
         loop {
             if !buffer.is_empty() {
                 sent(began_down, followed, &buffer);

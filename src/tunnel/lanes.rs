@@ -26,8 +26,6 @@ use crate::types::{HEADER_LANE, HEADER_LINK, UPGRADE_LANE};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A lane that lasted so long was a good one.
 const GOOD: Duration = Duration::from_secs(30);
-/// For the relay's answer to an upgrade.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// A session whose socket has been there for so long without a break and that brings nothing has an agent that hangs.
 const OPEN: Duration = Duration::from_secs(20);
 /// After the end of a link, what still comes for its stream.
@@ -505,8 +503,7 @@ async fn upgrade(
     let request = upgrade::request(UPGRADE_LANE, token, &[(HEADER_LINK, secret), (HEADER_LANE, wish)]);
     write.write_all(&request).await?;
     let mut rest = BytesMut::new();
-    let head = tokio::time::timeout(ANSWER_TIMEOUT, upgrade::read_head(&mut read, &mut rest));
-    head.await.map_err(|_| UpgradeError::NoAnswer(ANSWER_TIMEOUT.as_secs()))??;
+    upgrade::read_answer(&mut read, &mut rest).await?;
     Ok(tokio::io::join(io::Cursor::new(rest).chain(read), write))
 }
 

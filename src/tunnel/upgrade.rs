@@ -1,11 +1,14 @@
 //! From HTTP on the relay's port to something else: the request, and the head of its answer.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+/// For the relay's answer: it gives one before it looks for the target.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The head of an answer is a few hundred bytes.
 const HEAD_MAX: usize = 8 * 1024;
 /// An error body of the relay is a sentence.
@@ -36,11 +39,16 @@ pub(super) fn request(protocol: &str, token: Option<&SecretString>, headers: &[(
     text.into_bytes()
 }
 
-/// Reads the answer to an upgrade; what follows it stays in `buffer`.
-pub(super) async fn read_head(
+/// Reads the answer to an upgrade, in bounded time; what follows it stays in `buffer`.
+pub(super) async fn read_answer(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
 ) -> Result<(), UpgradeError> {
+    let head = tokio::time::timeout(ANSWER_TIMEOUT, read_head(stream, buffer));
+    head.await.unwrap_or(Err(UpgradeError::NoAnswer(ANSWER_TIMEOUT.as_secs())))
+}
+
+async fn read_head(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> Result<(), UpgradeError> {
     let refused = |sentence: &str| UpgradeError::Refused { status: None, sentence: sentence.to_owned() };
     let malformed = || refused("the relay answered with something that is not HTTP; is it a relay?");
     let end = loop {

@@ -238,3 +238,23 @@ async fn a_dial_of_a_lane_that_hangs() {
     world.all_joined().await;
     world.end().await;
 }
+
+/// Whoever waits for a dial hears of it in time; the others of the session go on, and so does the next one.
+#[tokio::test]
+async fn a_dial_of_the_plain_way_that_hangs() {
+    let sent = sample();
+    let world = World::of(0, quick(), Config::default()).await;
+    let faults = world.sessions.gateway.faults();
+    transfer(&world, "sums", &sent, async {
+        faults.set_all(Knobs { dials_hang: true, ..Knobs::default() }).unwrap();
+        let (mut waiting, carried) = world.client("echo").await;
+        until(&world, &newest(&world), |session| session.hung > 0).await;
+        let error = carried.await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "the relay did not answer within 15 s");
+        assert_eq!(waiting.read_u8().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        faults.set_all(Knobs::default()).unwrap();
+    })
+    .await;
+    transfer(&world, "sums", &sent, async {}).await;
+    world.end().await;
+}
