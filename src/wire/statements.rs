@@ -35,22 +35,20 @@ pub enum Kind {
 }
 
 /// One statement.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
     pub kind: Kind,
     /// Of the prepared statement.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// `None` where it was prepared but is no longer kept; its `Prepare` has it.
     pub sql: Option<String>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
 impl Statement {
-    pub(super) fn new(kind: Kind, name: Option<String>, text: Option<&Text>) -> Self {
-        let truncated = text.is_some_and(|text| text.truncated);
-        Self { kind, name, sql: text.map(|text| text.sql.clone()), truncated }
+    pub(super) fn new(kind: Kind, name: Option<String>, text: Option<Text>) -> Self {
+        let truncated = text.as_ref().is_some_and(|text| text.truncated);
+        Self { kind, name, sql: text.map(|text| text.sql), truncated }
     }
 }
 

@@ -98,6 +98,8 @@ async fn statements_are_recorded_as_they_run_and_the_bytes_stay_the_same() {
     assert_eq!(rows.len(), 3);
     let (code, out, _) = relay.psql(5432, &[], "copy (select generate_series(1, 5000)) to stdout").await;
     assert_eq!((code, out.lines().count()), (0, 5000));
+    // Whatever went before it is in the log, too.
+    relay.audited("connection_closed", 1).await;
     let sql = relay.sql();
     let count = "select count(*) from orders where id < $1";
     let of = |kind: &str, text: &str| sql.iter().filter(|(k, sql)| k == kind && sql.as_deref() == Some(text)).count();
@@ -123,6 +125,7 @@ async fn redacted_statements_have_no_literal() {
         .await;
     let (code, out, err) = relay.psql(5432, &[], "select 'S3CRET' || $$S3CRET$$, 4711 -- S3CRET").await;
     assert_eq!((code, out.as_str()), (0, "S3CRETS3CRET|4711"), "{err}");
+    relay.audited("connection_closed", 1).await;
     assert_eq!(relay.sql(), [("query".to_owned(), Some("select ? || ?, ? ".to_owned()))]);
     let log = relay.log();
     assert!(!log.contains("S3CRET") && !log.contains("4711"), "{log}");

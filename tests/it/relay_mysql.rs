@@ -355,7 +355,7 @@ async fn statements_are_in_the_audit_log() {
     // A database that the command line client changes to, and a statement that it kills.
     let (code, out, err) = world.mariadb(3306, &[], "use scratch; select database(); kill query 4711").await;
     assert!(code == 1 && out == "scratch" && err.contains("4711"), "{out} {err}");
-    // Written before the client was answered; the pipe to this test may be slower.
+    // On its way before the client was answered.
     world.wait_for("kill query").await;
     let log = world.log();
     let records: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

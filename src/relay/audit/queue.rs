@@ -1,25 +1,26 @@
 //! The one writer of the audit log: a thread of its own, so that a log that does not take lines holds up whoever must
 //! not go on without them, and nobody else.
+//!
+//! Lines are appended to one buffer, which the writer takes as a whole. That is all that a statement costs: nothing is
+//! allocated for it, and nobody is woken unless the writer has nothing to do.
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::pin::Pin;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::PollSender;
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, oneshot};
 
-/// Lines that wait for the writer; whoever has more waits too.
-const QUEUE: usize = 512;
-/// Lines that are written together.
-const BATCH: usize = 256 * 1024;
-/// The writer rests after statements, so that those of a busy relay are written together: waking it for each one would
-/// cost more than all the rest of the record.
-const REST: Duration = Duration::from_millis(1);
-/// Batches of one connection that are on their way at once.
-const ON_THE_WAY: usize = 64;
+/// Bytes that wait for the writer; whoever has more waits too.
+const WAITING: usize = 256 * 1024;
+/// The writer rests after each batch unless somebody waits for it, so that the statements of a busy relay are written
+/// together: waking it for each one would cost more than all the rest of the record.
+const REST: Duration = Duration::from_millis(5);
+/// What a connection keeps of its buffer between statements.
+const KEPT: usize = 1024;
 /// A log that takes no line for so long is broken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,18 +29,42 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[error("the audit log cannot be written")]
 pub(in crate::relay) struct NotWritten;
 
-struct Entry {
-    /// One or more lines, each with its end.
+type Tell = oneshot::Sender<Result<(), NotWritten>>;
+
+/// What the writer takes next.
+#[derive(Default)]
+struct Next {
+    /// Each with its end.
     lines: Vec<u8>,
-    /// Told when they are in the log, or are not.
-    done: oneshot::Sender<Result<(), NotWritten>>,
-    /// Nobody waits for them; more of the kind may follow.
-    passing: bool,
+    /// Told when the lines are in the log, or are not.
+    waiting: Vec<Tell>,
+    /// The writer waits for the bell.
+    asleep: bool,
+    /// Batches that did not come into the log.
+    lost: u64,
+    /// There is no writer any more.
+    gone: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    next: Mutex<Next>,
+    /// Told when the writer has taken what there was.
+    room: Arc<Notify>,
+}
+
+impl Shared {
+    fn next(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The way to the writer. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Queue(mpsc::Sender<Entry>);
+pub(super) struct Queue {
+    shared: Arc<Shared>,
+    bell: SyncSender<()>,
+}
 
 impl Queue {
     /// Starts the writer; it ends when the last clone is gone.
@@ -47,97 +72,143 @@ impl Queue {
     /// # Errors
     /// If there can be no thread.
     pub(super) fn start(log: impl Write + Send + 'static) -> std::io::Result<Self> {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        std::thread::Builder::new().name("audit".to_owned()).spawn(move || run(log, receiver))?;
-        Ok(Self(sender))
+        Self::resting(log, REST)
+    }
+
+    fn resting(log: impl Write + Send + 'static, rest: Duration) -> std::io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let (bell, rung) = sync_channel(1);
+        let writer = Writer(Arc::clone(&shared));
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(log, &rung, rest))?;
+        Ok(Self { shared, bell })
     }
 
     /// Writes `lines` and waits until they are in the log.
     pub(super) async fn write(&self, lines: Vec<u8>) -> Result<(), NotWritten> {
         let written = async {
-            let (done, told) = oneshot::channel();
-            self.0.send(Entry { lines, done, passing: false }).await.map_err(|_| NotWritten)?;
+            let (tell, told) = oneshot::channel();
+            let mut tell = Some(tell);
+            while let Some(room) = self.append(&lines, &mut tell, &mut None)? {
+                room.await;
+            }
             told.await.unwrap_or(Err(NotWritten))
         };
         tokio::time::timeout(PATIENCE, written).await.unwrap_or(Err(NotWritten))
     }
 
     pub(super) fn stream(&self) -> Stream {
-        Stream { sender: PollSender::new(self.0.clone()), waiting: Vec::new(), on_the_way: VecDeque::new() }
+        Stream { queue: self.clone(), lines: Vec::new(), lost: None, room: None }
+    }
+
+    /// Gives `lines` to the writer; if there is no room for them, when to try again. `lost` is what was lost when the
+    /// first lines were given: if there is more now, theirs may be among it.
+    fn append(
+        &self,
+        lines: &[u8],
+        tell: &mut Option<Tell>,
+        lost: &mut Option<u64>,
+    ) -> Result<Option<OwnedNotified>, NotWritten> {
+        let mut next = self.shared.next();
+        if next.gone || *lost.get_or_insert(next.lost) != next.lost {
+            return Err(NotWritten);
+        }
+        let full = next.lines.len() >= WAITING;
+        let rings = full || tell.is_some() || next.asleep;
+        next.asleep = false;
+        let room = full.then(|| Arc::clone(&self.shared.room).notified_owned());
+        if !full {
+            next.lines.extend_from_slice(lines);
+            next.waiting.extend(tell.take());
+        }
+        drop(next);
+        if rings {
+            // It may be ringing already.
+            let _rung = self.bell.try_send(());
+        }
+        Ok(room)
     }
 }
 
-/// Lines of one connection that go out while its bytes do: each batch is in the queue before the bytes go on, and a batch
-/// that did not come into the log ends the connection.
+/// Lines of one connection that go out while its bytes do: they are given to the writer before the bytes go on, and the
+/// connection ends if they did not come into the log.
 pub(super) struct Stream {
-    sender: PollSender<Entry>,
-    waiting: Vec<u8>,
-    on_the_way: VecDeque<oneshot::Receiver<Result<(), NotWritten>>>,
+    queue: Queue,
+    lines: Vec<u8>,
+    lost: Option<u64>,
+    room: Option<Pin<Box<OwnedNotified>>>,
 }
 
 impl Stream {
     pub(super) fn push(&mut self) -> &mut Vec<u8> {
-        &mut self.waiting
+        &mut self.lines
     }
 
-    /// Ready when nothing waits any more. A batch that did not come into the log is an error at a later one.
+    /// Ready when nothing waits any more. Lines that did not come into the log are an error at later ones.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), NotWritten>> {
-        if self.waiting.is_empty() {
-            return Poll::Ready(Ok(()));
+        while !self.lines.is_empty() {
+            if let Some(room) = &mut self.room {
+                ready!(room.as_mut().poll(context));
+            }
+            self.room = self.queue.append(&self.lines, &mut None, &mut self.lost)?.map(Box::pin);
+            if self.room.is_none() {
+                self.lines.clear();
+                self.lines.shrink_to(KEPT);
+            }
         }
-        loop {
-            let full = self.on_the_way.len() >= ON_THE_WAY;
-            let Some(told) = self.on_the_way.front_mut() else { break };
-            let written = match told.try_recv() {
-                Ok(written) => written,
-                Err(TryRecvError::Closed) => Err(NotWritten),
-                Err(TryRecvError::Empty) if !full => break,
-                Err(TryRecvError::Empty) => ready!(Pin::new(told).poll(context)).unwrap_or(Err(NotWritten)),
-            };
-            self.on_the_way.pop_front();
-            written?;
-        }
-        ready!(self.sender.poll_reserve(context)).map_err(|_| NotWritten)?;
-        let (done, told) = oneshot::channel();
-        let lines = std::mem::take(&mut self.waiting);
-        self.sender.send_item(Entry { lines, done, passing: true }).map_err(|_| NotWritten)?;
-        self.on_the_way.push_back(told);
         Poll::Ready(Ok(()))
     }
 }
 
-/// Writes what is there in one go, flushes, tells whoever waits. A log that failed once may work again.
-fn run(mut log: impl Write, mut entries: mpsc::Receiver<Entry>) {
-    let (mut lines, mut waiting) = (Vec::new(), Vec::new());
-    while let Some(first) = entries.blocking_recv() {
-        let (mut next, mut passing) = (Some(first), false);
-        while let Some(entry) = next {
-            lines.extend_from_slice(&entry.lines);
-            waiting.push(entry.done);
-            passing |= entry.passing;
-            next = if lines.len() < BATCH { entries.try_recv().ok() } else { None };
-        }
-        let written = log.write_all(&lines).and_then(|()| log.flush()).map_err(|_| NotWritten);
-        lines.clear();
-        for done in waiting.drain(..) {
-            // Whoever no longer waits does not care.
-            let _gone = done.send(written);
-        }
-        if passing {
-            rest();
+struct Writer(Arc<Shared>);
+
+impl Writer {
+    /// Writes what is there in one go, flushes, tells whoever waits. A log that failed once may work again.
+    fn run(self, mut log: impl Write, bell: &Receiver<()>, rest: Duration) {
+        let mut lines = Vec::new();
+        loop {
+            let mut next = self.0.next();
+            std::mem::swap(&mut next.lines, &mut lines);
+            let waiting = std::mem::take(&mut next.waiting);
+            next.asleep = lines.is_empty() && waiting.is_empty();
+            let asleep = next.asleep;
+            drop(next);
+            if asleep {
+                match bell.recv() {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
+            self.0.room.notify_waiters();
+            let written = log.write_all(&lines).and_then(|()| log.flush()).map_err(|_| NotWritten);
+            lines.clear();
+            if written.is_err() {
+                let mut next = self.0.next();
+                next.lost = next.lost.saturating_add(1);
+            }
+            for tell in waiting {
+                // Whoever no longer waits does not care.
+                let _gone = tell.send(written);
+            }
+            let _rung = bell.recv_timeout(rest);
         }
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a thread of its own, not one of the runtime")]
-fn rest() {
-    std::thread::sleep(REST);
+/// Nobody waits for a writer that is gone, whatever became of it.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let mut next = self.0.next();
+        next.gone = true;
+        next.waiting.clear();
+        drop(next);
+        self.0.room.notify_waiters();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::{Arc, Mutex};
+    use std::task::Waker;
 
     use super::*;
 
@@ -196,15 +267,78 @@ mod tests {
         assert_eq!(log.0.lock().unwrap().0, b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n");
     }
 
+    /// Says when it is written to, and goes on when it is told to, or nobody can tell it any more.
+    struct Hanging(std::sync::mpsc::Sender<()>, Receiver<()>);
+
+    impl Write for Hanging {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _gone = self.0.send(());
+            let _gone = self.1.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[tokio::test]
     async fn lines_of_a_log_that_hangs_hold_the_connection_up() {
-        let (held, hold) = std::sync::mpsc::channel::<()>();
+        let (in_it, is_in_it) = std::sync::mpsc::channel();
+        let (held, hold) = std::sync::mpsc::channel();
+        let queue = Queue::start(Hanging(in_it, hold)).unwrap();
+        let mut stream = queue.stream();
+        let context = &mut Context::from_waker(Waker::noop());
+        // The first line wakes the writer.
+        while !queue.shared.next().asleep {
+            std::thread::yield_now();
+        }
+        stream.push().extend_from_slice(b"first\n");
+        assert!(stream.poll(context).is_ready());
+        is_in_it.recv().unwrap();
+        let mut passed = 0;
+        loop {
+            stream.push().extend_from_slice(&[b'x'; 1000]);
+            if stream.poll(context).is_pending() {
+                break;
+            }
+            passed += 1;
+        }
+        assert_eq!(passed, WAITING.div_ceil(1000));
+        // Another connection's lines wait as well.
+        let mut other = queue.stream();
+        other.push().extend_from_slice(b"other\n");
+        assert!(other.poll(context).is_pending());
+        drop(held);
+        std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
+        std::future::poll_fn(|context| other.poll(context)).await.unwrap();
+        queue.write(b"last\n".to_vec()).await.unwrap();
+    }
 
-        struct Hanging(std::sync::mpsc::Receiver<()>);
-        impl Write for Hanging {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                let _until_it_goes_on = self.0.recv();
-                Ok(bytes.len())
+    #[tokio::test]
+    async fn nobody_who_waits_is_kept_by_the_rest_of_the_writer() {
+        let log = Log::default();
+        let queue = Queue::resting(log.clone(), Duration::from_secs(3600)).unwrap();
+        let mut stream = queue.stream();
+        stream.push().extend_from_slice(b"a\n");
+        std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
+        queue.write(b"b\n".to_vec()).await.unwrap();
+        assert_eq!(log.0.lock().unwrap().0, b"a\nb\n");
+        // There is room for only so much.
+        for _ in 0..4 {
+            stream.push().extend_from_slice(&[b'x'; WAITING]);
+            std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
+        }
+        queue.write(b"c\n".to_vec()).await.unwrap();
+        assert_eq!(log.0.lock().unwrap().0.len(), 6 + 4 * WAITING);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_taken_when_the_writer_is_gone() {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                panic!("broken")
             }
 
             fn flush(&mut self) -> io::Result<()> {
@@ -212,19 +346,13 @@ mod tests {
             }
         }
 
-        let queue = Queue::start(Hanging(hold)).unwrap();
-        let mut stream = queue.stream();
-        let mut passed = 0;
-        let context = &mut Context::from_waker(std::task::Waker::noop());
-        loop {
-            stream.push().extend_from_slice(b"line\n");
-            if stream.poll(context).is_pending() {
-                break;
-            }
-            passed += 1;
+        let queue = Queue::start(Broken).unwrap();
+        // The first may hear of it while the writer is still going.
+        for _ in 0..2 {
+            assert_eq!(queue.write(b"a\n".to_vec()).await, Err(NotWritten));
         }
-        assert_eq!(passed, ON_THE_WAY);
-        drop(held);
-        std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
+        let mut stream = queue.stream();
+        stream.push().extend_from_slice(b"b\n");
+        assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten));
     }
 }

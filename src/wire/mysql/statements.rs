@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::commands::{CHANGE_USER, RESET_CONNECTION};
 use super::packet::{OK, PAYLOAD_MAX, Reader};
 use crate::wire::redact::Dialect;
-use crate::wire::statements::{Kind, Limits, Recent, SharedText, Statement};
+use crate::wire::statements::{Kind, Limits, Recent, SharedText, Statement, Text};
 
 /// Commands by number (`my_command.h`); MariaDB has more of them from the end downwards (`mysql_com.h`).
 const QUIT: u8 = 0x01;
@@ -212,11 +212,11 @@ impl Observer {
         match command {
             QUERY => {
                 let text = self.limits.apply(reader.rest(), false, Dialect::Mysql);
-                found.push(Statement::new(Kind::Query, None, Some(&text)));
+                found.push(Statement::new(Kind::Query, None, Some(text)));
             }
             PREPARE => {
                 let text = Arc::new(self.limits.apply(reader.rest(), false, Dialect::Mysql));
-                found.push(Statement::new(Kind::Prepare, None, Some(&text)));
+                found.push(Statement::new(Kind::Prepare, None, Some(Text::clone(&text))));
                 self.last = Some(Arc::clone(&text));
                 prepares = Some(text);
             }
@@ -228,7 +228,7 @@ impl Observer {
                     _ => None,
                 };
                 let name = number.filter(|number| *number != LAST).map(|number| number.to_string());
-                found.push(Statement::new(Kind::Execute, name, text));
+                found.push(Statement::new(Kind::Execute, name, text.cloned()));
             }
             CLOSE => {
                 if let Some(number) = reader.u32() {
@@ -244,13 +244,13 @@ impl Observer {
                 // A name, which is no literal.
                 let limits = Limits { redact: false, ..self.limits };
                 let text = limits.apply(reader.rest(), false, Dialect::Mysql);
-                found.push(Statement::new(Kind::Command, Some(word(command)), Some(&text)));
+                found.push(Statement::new(Kind::Command, Some(word(command)), Some(text)));
             }
             PROCESS_KILL => {
                 let limits = Limits { redact: false, ..self.limits };
                 let number = reader.u32().map(|number| number.to_string());
                 let text = number.map(|number| limits.apply(number.as_bytes(), false, Dialect::Mysql));
-                found.push(Statement::new(Kind::Command, Some(word(command)), text.as_ref()));
+                found.push(Statement::new(Kind::Command, Some(word(command)), text));
             }
             QUIT | SEND_LONG_DATA => {}
             _ if SILENT.contains(&command) => {}

@@ -21,12 +21,10 @@ struct Portal {
 }
 
 enum State {
-    /// Type and length, as far as they have come.
-    Head(Vec<u8>),
-    /// The body of a message that is of interest, as far as it is kept.
+    Head,
+    /// The body of a message that is of interest.
     Body {
         tag: u8,
-        kept: Vec<u8>,
         missing: usize,
     },
     /// The rest of a message that is not.
@@ -38,38 +36,57 @@ enum State {
 pub struct Observer {
     limits: Limits,
     state: State,
+    /// Type and length, as far as they have come.
+    head: Vec<u8>,
+    /// The body, as far as it has come and is kept.
+    kept: Vec<u8>,
     statements: Recent<String, SharedText>,
     portals: Recent<String, Portal>,
 }
 
 impl Observer {
     pub fn new(limits: Limits) -> Self {
-        let state = State::Head(Vec::with_capacity(5));
-        Self { limits, state, statements: Recent::default(), portals: Recent::default() }
+        Self {
+            limits,
+            state: State::Head,
+            head: Vec::with_capacity(5),
+            kept: Vec::new(),
+            statements: Recent::default(),
+            portals: Recent::default(),
+        }
     }
 
     /// Bytes of the client, in order; what they run is appended to `found`.
     pub fn up(&mut self, mut bytes: &[u8], found: &mut Vec<Statement>) {
         while !bytes.is_empty() {
             match &mut self.state {
-                State::Head(head) => {
-                    let wanted = 5_usize.saturating_sub(head.len()).min(bytes.len());
+                State::Head => {
+                    let wanted = 5_usize.saturating_sub(self.head.len()).min(bytes.len());
                     let (now, later) = bytes.split_at(wanted);
-                    head.extend_from_slice(now);
+                    self.head.extend_from_slice(now);
                     bytes = later;
-                    if let Some(&[tag, a, b, c, d]) = head.first_chunk::<5>() {
+                    if let Some(&[tag, a, b, c, d]) = self.head.first_chunk::<5>() {
+                        self.head.clear();
                         let length = u32::from_be_bytes([a, b, c, d]);
                         self.begin(tag, length, found);
                     }
                 }
-                State::Body { kept, missing, .. } => {
+                &mut State::Body { tag, ref mut missing } => {
                     let (now, later) = bytes.split_at((*missing).min(bytes.len()));
-                    let room = self.limits.text.saturating_add(NAMES).saturating_sub(kept.len());
-                    kept.extend_from_slice(now.get(..room).unwrap_or(now));
                     *missing = missing.saturating_sub(now.len());
                     bytes = later;
-                    if *missing == 0 {
-                        self.finish(found);
+                    let whole = *missing == 0;
+                    let room = self.limits.text.saturating_add(NAMES).saturating_sub(self.kept.len());
+                    let now = now.get(..room).unwrap_or(now);
+                    if whole && self.kept.is_empty() {
+                        // Nearly all come in one piece, which needs no copy.
+                        self.finish(tag, now, found);
+                    } else {
+                        self.kept.extend_from_slice(now);
+                        if whole {
+                            let kept = std::mem::take(&mut self.kept);
+                            self.finish(tag, &kept, found);
+                        }
                     }
                 }
                 State::Skip(missing) => {
@@ -77,7 +94,7 @@ impl Observer {
                     *missing = missing.saturating_sub(now.len());
                     bytes = later;
                     if *missing == 0 {
-                        self.state = State::Head(Vec::with_capacity(5));
+                        self.state = State::Head;
                     }
                 }
                 State::Lost => return,
@@ -93,31 +110,26 @@ impl Observer {
             return;
         };
         let of_interest = matches!(tag, b'B' | b'C' | b'E' | b'F' | b'P' | b'Q');
-        self.state = match (of_interest, body) {
-            (true, _) => State::Body { tag, kept: Vec::new(), missing: body },
-            (false, 0) => State::Head(Vec::with_capacity(5)),
-            (false, _) => State::Skip(body),
-        };
-        if of_interest && body == 0 {
-            self.finish(found);
+        match (of_interest, body) {
+            (true, 0) => self.finish(tag, &[], found),
+            (true, _) => self.state = State::Body { tag, missing: body },
+            (false, 0) => {}
+            (false, _) => self.state = State::Skip(body),
         }
     }
 
-    fn finish(&mut self, found: &mut Vec<Statement>) {
-        let State::Body { tag, kept, .. } = std::mem::replace(&mut self.state, State::Head(Vec::with_capacity(5)))
-        else {
-            return;
-        };
-        let mut rest = kept.as_slice();
+    /// A message has ended, of whose body `rest` is the start.
+    fn finish(&mut self, tag: u8, mut rest: &[u8], found: &mut Vec<Statement>) {
+        self.state = State::Head;
         match tag {
             b'Q' => {
-                found.push(Statement::new(Kind::Query, None, Some(&self.text(rest))));
+                found.push(Statement::new(Kind::Query, None, Some(self.text(rest))));
             }
             b'P' => {
                 let name = string(&mut rest);
                 let text = Arc::new(self.text(rest));
                 if !name.is_empty() {
-                    found.push(Statement::new(Kind::Prepare, Some(name.clone()), Some(&text)));
+                    found.push(Statement::new(Kind::Prepare, Some(name.clone()), Some(Text::clone(&text))));
                 }
                 self.statements.insert(name, text);
             }
@@ -132,7 +144,7 @@ impl Observer {
                 if let Some(Portal { name, text, ran }) = portal {
                     *ran = true;
                     let name = Some(name.clone()).filter(|name| !name.is_empty());
-                    found.push(Statement::new(Kind::Execute, name, text.as_deref()));
+                    found.push(Statement::new(Kind::Execute, name, text.as_deref().cloned()));
                 }
             }
             b'C' => match rest.split_first() {
