@@ -202,9 +202,11 @@ impl Lane {
         self.ack_now || !self.out.is_empty()
     }
 
-    /// Bytes for the pipe.
+    /// Bytes for the pipe. An acknowledgement that may still travel with something else is not among them.
     pub(super) fn take_output(&mut self) -> Vec<u8> {
-        self.acknowledge();
+        if self.has_output() {
+            self.acknowledge();
+        }
         std::mem::take(&mut self.out)
     }
 

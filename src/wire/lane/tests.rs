@@ -23,10 +23,13 @@ struct Pipe {
     /// Nothing arrives until this time.
     frozen_until: Option<Instant>,
     most: usize,
+    /// Writes so far.
+    writes: usize,
 }
 
 impl Pipe {
     fn push(&mut self, now: Instant, bytes: Vec<u8>) {
+        self.writes += 1;
         for part in bytes.chunks(1024) {
             let took =
                 self.rate.map_or(Duration::ZERO, |rate| Duration::from_nanos(part.len() as u64 * 1_000_000_000 / rate));
@@ -144,8 +147,9 @@ impl World {
                     }
                 }
                 for lane in &mut self.lanes {
-                    if self.links[end].has_output(lane.ids[end]) {
-                        let bytes = self.links[end].take_output(lane.ids[end]);
+                    // Asked for whenever a lane moves, whether or not there is some.
+                    let bytes = self.links[end].take_output(lane.ids[end]);
+                    if !bytes.is_empty() {
                         lane.pipes[1 - end].push(self.now, bytes);
                         moved = true;
                     }

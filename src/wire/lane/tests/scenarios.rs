@@ -126,6 +126,33 @@ fn what_somebody_types_overtakes_a_download() {
 }
 
 #[test]
+fn a_question_costs_one_write_and_its_answer_another() {
+    for lanes in [1, 4] {
+        let mut world = World::new(lanes, quick, 1);
+        let id = world.open("echo", b"first".to_vec());
+        world.halves[OPENER].get_mut(&id).unwrap().finish = false;
+        let mut asked = 0;
+        let mut ask = |world: &mut World| {
+            asked += 1;
+            world.halves[OPENER].get_mut(&id).unwrap().to_send.extend(b"again");
+            world.run_until(Duration::from_secs(1), |world| world.halves[OPENER][&id].received.len() == 5 + 5 * asked);
+        };
+        // Until every lane knows its round trip.
+        for _ in 0..20 {
+            ask(&mut world);
+            world.run_until(Duration::from_secs(1), |world| world.links.iter().all(Link::is_drained));
+        }
+        let writes =
+            |world: &World| world.lanes.iter().flat_map(|lane| &lane.pipes).map(|pipe| pipe.writes).sum::<usize>();
+        let before = writes(&world);
+        for _ in 0..20 {
+            ask(&mut world);
+        }
+        assert_eq!(writes(&world) - before, 40, "{lanes} lanes: what nobody has asked for travels with something else");
+    }
+}
+
+#[test]
 fn a_reader_that_stops_holds_back_its_own_stream_only() {
     let mut world = World::new(2, quick, 5);
     let [stuck, other] = ["echo", "echo"].map(|target| world.open(target, bytes(9_000_000, 1)));
