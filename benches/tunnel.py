@@ -35,6 +35,8 @@ MB = 1_000_000
 # MB/s. docs/benchmarks.md says how it was measured.
 PLUGIN = {0: (3.5, 1.8, 0.72), 40: (44.0, 41.9, 0.80)}
 CHUNK = 256 * 1024
+# Of the idle ways: turns of each, and measurements in one.
+TURNS, IN_A_TURN = 20, 10
 
 
 class Peer(threading.Thread):
@@ -278,6 +280,24 @@ class Bench:
                     return Process(int(path.parent.name))
         sys.exit("the task's relay is not there")
 
+    def idle(self, ways):
+        """Medians of a ping and of a query, for each way: in turns, so that what else the machine does falls on all of them."""
+        ups = [Up(self, lanes) for lanes in ways]
+        try:
+            lines = [(Raw(up.ports["peer"], b"E"), Session(up.ports["orders"])) for up in ups]
+            times = [([], []) for _ in ways]
+            for turn in range(TURNS):
+                for way in sorted(range(len(ways)), reverse=turn % 2 == 1):
+                    for measure, seen in zip((lines[way][0].ping_ms, lines[way][1].query_ms), times[way]):
+                        seen.extend(self.paced(measure, IN_A_TURN))
+            for line in lines:
+                for end in line:
+                    end.connection.close()
+        finally:
+            for up in ups:
+                up.end()
+        return [{"ping": statistics.median(pings), "query": statistics.median(queries)} for pings, queries in times]
+
     def measure(self, lanes):
         """What one way does, by name."""
         up = Up(self, lanes)
@@ -297,10 +317,7 @@ class Bench:
             return (time.perf_counter() - began) * 1000
 
         row["connect"] = statistics.median(first_echo() for _ in range(21))
-        with Raw(peer, b"E") as raw:
-            row["ping"] = statistics.median(self.paced(raw.ping_ms, 100))
         session = Session(orders)
-        row["query"] = statistics.median(self.paced(session.query_ms, 100))
 
         # The agents' pauses are the ceiling; a fill of all queues first, so that what is measured is a steady state.
         megabytes = self.arguments.noise * max(lanes, 1)
@@ -356,7 +373,10 @@ class Bench:
     def run(self):
         for round_trip in self.arguments.round_trips:
             self.round_trip(round_trip)
-            ways = {("plain" if lanes == 0 else f"{lanes} lanes"): self.measure(lanes) for lanes in self.arguments.lanes}
+            lanes = self.arguments.lanes
+            idle = self.idle(lanes)
+            busy = (self.measure(number) for number in lanes)
+            ways = {(f"{number} lanes" if number else "plain"): {**alone, **row} for number, alone, row in zip(lanes, idle, busy)}
             self.print_table(round_trip, ways)
         self.task_sizes(max(self.arguments.lanes))
 
