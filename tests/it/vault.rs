@@ -358,3 +358,47 @@ async fn a_minute_without_vault_hurts_nobody_who_is_connected() {
     events.stop().await;
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_standby_sends_its_callers_elsewhere_and_nothing_is_sent_there() {
+    let world = World::start().await;
+    let mut vault = vault(&world, Lives::default()).await;
+    let standby = vault.standby().await.unwrap();
+    let mut orders = target(&world, &vault, "bastion", "database/creds/read");
+    orders["credential"]["vault"]["address"] = json!(standby.address);
+    let relay = relay(&world, json!({"orders": orders})).await;
+    // With an active node it forwards, to an OpenBao that knows no login of AWS.
+    let (_, _, err) = relay.psql(5432, &[], "select 1").await;
+    assert!(err.contains("it refused the login to the role bastion"), "{err}");
+    let active = vault.own_address().strip_prefix("http://").unwrap().to_owned();
+    vault.crash().await.unwrap();
+    let elsewhere = std::net::TcpListener::bind(active).unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let (code, _, err) = relay.psql(5432, &[], "select 1").await;
+    assert_eq!(code, 2);
+    for part in [&standby.address, "standby that sends callers to another address", "the address of the active node"] {
+        assert!(err.contains(part), "{part} is not in {err}");
+    }
+    let called = elsewhere.accept();
+    assert!(called.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock), "somebody has called");
+    drop((relay, standby, vault));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_standby_of_a_cluster_without_an_active_node_is_told() {
+    let world = World::start().await;
+    let mut vault = vault(&world, Lives::default()).await;
+    let standby = vault.standby().await.unwrap();
+    let mut orders = target(&world, &vault, "bastion", "database/creds/read");
+    orders["credential"]["vault"]["address"] = json!(standby.address);
+    let relay = relay(&world, json!({"orders": orders})).await;
+    vault.end().await.unwrap();
+    let (code, _, err) = relay.psql(5432, &[], "select 1").await;
+    assert_eq!(code, 2);
+    for part in [&standby.address, "its cluster has no active node", "ask whoever runs Vault"] {
+        assert!(err.contains(part), "{part} is not in {err}");
+    }
+    drop((relay, standby, vault));
+    world.stop().await;
+}

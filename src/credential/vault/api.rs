@@ -304,7 +304,7 @@ fn refused(status: u16, said: String) -> Failure {
         403 => VaultError::Denied,
         429 => VaultError::Throttled,
         307 | 308 | 472 | 473 => VaultError::Standby,
-        500 if said.contains("active cluster node not found") => VaultError::Standby,
+        500 if said.contains("active cluster node not found") => VaultError::NoActive,
         503 if said.contains("sealed") => VaultError::Sealed,
         502..=504 => VaultError::Unavailable(status),
         _ => return Failure::Refused { status, said },
@@ -332,7 +332,7 @@ mod tests {
             (issue_failed(refusal(307, ""), "x"), VaultError::Standby),
             (
                 issue_failed(refusal(500, "local node not active but active cluster node not found"), "x"),
-                VaultError::Standby,
+                VaultError::NoActive,
             ),
             (
                 login_failed(refusal(403, "permission denied"), "r", VaultAs::Task),

@@ -52,6 +52,8 @@ pub(crate) enum VaultError {
     LoginDenied(String),
     #[error("there is no role at {0}")]
     NoCredsRole(String),
+    #[error("it is a standby, and its cluster has no active node")]
+    NoActive,
     #[error("the lease has been revoked")]
     NoLease,
     #[error("its AWS auth method has no role {0}")]
@@ -68,7 +70,7 @@ pub(crate) enum VaultError {
     Sealed,
     #[error("it wants another X-Vault-AWS-IAM-Server-ID")]
     ServerId,
-    #[error("it is a standby that does not forward")]
+    #[error("it is a standby that sends callers to another address, where nothing was sent")]
     Standby,
     #[error("STS did not confirm to it who has signed the login")]
     Sts,
@@ -90,6 +92,7 @@ impl VaultError {
             | Self::CertificateIssuer
             | Self::CertificateName
             | Self::Database
+            | Self::NoActive
             | Self::Sealed
             | Self::Standby
             | Self::Throttled

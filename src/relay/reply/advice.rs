@@ -80,13 +80,15 @@ fn vault(reason: &VaultError) -> &'static str {
         VaultError::OtherPrincipal(_) => {
             "Add the ARN of the task role to bound_iam_principal_arn of the role in Vault."
         }
+        VaultError::NoActive => "Try again in a minute; if it stays so, ask whoever runs Vault.",
         VaultError::Sealed => "Ask whoever runs Vault to unseal it.",
         VaultError::ServerId => {
             "Set server_id in the target's configuration to iam_server_id_header_value of the auth method's client \
              configuration."
         }
         VaultError::Standby => {
-            "Configure the address of the active node, or of the load balancer in front of the cluster."
+            "Configure the address of the active node, or of the load balancer in front of the cluster; if it has worked \
+             before, the active node may be away: ask whoever runs Vault."
         }
         VaultError::Sts => {
             "Set sts_region in the target's configuration to the region whose STS the auth method asks, and check the clocks; \

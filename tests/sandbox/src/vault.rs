@@ -101,20 +101,10 @@ impl Vault {
         roles: BTreeMap<String, LoginRole>,
     ) -> anyhow::Result<Self> {
         let folder = folder.join("bao");
-        std::fs::create_dir_all(folder.join("data"))?;
-        let free = || anyhow::Ok(StdListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
-        let (port, cluster) = (free()?, free()?);
-        let settings = format!(
-            "storage \"raft\" {{\n path = \"{data}\"\n node_id = \"one\"\n}}\n\
-             listener \"tcp\" {{\n address = \"127.0.0.1:{port}\"\n cluster_address = \"127.0.0.1:{cluster}\"\n \
-             tls_disable = true\n}}\n\
-             api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"https://127.0.0.1:{cluster}\"\n",
-            data = folder.join("data").display(),
-        );
-        std::fs::write(folder.join("bao.hcl"), settings)?;
+        let bao = settle(&folder, "one")?;
         // The first one in this process stays.
         let _already = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let (bao, http) = (format!("http://127.0.0.1:{port}"), reqwest::Client::new());
+        let http = reqwest::Client::new();
         let mut child = spawn(&folder)?;
         wait_for(&mut child, &http, &bao, |_| true).await?;
         let wanted = json!({"secret_shares": 1, "secret_threshold": 1});
@@ -152,6 +142,49 @@ impl Vault {
         self.child = spawn(&self.folder)?;
         wait_for(&mut self.child, &self.shared.http, &self.shared.bao, |_| true).await?;
         self.unseal().await
+    }
+
+    /// Starts a second node, which joins this one's cluster as its standby.
+    ///
+    /// # Errors
+    /// If it does not become one.
+    pub async fn standby(&self) -> anyhow::Result<Standby> {
+        let folder = self.folder.join("standby");
+        let address = settle(&folder, "two")?;
+        let mut child = spawn(&folder)?;
+        let Shared { http, bao, .. } = &*self.shared;
+        wait_for(&mut child, http, &address, |_| true).await?;
+        for (path, body) in [
+            ("sys/storage/raft/join", json!({"leader_api_addr": bao})),
+            ("sys/unseal", json!({"key": self.unseal_key})),
+        ] {
+            http.put(format!("{address}/v1/{path}")).body(body.to_string()).send().await?.error_for_status()?;
+        }
+        wait_for(&mut child, http, &address, |status| status == 429).await?;
+        Ok(Standby { address, _child: child })
+    }
+
+    /// Where the server itself listens.
+    pub fn own_address(&self) -> &str {
+        &self.shared.bao
+    }
+
+    /// Kills the server. A standby goes on telling callers to go to it.
+    ///
+    /// # Errors
+    /// If it cannot be killed.
+    pub async fn crash(&mut self) -> anyhow::Result<()> {
+        Ok(self.child.kill().await?)
+    }
+
+    /// Ends the server in order. A standby knows no active node then.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub async fn end(&mut self) -> anyhow::Result<()> {
+        crate::signal(self.child.id(), rustix::process::Signal::TERM);
+        self.child.wait().await?;
+        Ok(())
     }
 
     /// Opens it after a start or `sys/seal`, and waits until it serves.
@@ -220,6 +253,28 @@ impl Vault {
     pub fn resume(&self) {
         crate::signal(self.child.id(), rustix::process::Signal::CONT);
     }
+}
+
+/// A standby of a [`Vault`], without the stand-in; ends when dropped.
+pub struct Standby {
+    pub address: String,
+    _child: Child,
+}
+
+/// Writes the settings of a node; its address.
+fn settle(folder: &Path, node: &str) -> anyhow::Result<String> {
+    std::fs::create_dir_all(folder.join("data"))?;
+    let free = || anyhow::Ok(StdListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
+    let (port, cluster) = (free()?, free()?);
+    let settings = format!(
+        "storage \"raft\" {{\n path = \"{data}\"\n node_id = \"{node}\"\n}}\n\
+         listener \"tcp\" {{\n address = \"127.0.0.1:{port}\"\n cluster_address = \"127.0.0.1:{cluster}\"\n \
+         tls_disable = true\n}}\n\
+         api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"https://127.0.0.1:{cluster}\"\n",
+        data = folder.join("data").display(),
+    );
+    std::fs::write(folder.join("bao.hcl"), settings)?;
+    Ok(format!("http://127.0.0.1:{port}"))
 }
 
 fn spawn(folder: &Path) -> anyhow::Result<Child> {
