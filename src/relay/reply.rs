@@ -97,7 +97,7 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
         ConnError::Shutdown => error(
             target,
             Class::ConnectionFailure,
-            "bastion: the relay is stopping".to_owned(),
+            format!("bastion: target {name} is not served any more: the relay is stopping"),
             "",
             "Start it again: bastion up.",
         ),

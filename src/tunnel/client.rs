@@ -38,7 +38,8 @@ const LINGER_TCP: Duration = Duration::from_secs(600);
 /// SQLSTATE `connection_failure` of PostgreSQL.
 const LOST_MYSQL: (u16, &str) = (1158, "08S01");
 const LOST_POSTGRES: (u16, &str) = (0, "08006");
-const HINT: &str = "Look at the terminal where bastion runs; bastion status shows the task.";
+const LOOK: &str = "Look at the terminal where bastion runs; bastion status shows the task.";
+const AGAIN: &str = "Connect again: the tunnel mends itself, or the terminal where bastion runs says why it cannot.";
 /// For a client that is told about a failure and does not read.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -98,7 +99,7 @@ pub(crate) async fn carry(
             tracing::debug!(target, %error, "after the client's end");
             return Ok(());
         }
-        let text = error_text(engine, error);
+        let text = error_text(target, engine, error);
         let stream = began.stream.as_ref().filter(|_| !began.hidden.load(Ordering::Relaxed));
         let last_words = stream.and_then(|stream| stream.last_words(&text));
         if let Some(last_words) = last_words.filter(|_| !matches!(error, CarryError::Client(_))) {
@@ -319,10 +320,15 @@ async fn over_tunnel(
     }
 }
 
-fn error_text(engine: Engine, error: &CarryError) -> ErrorText {
+fn error_text(target: &str, engine: Engine, error: &CarryError) -> ErrorText {
     let (number, sqlstate) = if engine == Engine::Mysql { LOST_MYSQL } else { LOST_POSTGRES };
-    let (message, hint) = (format!("bastion: {error}"), HINT.to_owned());
-    ErrorText { number, sqlstate: sqlstate.to_owned(), message, detail: String::new(), hint }
+    let (what, hint) = match error {
+        CarryError::Client(_) | CarryError::Tunnel(_) => ("this connection has ended", AGAIN),
+        CarryError::Connect(_) => ("it cannot be reached now", AGAIN),
+        CarryError::Pass(_) | CarryError::Refused(_) | CarryError::Unauthorized(_) => ("no connection", LOOK),
+    };
+    let message = format!("bastion: target {target}: {what}: {error}");
+    ErrorText { number, sqlstate: sqlstate.to_owned(), message, detail: String::new(), hint: hint.to_owned() }
 }
 
 /// Tells a client that has heard nothing yet. MySQL's reads an ERR packet in place of the greeting.

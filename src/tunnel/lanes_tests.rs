@@ -264,6 +264,7 @@ async fn lost_clients_hear(world: &World, over: &str, lose: impl Fn()) {
             let mut echo = vec![0; heard.len()];
             client.read_exact(&mut echo).await.unwrap();
             lose();
+            let over = format!("bastion: target echo: this connection has ended: {over}");
             let mut said = Vec::new();
             let read = client.read_to_end(&mut said).await;
             if cut > 0 {
@@ -271,11 +272,13 @@ async fn lost_clients_hear(world: &World, over: &str, lose: impl Fn()) {
             } else if engine == Engine::Mysql {
                 // The number that an idle client waits for.
                 assert_eq!(said[3..13], *b"\x01\xff\x86\x04#08S01", "{said:?}");
-                assert!(String::from_utf8(said[13..].to_vec()).unwrap().starts_with(&format!("bastion: {over}. ")));
+                assert!(
+                    String::from_utf8(said[13..].to_vec()).unwrap().starts_with(&format!("{over}. Connect again: "))
+                );
             } else {
                 assert_eq!(said[0], b'E');
                 let said = String::from_utf8(said[5..].to_vec()).unwrap();
-                assert!(said.contains(&format!("C08006\0Mbastion: {over}\0")), "{said:?}");
+                assert!(said.contains(&format!("C08006\0M{over}\0HConnect again: ")), "{said:?}");
             }
             drop(client);
             carried.await.unwrap().unwrap_err();
@@ -338,7 +341,7 @@ async fn a_stream_that_waits_for_another_proof_opens_after_one_and_is_not_tried_
     let (client, carried) = world.client_of(Engine::Postgres, "shy").await;
     let told = exchange(client, b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0").await;
     let told = String::from_utf8_lossy(&told).into_owned();
-    assert!(told.contains("bastion: sign another login\0"), "{told}");
+    assert!(told.contains("bastion: target shy: no connection: sign another login\0"), "{told}");
     let ended = carried.await.unwrap();
     assert!(matches!(ended, Err(CarryError::Unauthorized(_))), "{ended:?}");
     assert_eq!((proofs(), world.relay.wanted.load(Ordering::Relaxed)), (2, 7));

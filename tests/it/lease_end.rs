@@ -219,7 +219,7 @@ async fn a_task_that_is_stopped_says_so_to_those_whose_user_ends_with_it() {
     }
     idle.write("select 'too late';").await;
     let said = idle.end().await;
-    let told = "FATAL:  bastion: this connection is closed because the bastion task is being stopped\nHINT:  Start another one";
+    let told = "FATAL:  bastion: this connection to target orders is closed because the bastion task is being stopped\nHINT:  Connect again: bastion up";
     assert!(said.contains(told), "{said}");
     drop((relay, vault));
     world.stop().await;

@@ -41,8 +41,10 @@ pub(in crate::relay) fn stopping(target: &Target, why: Option<Ended>, conn_id: u
         Some(Ended::MaxAge) => "has reached its maximum age",
         Some(Ended::Idle | Ended::Signal) | None => "is being stopped",
     };
-    let message = format!("bastion: this connection is closed because the bastion task {why}");
-    error(target, Class::Ended, message, "", format!("Start another one: bastion up. {}", number(conn_id)))
+    let message =
+        format!("bastion: this connection to target {} is closed because the bastion task {why}", target.name);
+    let hint = "Connect again: bastion up starts another task; with --wake the connection itself does.";
+    error(target, Class::Ended, message, "", format!("{hint} {}", number(conn_id)))
 }
 
 fn number(conn_id: u64) -> String {
