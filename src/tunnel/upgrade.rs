@@ -78,6 +78,29 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut)
     let sentence = serde_json::from_slice::<serde_json::Value>(buffer.get(..length).unwrap_or_default())
         .ok()
         .and_then(|body| body.get("error")?.as_str().map(str::to_owned));
-    let sentence = sentence.unwrap_or_else(|| format!("the relay refused the connection with HTTP status {status}"));
+    let sentence = sentence.unwrap_or_else(|| {
+        format!("the relay refused the connection with HTTP status {status} and no reason; look at the log of its task")
+    });
     Err(UpgradeError::Refused { status: Some(status), sentence })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_says_why_or_where_to_look() {
+        for (body, said) in [
+            (r#"{"error":"prove who you are first"}"#, "prove who you are first"),
+            (
+                "busy",
+                "the relay refused the connection with HTTP status 503 and no reason; look at the log of its task",
+            ),
+        ] {
+            let answer = format!("HTTP/1.1 503 Service Unavailable\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let refused = read_answer(&mut answer.as_bytes(), &mut BytesMut::new()).await.unwrap_err();
+            assert!(matches!(refused, UpgradeError::Refused { status: Some(503), .. }), "{refused:?}");
+            assert_eq!(refused.to_string(), said);
+        }
+    }
 }
