@@ -2,16 +2,15 @@
 
 use std::process::Stdio;
 
-use bastion_sandbox::mariadb::{self, MariaDb};
 use mysql_async::ChangeUserOpts;
 use mysql_async::prelude::Queryable as _;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::support::{PATIENCE, Relay, World, mysql_options, sandbox_program};
+use crate::support::{PATIENCE, Relay, World, mysql_options};
 use crate::up::Up;
-use crate::vault::{Lives, mysql_target, relay, target, vault, with_mariadb};
+use crate::vault::{Lives, relay_of_events, relay_of_orders, target, vault};
 use crate::vault_caller::people;
 
 /// Long enough to be warned, short enough to be waited for.
@@ -159,11 +158,7 @@ async fn the_launcher_carries_the_notice_and_the_end() {
 #[tokio::test]
 async fn mariadb_is_told_why_its_connection_was_closed() {
     let world = World::start().await;
-    let flaws = mariadb::Flaws::default();
-    let events = MariaDb::start(world.folder.path(), &sandbox_program(), flaws).await.unwrap();
-    let vault = vault(&world, Lives::default()).await;
-    with_mariadb(&vault, &events, SHORT).await;
-    let relay = relay(&world, json!({"events": mysql_target(&world, &vault, &events)})).await;
+    let (events, vault, relay) = relay_of_events(&world, SHORT).await;
     let (mut idle, mut busy) = (Terminal::mariadb(&relay), Terminal::mariadb(&relay));
     let user = idle.ask("select substring_index(user(), '@', 1);").await;
     assert_eq!(busy.ask("select substring_index(user(), '@', 1);").await, user);
@@ -206,8 +201,7 @@ async fn mariadb_is_told_why_its_connection_was_closed() {
 #[tokio::test]
 async fn a_task_that_is_stopped_says_so_to_those_whose_user_ends_with_it() {
     let world = World::start().await;
-    let vault = vault(&world, Lives::default()).await;
-    let relay = relay(&world, json!({"orders": target(&world, &vault, "bastion", "database/creds/read")})).await;
+    let (vault, relay) = relay_of_orders(&world, Lives::default()).await;
     let mut idle = Terminal::psql(&relay);
     assert!(idle.ask("select current_user;").await.starts_with("v-"));
     let pid = world.sandbox.task_pid(&relay.id).and_then(|pid| i32::try_from(pid).ok()).unwrap();

@@ -131,6 +131,23 @@ pub(crate) async fn relay<'w>(world: &'w World, targets: Value) -> Relay<'w> {
     world.relay_of(&definition).await
 }
 
+/// Vault, and a relay whose target `orders` has users of it.
+pub(crate) async fn relay_of_orders(world: &World, lives: Lives) -> (Vault, Relay<'_>) {
+    let vault = vault(world, lives).await;
+    let relay = relay(world, json!({"orders": target(world, &vault, "bastion", "database/creds/read")})).await;
+    (vault, relay)
+}
+
+/// A MariaDB, Vault, and a relay whose target `events` has users of it that live so long.
+pub(crate) async fn relay_of_events(world: &World, lives: Lives) -> (MariaDb, Vault, Relay<'_>) {
+    let flaws = mariadb::Flaws::default();
+    let events = MariaDb::start(world.folder.path(), &sandbox_program(), flaws).await.unwrap();
+    let vault = vault(world, Lives::default()).await;
+    with_mariadb(&vault, &events, lives).await;
+    let relay = relay(world, json!({"events": mysql_target(world, &vault, &events)})).await;
+    (events, vault, relay)
+}
+
 /// The user of a connection.
 pub(crate) async fn user(client: &tokio_postgres::Client) -> String {
     client.query_one("select current_user::text", &[]).await.unwrap().get(0)
@@ -152,8 +169,7 @@ pub(crate) async fn wait_until_gone(world: &World, user: &str) {
 #[tokio::test]
 async fn a_user_is_made_shared_renewed_and_taken_away_when_unused() {
     let world = World::start().await;
-    let vault = vault(&world, Lives { lease: 4, ..Lives::default() }).await;
-    let relay = relay(&world, json!({"orders": target(&world, &vault, "bastion", "database/creds/read")})).await;
+    let (vault, relay) = relay_of_orders(&world, Lives { lease: 4, ..Lives::default() }).await;
     let (first, second) = (relay.client().await, relay.client().await);
     let name = user(&first).await;
     assert!(name.starts_with("v-"), "{name}");
@@ -181,8 +197,7 @@ async fn a_user_is_made_shared_renewed_and_taken_away_when_unused() {
 #[tokio::test]
 async fn at_its_maximum_a_lease_ends_and_a_drain_revokes() {
     let world = World::start().await;
-    let vault = vault(&world, Lives { lease: 8, lease_max: 10, ..Lives::default() }).await;
-    let relay = relay(&world, json!({"orders": target(&world, &vault, "bastion", "database/creds/read")})).await;
+    let (vault, relay) = relay_of_orders(&world, Lives { lease: 8, lease_max: 10, ..Lives::default() }).await;
     let old = relay.client().await;
     let name = user(&old).await;
     relay.wait_for("it is at its maximum").await;
@@ -222,11 +237,7 @@ async fn after_a_crash_vault_ends_the_user_and_the_next_relay_gets_another() {
 #[tokio::test]
 async fn mariadb_gets_users_as_well() {
     let world = World::start().await;
-    let flaws = mariadb::Flaws::default();
-    let events = MariaDb::start(world.folder.path(), &sandbox_program(), flaws).await.unwrap();
-    let vault = vault(&world, Lives::default()).await;
-    with_mariadb(&vault, &events, Lives { lease: 8, lease_max: 10, ..Lives::default() }).await;
-    let relay = relay(&world, json!({"events": mysql_target(&world, &vault, &events)})).await;
+    let (events, vault, relay) = relay_of_events(&world, Lives { lease: 8, lease_max: 10, ..Lives::default() }).await;
     let mut client = mysql_async::Conn::new(mysql_options(relay.address, 3306)).await.unwrap();
     let mut ask = async |sql: &str| mysql_async::prelude::Queryable::query_first::<String, _>(&mut client, sql).await;
     let name = ask("select substring_index(user(), '@', 1)").await.unwrap().unwrap();

@@ -359,6 +359,22 @@ impl Pair {
             self.step();
         }
     }
+
+    /// How long something small on a new stream takes, so many milliseconds after the start of an upload that is still
+    /// under way then.
+    fn small_beside(&mut self, upload: Vec<u8>, milliseconds: u64) -> Duration {
+        let (bulk, length) = (self.client.open(self.now).unwrap(), upload.len());
+        self.client.write(bulk, upload.into());
+        self.run(milliseconds);
+        let small = self.client.open(self.now).unwrap();
+        self.client.write(small, Bytes::from_static(b"select 1"));
+        let asked = self.now;
+        self.run_until("the small one is there", |pair| {
+            pair.agent.received.get(&small).is_some_and(|got| got == b"select 1")
+        });
+        assert!(self.agent.received[&bulk].len() < length, "the upload was over");
+        self.now - asked
+    }
 }
 
 fn seed_of(stream: u32) -> u8 {

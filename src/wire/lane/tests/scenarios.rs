@@ -164,18 +164,28 @@ fn a_reader_that_stops_holds_back_its_own_stream_only() {
     assert_eq!(world.halves[OPENER][&stuck].received.len(), 9_000_000);
 }
 
+fn freeze_first_lane(world: &mut World, until: Option<Instant>) {
+    world.lanes[0].pipes.iter_mut().for_each(|pipe| pipe.frozen_until = until);
+}
+
+/// The first of two lanes freezes once so many of the bytes of a stream, whose id it is, have come back.
+fn frozen_in_mid_stream(length: usize, so_far: usize, seed: u64) -> (World, u64) {
+    let mut world = World::new(2, || agent(Duration::from_millis(5)), seed);
+    let id = world.open("echo", bytes(length, 1));
+    world.run_until(Duration::from_secs(9), |world| world.halves[OPENER][&id].received.len() > so_far);
+    let until = world.now + Duration::from_secs(600);
+    freeze_first_lane(&mut world, Some(until));
+    (world, id)
+}
+
 #[test]
 fn a_lane_that_stalls_is_taken_out_and_comes_back() {
-    let mut world = World::new(2, || agent(Duration::from_millis(5)), 5);
-    let id = world.open("echo", bytes(1_500_000, 1));
-    world.run_until(Duration::from_secs(9), |world| world.halves[OPENER][&id].received.len() > 100_000);
-    let frozen = world.now + Duration::from_secs(600);
-    world.lanes[0].pipes.iter_mut().for_each(|pipe| pipe.frozen_until = Some(frozen));
+    let (mut world, id) = frozen_in_mid_stream(1_500_000, 100_000, 5);
     world.run_until(Duration::from_secs(20), |world| world.ended(id));
     assert_eq!(world.links[OPENER].lanes(), (2, 1));
     assert!(world.links[ACCEPTOR].totals().resent > 0);
     // It moves again: what it still held is known already, and it is used again.
-    world.lanes[0].pipes.iter_mut().for_each(|pipe| pipe.frozen_until = None);
+    freeze_first_lane(&mut world, None);
     world.run_until(Duration::from_secs(20), |world| {
         world.links[OPENER].lanes() == (2, 2) && world.links[ACCEPTOR].lanes() == (2, 2)
     });
@@ -184,18 +194,15 @@ fn a_lane_that_stalls_is_taken_out_and_comes_back() {
 
 #[test]
 fn a_lane_that_stays_stalled_is_stuck_until_it_moves() {
-    let mut world = World::new(2, || agent(Duration::from_millis(5)), 6);
-    let id = world.open("echo", bytes(300_000, 1));
-    world.run_until(Duration::from_secs(9), |world| world.halves[OPENER][&id].received.len() > 50_000);
+    let (mut world, id) = frozen_in_mid_stream(300_000, 50_000, 6);
     let (lane, frozen_at) = (world.lanes[0].ids[OPENER], world.now);
-    world.lanes[0].pipes.iter_mut().for_each(|pipe| pipe.frozen_until = Some(frozen_at + Duration::from_secs(600)));
     world.run_until(Duration::from_secs(60), |world| world.links[OPENER].is_stuck(lane));
     let stood = world.now - frozen_at;
     assert!(stood > Duration::from_secs(20) && stood < Duration::from_secs(32), "{stood:?}");
     assert!(world.ended(id) && !world.links[OPENER].is_stuck(world.lanes[1].ids[OPENER]));
     // Whoever did not want to replace it is asked again.
     assert!(world.links[OPENER].poll_timeout().is_some());
-    world.lanes[0].pipes.iter_mut().for_each(|pipe| pipe.frozen_until = None);
+    freeze_first_lane(&mut world, None);
     world.run_until(Duration::from_secs(20), |world| !world.links[OPENER].is_stuck(lane));
 }
 

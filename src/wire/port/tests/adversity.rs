@@ -23,17 +23,9 @@ fn a_slow_uplink_is_not_filled_with_repeats() {
 fn a_slow_uplink_stays_usable_beside_a_bulk_upload() {
     let mut pair = Pair::opened(20, Faults::default(), 1);
     pair.up.rate = Some(500_000);
-    let bulk = pair.client.open(pair.now).unwrap();
-    pair.client.write(bulk, bytes(20_000_000, 1).into());
-    pair.run(10_000);
-    let small = pair.client.open(pair.now).unwrap();
-    pair.client.write(small, Bytes::from_static(b"select 1"));
-    let asked = pair.now;
-    pair.run_until("the small one is there", |pair| {
-        pair.agent.received.get(&small).is_some_and(|got| got == b"select 1")
-    });
     // A whole window of 2 MB before it would be four seconds.
-    assert!(pair.now - asked < Duration::from_millis(700), "{:?}", pair.now - asked);
+    let took = pair.small_beside(bytes(20_000_000, 1), 10_000);
+    assert!(took < Duration::from_millis(700), "{took:?}");
 }
 
 #[test]
