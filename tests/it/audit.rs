@@ -142,7 +142,7 @@ async fn nothing_is_served_while_the_audit_log_cannot_be_written() {
     relay.arg("relay").env_clear().envs(&definition.environment).env("BASTION_LISTEN", "127.63.1.2");
     let role = format!("{}/credentials/{}", world.sandbox.endpoint(), lender.id);
     relay.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", role);
-    let mut child = relay.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let mut child = relay.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let reader = child.stdout.take();
     let listening = async {
         while TcpStream::connect("127.63.1.2:5432").await.is_err() {
@@ -160,6 +160,11 @@ async fn nothing_is_served_while_the_audit_log_cannot_be_written() {
     let (code, out, err) = psql().await;
     assert!(code == 2 && out.is_empty() && err.contains("the audit log cannot be written"), "{code} {out} {err}");
     child.kill().await.unwrap();
+    // Its own log has the cause, once.
+    let log = child.wait_with_output().await.unwrap().stderr;
+    let log = String::from_utf8(log).unwrap();
+    assert_eq!(log.matches("Broken pipe").count(), 1, "{log}");
+    assert!(log.contains("records are lost until it can"), "{log}");
     world.stop().await;
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{Notify, oneshot};
+use tracing::error;
 
 /// Bytes that wait for the writer; whoever has more waits too.
 const WAITING: usize = 256 * 1024;
@@ -165,6 +166,7 @@ impl Writer {
     /// Writes what is there in one go, flushes, tells whoever waits. A log that failed once may work again.
     fn run(self, mut log: impl Write, bell: &Receiver<()>, rest: Duration) {
         let mut lines = Vec::new();
+        let mut failed = false;
         loop {
             let mut next = self.0.next();
             std::mem::swap(&mut next.lines, &mut lines);
@@ -179,12 +181,21 @@ impl Writer {
                 }
             }
             self.0.room.notify_waiters();
-            let written = log.write_all(&lines).and_then(|()| log.flush()).map_err(|_| NotWritten);
+            // A line that was cut by a failure must not spoil the one behind it.
+            let start: &[u8] = if failed { b"\n" } else { b"" };
+            let written = log.write_all(start).and_then(|()| log.write_all(&lines)).and_then(|()| log.flush());
             lines.clear();
-            if written.is_err() {
+            if let Err(error) = &written {
                 let mut next = self.0.next();
                 next.lost = next.lost.saturating_add(1);
+                drop(next);
+                // Nobody may be left to be told that a statement is among them.
+                if !failed {
+                    error!(%error, "the audit log cannot be written: records are lost until it can");
+                }
             }
+            failed = written.is_err();
+            let written = written.map_err(|_| NotWritten);
             for tell in waiting {
                 // Whoever no longer waits does not care.
                 let _gone = tell.send(written);
@@ -212,7 +223,7 @@ mod tests {
 
     use super::*;
 
-    /// A log that works until it is told not to.
+    /// A log that works until it is told not to; it takes a byte of what it fails at then.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<(Vec<u8>, bool)>>);
 
@@ -220,6 +231,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let mut log = self.0.lock().unwrap();
             if log.1 {
+                log.0.extend(bytes.first());
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             log.0.extend_from_slice(bytes);
@@ -243,6 +255,8 @@ mod tests {
         assert_eq!(queue.write(b"lost\n".to_vec()).await, Err(NotWritten));
         log.0.lock().unwrap().1 = false;
         assert_eq!(queue.write(b"again\n".to_vec()).await, Ok(()));
+        // What was cut stays a line of its own.
+        assert!(log.0.lock().unwrap().0.ends_with(b"99\nl\nagain\n"));
     }
 
     #[tokio::test]
@@ -264,7 +278,7 @@ mod tests {
         log.0.lock().unwrap().1 = false;
         stream.push().extend_from_slice(b"b\n");
         assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten));
-        assert_eq!(log.0.lock().unwrap().0, b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n");
+        assert!(log.0.lock().unwrap().0.starts_with(b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"));
     }
 
     /// Says when it is written to, and goes on when it is told to, or nobody can tell it any more.
