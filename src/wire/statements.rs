@@ -91,16 +91,15 @@ impl<K, T> Default for Recent<K, T> {
 }
 
 impl<K: Clone + Eq + Hash, T> Recent<K, T> {
-    pub(super) fn insert(&mut self, name: K, value: T) {
-        if self.values.insert(name.clone(), value).is_some() {
-            return;
+    /// The value that had to make room.
+    pub(super) fn insert(&mut self, name: K, value: T) -> Option<T> {
+        let before = self.values.insert(name.clone(), value);
+        if before.is_some() {
+            return before;
         }
         self.order.push_back(name);
-        if self.order.len() > KEPT
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.values.remove(&oldest);
-        }
+        let oldest = if self.order.len() > KEPT { self.order.pop_front() } else { None };
+        oldest.and_then(|oldest| self.values.remove(&oldest))
     }
 
     pub(super) fn get<Q: Eq + Hash + ?Sized>(&self, name: &Q) -> Option<&T>
@@ -117,13 +116,13 @@ impl<K: Clone + Eq + Hash, T> Recent<K, T> {
         self.values.get_mut(name)
     }
 
-    pub(super) fn remove<Q: Eq + Hash + ?Sized>(&mut self, name: &Q)
+    pub(super) fn remove<Q: Eq + Hash + ?Sized>(&mut self, name: &Q) -> Option<T>
     where
         K: Borrow<Q>,
     {
-        if self.values.remove(name).is_some() {
-            self.order.retain(|known| known.borrow() != name);
-        }
+        let value = self.values.remove(name)?;
+        self.order.retain(|known| known.borrow() != name);
+        Some(value)
     }
 
     #[cfg(test)]

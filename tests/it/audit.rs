@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
@@ -111,6 +112,37 @@ async fn statements_are_recorded_as_they_run_and_the_bytes_stay_the_same() {
     assert_eq!((&cut["target"], &cut["db_user"], &cut["conn_id"]), (&json!("orders"), &json!("db_read"), &json!(1)));
     // The relay's drain would wait for it.
     drop(client);
+    world.stop().await;
+}
+
+/// Two names of a portal that are one for the server, which looks at 63 bytes.
+#[tokio::test]
+async fn a_text_that_runs_under_another_name_is_recorded() {
+    let world = World::start().await;
+    let relay = world.relay(|config| config["audit"] = json!("statements")).await;
+    let mut client = TcpStream::connect((relay.address, 5432)).await.unwrap();
+    let message = |tag: &[u8], body: &str| {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [tag, &length.to_be_bytes(), body.as_bytes()].concat()
+    };
+    let name = "x".repeat(63);
+    let asked = [
+        message(b"", "\0\x03\0\0user\0anyone\0\0"),
+        message(b"P", "\0select 'h1' || 'dden'\0\0\0"),
+        message(b"B", &format!("{name}a\0\0\0\0\0\0\0\0")),
+        message(b"P", "\0select 'else'\0\0\0"),
+        message(b"E", &format!("{name}b\0\0\0\0\0")),
+        message(b"S", ""),
+        message(b"X", ""),
+    ];
+    client.write_all(&asked.concat()).await.unwrap();
+    let mut said = Vec::new();
+    tokio::time::timeout(PATIENCE, client.read_to_end(&mut said)).await.unwrap().unwrap();
+    assert!(said.windows(6).any(|seen| seen == b"h1dden"), "{}", String::from_utf8_lossy(&said));
+    drop(client);
+    relay.audited("connection_closed", 1).await;
+    let ran = ("execute".to_owned(), Some("select 'h1' || 'dden'".to_owned()));
+    assert!(relay.sql().contains(&ran), "{:?}", relay.sql());
     world.stop().await;
 }
 

@@ -2,20 +2,37 @@
 //! type and a length (PostgreSQL manual, "Message Formats"), in every phase after the startup packet, COPY included.
 //!
 //! The extended protocol runs what was bound: Parse gives a text a name, Bind gives a statement to a portal, Execute runs
-//! the portal. A text is reported where it runs, and where it gets a name that may outlive what is kept here.
+//! the portal. A text is reported where it runs, where it gets a name that may outlive what is kept here, and where it is
+//! forgotten: the server skips messages after an error, so what was replaced here may still run there.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::wire::redact::Dialect;
-use crate::wire::statements::{Kind, Limits, Recent, SharedText, Statement, Text};
+use crate::wire::statements::{Kind, Limits, Recent, Statement, Text};
 
 /// Names are short; a longer one cuts the text that follows it.
 const NAMES: usize = 512;
+/// Bytes of a name by which the server tells statements and portals apart (`NAMEDATALEN`).
+const NAME: usize = 63;
+
+/// A text, and whether it was reported.
+struct Known {
+    text: Text,
+    told: AtomicBool,
+}
+
+impl Known {
+    fn tell(&self) -> Text {
+        self.told.store(true, Ordering::Relaxed);
+        self.text.clone()
+    }
+}
 
 /// What a portal runs.
 struct Portal {
-    name: String,
-    text: Option<SharedText>,
+    name: Vec<u8>,
+    text: Option<Arc<Known>>,
     /// A portal that is fetched from in parts runs once.
     ran: bool,
 }
@@ -40,8 +57,8 @@ pub struct Observer {
     head: Vec<u8>,
     /// The body, as far as it has come and is kept.
     kept: Vec<u8>,
-    statements: Recent<String, SharedText>,
-    portals: Recent<String, Portal>,
+    statements: Recent<Vec<u8>, Arc<Known>>,
+    portals: Recent<Vec<u8>, Portal>,
 }
 
 impl Observer {
@@ -126,30 +143,37 @@ impl Observer {
                 found.push(Statement::new(Kind::Query, None, Some(self.text(rest))));
             }
             b'P' => {
-                let name = string(&mut rest);
-                let text = Arc::new(self.text(rest));
+                let name = take_name(&mut rest);
+                let known = Arc::new(Known { text: self.text(rest), told: AtomicBool::new(false) });
                 if !name.is_empty() {
-                    found.push(Statement::new(Kind::Prepare, Some(name.clone()), Some(Text::clone(&text))));
+                    found.push(Statement::new(Kind::Prepare, shown(&name), Some(known.tell())));
                 }
-                self.statements.insert(name, text);
+                forget(self.statements.insert(name, known), found);
             }
             b'B' => {
-                let portal = string(&mut rest);
-                let name = string(&mut rest);
-                let text = self.statements.get(&name).cloned();
-                self.portals.insert(portal, Portal { name, text, ran: false });
+                let portal = take_name(&mut rest);
+                let name = take_name(&mut rest);
+                let text = self.statements.get(name.as_slice()).cloned();
+                let before = self.portals.insert(portal, Portal { name, text, ran: false });
+                forget(before.and_then(|portal| portal.text), found);
             }
-            b'E' => {
-                let portal = self.portals.get_mut(&string(&mut rest)).filter(|portal| !portal.ran);
-                if let Some(Portal { name, text, ran }) = portal {
+            b'E' => match self.portals.get_mut(take_name(&mut rest).as_slice()) {
+                Some(Portal { ran: true, .. }) => {}
+                Some(Portal { name, text, ran }) => {
                     *ran = true;
-                    let name = Some(name.clone()).filter(|name| !name.is_empty());
-                    found.push(Statement::new(Kind::Execute, name, text.as_deref().cloned()));
+                    found.push(Statement::new(Kind::Execute, shown(name), text.as_deref().map(Known::tell)));
                 }
-            }
+                // It is no longer kept, or a cursor of SQL.
+                None => found.push(Statement::new(Kind::Execute, None, None)),
+            },
             b'C' => match rest.split_first() {
-                Some((b'S', mut name)) => self.statements.remove(string(&mut name).as_str()),
-                Some((b'P', mut name)) => self.portals.remove(string(&mut name).as_str()),
+                Some((b'S', mut name)) => {
+                    forget(self.statements.remove(take_name(&mut name).as_slice()), found);
+                }
+                Some((b'P', mut name)) => {
+                    let before = self.portals.remove(take_name(&mut name).as_slice());
+                    forget(before.and_then(|portal| portal.text), found);
+                }
                 _ => {}
             },
             b'F' => {
@@ -168,12 +192,24 @@ impl Observer {
     }
 }
 
-/// Takes a string and its terminator off the front.
-fn string(bytes: &mut &[u8]) -> String {
+/// Reports a text that is kept no longer, unless that was done.
+fn forget(known: Option<Arc<Known>>, found: &mut Vec<Statement>) {
+    if let Some(known) = known.filter(|known| !known.told.load(Ordering::Relaxed)) {
+        found.push(Statement::new(Kind::Prepare, None, Some(known.tell())));
+    }
+}
+
+/// Takes a name and its terminator off the front. Bytes, because their encoding is the client's choice.
+fn take_name(bytes: &mut &[u8]) -> Vec<u8> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    let (text, rest) = bytes.split_at(end);
+    let (name, rest) = bytes.split_at(end);
     *bytes = rest.get(1..).unwrap_or_default();
-    String::from_utf8_lossy(text.get(..NAMES).unwrap_or(text)).into_owned()
+    name.get(..NAME).unwrap_or(name).to_vec()
+}
+
+/// A name for people, if there is one.
+fn shown(name: &[u8]) -> Option<String> {
+    (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 #[cfg(test)]
@@ -293,6 +329,51 @@ mod tests {
         found.clear();
         observer.up(&message(b'E', &[b"s9999\0", &[0, 0, 0, 0]]), &mut found);
         assert_eq!(found, [statement(Kind::Execute, Some("s9999"), Some("select 1"))]);
+    }
+
+    fn parse(text: &str) -> Vec<u8> {
+        message(b'P', &[b"\0", text.as_bytes(), &[0, 0, 0]])
+    }
+
+    fn bind(portal: &[u8]) -> Vec<u8> {
+        message(b'B', &[portal, &[0, 0, 0, 0, 0, 0, 0, 0]])
+    }
+
+    fn execute(portal: &[u8]) -> Vec<u8> {
+        message(b'E', &[portal, &[0, 0, 0, 0, 0]])
+    }
+
+    #[test]
+    fn a_text_that_is_forgotten_before_it_runs_is_told() {
+        let forgotten = statement(Kind::Prepare, None, Some("drop table t"));
+        let ran = statement(Kind::Execute, None, Some("select 1"));
+        // After an error the server may have skipped what replaces it here.
+        for stream in [
+            [parse("drop table t"), parse("select 1"), bind(b""), execute(b"")].concat(),
+            [parse("drop table t"), bind(b""), parse("select 1"), bind(b""), execute(b"")].concat(),
+            [parse("drop table t"), message(b'C', &[b"S\0"]), parse("select 1"), bind(b""), execute(b"")].concat(),
+        ] {
+            assert_eq!(found(LIMITS, &[&stream]), [forgotten.clone(), ran.clone()]);
+        }
+        let mut stream = [parse("drop table t"), bind(b"first")].concat();
+        stream.extend([parse("select 1"), bind(b""), execute(b"")].concat());
+        let others = (0..KEPT).flat_map(|n| bind(format!("p{n}").as_bytes()));
+        stream.extend(others.chain(execute(b"first")));
+        let unknown = statement(Kind::Execute, None, None);
+        assert_eq!(found(LIMITS, &[&stream]), [forgotten, ran, unknown]);
+    }
+
+    #[test]
+    fn names_are_the_same_where_the_server_takes_them_for_the_same() {
+        let long = |end: &str| format!("{}{end}", "x".repeat(NAME));
+        let stream = [parse("select 1"), bind(long("a").as_bytes()), execute(long("b").as_bytes())].concat();
+        assert_eq!(found(LIMITS, &[&stream]), [statement(Kind::Execute, None, Some("select 1"))]);
+        // As in Latin-1.
+        let mut stream = [parse("drop table t"), bind(b"\xe9"), parse("select 1"), bind(b"\xe8")].concat();
+        stream.extend([execute(b"\xe9"), execute(b"\xe8")].concat());
+        let ran = |sql| statement(Kind::Execute, None, Some(sql));
+        let forgotten = statement(Kind::Prepare, None, Some("drop table t"));
+        assert_eq!(found(LIMITS, &[&stream]), [forgotten, ran("drop table t"), ran("select 1")]);
     }
 
     #[test]
