@@ -12,6 +12,8 @@ use tracing::warn;
 use crate::credential::vault::lease::{Hold, Lease};
 use crate::credential::{Credential, MintError, Reuse, Source};
 
+/// Whoever only asks what there is waits so long for a login that is being made.
+const WARM_PATIENCE: Duration = Duration::from_secs(5);
 /// How long before its expiry a credential is no longer handed out: a login may take this long.
 const MARGIN: Duration = Duration::from_secs(120);
 /// Longer than a relay lives.
@@ -24,6 +26,14 @@ const ATTEMPTS: usize = 4;
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// A login that has worked and is refused now means that a rotation is under way: so long its end is awaited.
 const ROTATION: Duration = Duration::from_secs(5);
+
+/// What there is without asking the source.
+pub(crate) enum Warm {
+    /// That takes its time: whoever needs it waits for it with [`Cache::credential`].
+    BeingMade,
+    Nothing,
+    There(Loan),
+}
 
 /// A credential lent to one connection.
 #[derive(Debug, Clone)]
@@ -121,11 +131,11 @@ impl Cache {
         self.mint(&mut state, now).await
     }
 
-    /// A credential that is there already, if the source need not be asked at `now`. Cancel safe.
-    pub(crate) async fn warm(&self, now: SystemTime) -> Option<Loan> {
-        let state = self.state.lock().await;
-        let entry = state.newest.as_ref().filter(|entry| now < entry.use_until)?;
-        Loan::of(&entry.credential)
+    /// A credential that is there already, or is about to be, if the source need not be asked at `now`. Cancel safe.
+    pub(crate) async fn warm(&self, now: SystemTime) -> Warm {
+        let Ok(state) = tokio::time::timeout(WARM_PATIENCE, self.state.lock()).await else { return Warm::BeingMade };
+        let entry = state.newest.as_ref().filter(|entry| now < entry.use_until);
+        entry.and_then(|entry| Loan::of(&entry.credential)).map_or(Warm::Nothing, Warm::There)
     }
 
     /// Whether a lease takes connections, or is just being made.
@@ -296,6 +306,19 @@ mod tests {
         }
         assert_eq!(all.join_all().await.into_iter().filter(|minted| *minted).count(), 1);
         assert_eq!(*fixed(&cache).asked.lock().unwrap(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_what_there_is_does_not_wait_for_all_of_a_slow_mint() {
+        let cache = token_like();
+        assert!(matches!(cache.warm(NOW).await, Warm::Nothing));
+        let mint = cache.state.lock().await;
+        let begun = Instant::now();
+        assert!(matches!(cache.warm(NOW).await, Warm::BeingMade));
+        assert!(begun.elapsed() < Duration::from_secs(15), "the laptop waits no longer for the answer to an upgrade");
+        drop(mint);
+        cache.credential(NOW).await.unwrap();
+        assert!(matches!(cache.warm(NOW).await, Warm::There(_)));
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ mod sources;
 mod task_role;
 mod vault;
 
-pub(crate) use cache::{Cache, Loan};
+pub(crate) use cache::{Cache, Loan, Warm};
 pub(crate) use personal::{Admission, Logins};
 pub(crate) use secrets_manager::SecretError;
 pub(crate) use sources::Sources;

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use tracing::warn;
 
 use crate::credential::vault::{Login, Server, SignedLogin, Slot, Standing, Vault};
-use crate::credential::{Cache, Loan, MintError, Source, VaultError};
+use crate::credential::{Cache, Loan, MintError, Source, VaultError, Warm};
 use crate::wire::authorize::Audience;
 
 /// People of one target at once. A task is for one person, or for the few that its `allow` names.
@@ -109,8 +109,11 @@ impl Personal {
             people.get(person).map(|own| (Arc::clone(&own.slot), Arc::clone(&own.cache)))
         };
         let (slot, cache) = own.ok_or_else(|| ProofWanted::Unknown(server_id()))?;
-        if let Some(warm) = cache.warm(now).await {
-            return Ok((Admission::Login(cache), Some(warm)));
+        match cache.warm(now).await {
+            Warm::There(loan) => return Ok((Admission::Login(cache), Some(loan))),
+            // The client waits for it in its login, and hears there what became of it.
+            Warm::BeingMade => return Ok((Admission::Login(cache), None)),
+            Warm::Nothing => {}
         }
         match slot.standing() {
             Standing::Refused(error) => Ok((Admission::Refused(self.server.failed(error)), None)),
