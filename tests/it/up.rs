@@ -479,6 +479,7 @@ async fn credentials_that_expire_under_a_connection_are_asked_for_and_the_connec
     let query = client.query_one("select 42", &[]);
     let row = tokio::time::timeout(PATIENCE, query).await.expect("the connection is stuck").unwrap();
     assert_eq!(row.get::<_, i32>(0), 42);
+    up.event(|event| event["state"] == "connected").await;
     drop(client);
     assert_eq!(up.end().await.0, Some(0));
     world.stop().await;
@@ -518,6 +519,9 @@ async fn wake_starts_a_new_task_for_the_next_connection_and_stops_it_at_the_end(
     // Nothing runs until somebody wants it.
     assert_eq!(running(&world), 0);
     assert_eq!(up.psql("orders", "select current_user").await.1, "db_read");
+    for state in ["waking", "connected"] {
+        up.event(|event| event["state"] == state).await;
+    }
     assert_eq!(running(&world), 1);
     assert_eq!(up.end().await.0, Some(0));
     assert_eq!(running(&world), 0);
