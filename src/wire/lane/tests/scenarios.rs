@@ -152,6 +152,22 @@ fn a_question_costs_one_write_and_its_answer_another() {
     }
 }
 
+/// Otherwise a session would never be idle: keeping it alive is the tunnel's decision.
+#[test]
+fn a_link_that_nobody_uses_comes_to_rest() {
+    for lanes in [1, 4] {
+        let mut world = World::new(lanes, quick, 1);
+        let (open, ended) = (world.open("echo", bytes(100_000, 1)), world.open("echo", bytes(100_000, 2)));
+        world.halves[OPENER].get_mut(&open).unwrap().finish = false;
+        world.run_until(Duration::from_secs(60), |world| {
+            world.ended(ended) && world.halves[OPENER][&open].received.len() == 100_000
+        });
+        // No bytes on their way, and no timer that could send any.
+        assert!((0..10_000).any(|_| !world.step()), "{:?}", world.links);
+        assert!(world.links.iter().all(Link::is_drained) && world.over == [false; 2]);
+    }
+}
+
 #[test]
 fn a_reader_that_stops_holds_back_its_own_stream_only() {
     let mut world = World::new(2, quick, 5);
