@@ -21,7 +21,8 @@ pub(crate) fn call(shared: &Arc<Shared>, operation: &str, input: &Value, caller:
         "ResumeSession" => {
             let id = own_session(input, caller, "ssm:ResumeSession")?;
             let resumed = shared.gateway.resume_session(id);
-            Ok(resumed.map_or_else(|| json!({"SessionId": id}), |started| answer(shared, &started)))
+            // Of one that is over there is no token.
+            Ok(resumed.map_or_else(|| json!({"SessionId": id, "TokenValue": ""}), |started| answer(shared, &started)))
         }
         "TerminateSession" => {
             let id = own_session(input, caller, "ssm:TerminateSession")?;
