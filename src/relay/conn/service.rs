@@ -113,12 +113,16 @@ impl Conn {
                 }
                 return part;
             };
-            if let Some(watch) = &mut watch
-                && let Err(error) = watch.answered(&command).await
-            {
-                part.ended_by = EndedBy::Audit;
-                part.error = Some(std::io::Error::other(error));
-                return part;
+            if let Some(watch) = &mut watch {
+                let written = tokio::select! {
+                    written = watch.answered(&command) => written,
+                    () = cut.cancelled() => return Spliced { ended_by: self.cut_by(), ..part },
+                };
+                if let Err(error) = written {
+                    part.ended_by = EndedBy::Audit;
+                    part.error = Some(std::io::Error::other(error));
+                    return part;
+                }
             }
             let again = tokio::select! {
                 again = self.again(login, &command, aside) => again,
