@@ -14,6 +14,8 @@ use crate::types::Engine;
 pub(super) struct Login {
     pub(super) user: String,
     pub(super) password: SecretString,
+    /// If it names one that the relay speaks.
+    pub(super) engine: Option<Engine>,
     pub(super) place: Place,
 }
 
@@ -76,8 +78,8 @@ pub(super) fn parse(text: &str) -> Result<Login, SecretFlaw> {
     Ok(Login {
         user: filled(keys.username).or_else(|| filled(keys.user)).ok_or(SecretFlaw::NoUser)?,
         password: keys.password.ok_or(SecretFlaw::NoPassword)?,
+        engine: keys.engine.as_deref().and_then(engine),
         place: Place {
-            engine: keys.engine.as_deref().and_then(engine),
             host: filled(keys.host).map(|host| host.to_ascii_lowercase()),
             port,
             database: filled(keys.dbname).or_else(|| filled(keys.database)),
@@ -108,8 +110,8 @@ mod tests {
             "password":"s\"3","dbname":"orders","port":5433,"masterarn":"arn:aws:…","dbClusterIdentifier":"orders"}"#;
         let template = parse(template).unwrap();
         assert_eq!(template.password.expose_secret(), "s\"3");
+        assert_eq!(template.engine, Some(Engine::Postgres));
         let place = Place {
-            engine: Some(Engine::Postgres),
             host: Some("orders.cluster-x.rds.amazonaws.com".to_owned()),
             port: Some(5433),
             database: Some("orders".to_owned()),
@@ -118,7 +120,7 @@ mod tests {
         let plain =
             r#"{"user":"u","password":"","host":"","port":"3306","database":"d","engine":"mariadb","dbname":""}"#;
         let plain = parse(plain).unwrap();
-        assert_eq!((plain.place.host, plain.place.port, plain.place.engine), (None, Some(3306), Some(Engine::Mysql)));
+        assert_eq!((plain.place.host, plain.place.port, plain.engine), (None, Some(3306), Some(Engine::Mysql)));
         assert_eq!(plain.place.database.as_deref(), Some("d"));
         // Both spellings at once happen in secrets that people have kept for long.
         assert_eq!(parse(r#"{"username":"a","user":"b","password":"p"}"#).unwrap().user, "a");

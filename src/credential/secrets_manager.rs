@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::credential::secret::{self, SecretFlaw};
 use crate::credential::{Credential, Kind, MintError, Reuse, TaskRole};
+use crate::types::Engine;
 
 /// How long a value is used before it is looked up again. A change is noticed earlier: by the refusal of the old one.
 const READ_AGAIN: Duration = Duration::from_secs(3600);
@@ -35,6 +36,8 @@ pub(crate) enum SecretError {
     Denied,
     #[error("it is scheduled for deletion")]
     Deleted,
+    #[error("it is of a {said} database, and the target's engine is {configured}")]
+    Engine { said: Engine, configured: Engine },
     #[error("it {0}")]
     Flawed(#[from] SecretFlaw),
     #[error("the task role may not decrypt it (kms:Decrypt on its key), or its key is disabled")]
@@ -74,6 +77,8 @@ pub(crate) struct SecretsManager {
     /// Name or ARN.
     pub(crate) secret_id: String,
     pub(crate) region: String,
+    /// Of the target. A secret of another one would only come to a login that nobody understands.
+    pub(crate) engine: Engine,
     /// Another endpoint than that of the region.
     pub(crate) endpoint: Option<String>,
 }
@@ -135,7 +140,10 @@ impl SecretsManager {
             Err(error) if label != Label::Current && is_not_found(&error) => return Ok(None),
             Err(error) => return Err(self.explain(&error)),
         };
-        let secret::Login { user, password, place } = secret::parse(&text)?;
+        let secret::Login { user, password, engine, place } = secret::parse(&text)?;
+        if let Some(said) = engine.filter(|said| *said != self.engine) {
+            return Err(SecretError::Engine { said, configured: self.engine });
+        }
         let reuse = Reuse::ReadAgainAt(now + READ_AGAIN);
         Ok(Some(Credential { place, ..Credential::new(user, SecretString::from(password), Kind::Password, reuse) }))
     }
@@ -200,6 +208,7 @@ mod tests {
             http: https_client(None).unwrap(),
             secret_id: "prod/orders".to_owned(),
             region: "eu-west-1".to_owned(),
+            engine: Engine::Postgres,
             endpoint: Some(endpoint),
         }
     }

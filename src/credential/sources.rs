@@ -61,6 +61,7 @@ impl Sources {
                 http: self.http.clone(),
                 secret_id: secret_id.clone(),
                 region: region.clone().unwrap_or_else(|| self.region.clone()),
+                engine: target.engine,
                 endpoint: self.secrets_manager_endpoint.clone(),
             }),
             CredentialConfig::Vault(config) => {

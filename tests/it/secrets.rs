@@ -248,6 +248,8 @@ async fn host_port_and_database_come_from_the_secret_and_every_cause_is_told() {
         "password": PASSWORD, "dbClusterIdentifier": "orders"
     });
     secrets.create("whole", whole.to_string()).await;
+    let other = json!({"engine": "aurora-mysql", "username": "scram_user", "password": "S3CRET-other"});
+    secrets.create("other", other.to_string()).await;
     secrets.create("wrong", login("scram_user", "S3CRET-wrong").to_string()).await;
     secrets.create("shape", r#"{"username":"scram_user","pass":"S3CRET-shape"}"#).await;
     secrets.create("text", "S3CRET-text").await;
@@ -257,7 +259,8 @@ async fn host_port_and_database_come_from_the_secret_and_every_cause_is_told() {
     let bare = |secret: &str| json!({"engine": "postgres", "hostaddr": "127.0.0.1", "credential": {"secrets_manager": {"secret_id": secret}}});
     let targets = json!({
         "a": bare("whole"), "b": target(port, "wrong"), "c": target(port, "shape"), "d": target(port, "text"),
-        "e": bare("homeless"), "f": target(port, "gone"), "g": target(port, "missing")
+        "e": bare("homeless"), "f": target(port, "gone"), "g": target(port, "missing"),
+        "h": target(port, "other")
     });
     let relay = secrets.relay(&world, targets).await;
     let (code, out, err) = relay.psql(5432, &[], "select current_user, current_database()").await;
@@ -269,6 +272,7 @@ async fn host_port_and_database_come_from_the_secret_and_every_cause_is_told() {
         (5436, ["names a host", "Add host to the target's configuration"]),
         (5437, ["scheduled for deletion", "restore-secret"]),
         (5438, ["there is no such secret in ap-northeast-1", "Check secret_id and region"]),
+        (5439, ["it is of a mysql database, and the target's engine is postgres", "Name the secret of this database"]),
     ] {
         let (code, _, err) = relay.psql(port, &[], "select 1").await;
         assert_eq!(code, 2);

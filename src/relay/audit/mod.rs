@@ -1,5 +1,6 @@
 //! The audit log: who did what, as JSON lines on stdout. What must be in the log before somebody is let in is waited for;
-//! statements go on once they are on their way there. `docs/audit.md` is the schema. Nothing else writes to stdout, and no secret can get here: a record has names and numbers only.
+//! statements go on once they are on their way there. `docs/audit.md` is the schema. Nothing else writes to stdout, and no
+//! secret can get here: a record has names and numbers only.
 
 mod emf;
 mod queue;

@@ -28,6 +28,9 @@ fn secret(reason: &SecretError) -> &'static str {
         SecretError::Deleted => {
             "Restore it (aws secretsmanager restore-secret), or name the secret that took its place in the configuration."
         }
+        SecretError::Engine { .. } => {
+            "Name the secret of this database in the target's configuration, or set its engine to that of the secret."
+        }
         SecretError::Flawed(_) => {
             "Write the secret as JSON with the keys username and password; host, port, dbname and engine are optional."
         }
