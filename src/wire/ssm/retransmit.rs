@@ -18,7 +18,12 @@ const REORDER: u64 = 3;
 const INITIAL_TIMEOUT: Duration = Duration::from_millis(200);
 /// Added to the round trip at least.
 const MIN_VARIATION: Duration = Duration::from_millis(25);
-/// The longest wait before the next probe.
+/// The longest wait before the next probe, at first: the path is TCP, so probes crowd nobody out, and whoever waits behind a
+/// loss waits no longer than that once it is over. The peers repeat five times as often.
+const QUICK_TIMEOUT: Duration = Duration::from_millis(500);
+/// After so many, some twenty seconds, the other side is away or busy: its queue must not fill with repeats.
+const QUICK_PROBES: u32 = 40;
+/// The longest wait then.
 const MAX_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first wait just after the handshake, when the agent may refuse data without a word.
 const EARLY_TIMEOUT: Duration = Duration::from_millis(20);
@@ -254,7 +259,8 @@ impl Unacked {
             _ => self.round_trip.timeout(),
         };
         // A path with a long queue may take longer than the longest wait; asking sooner would only make the queue longer.
-        first.saturating_mul(1 << self.backoff.min(10)).min(MAX_TIMEOUT.max(first))
+        let longest = if self.backoff < QUICK_PROBES { QUICK_TIMEOUT } else { MAX_TIMEOUT };
+        first.saturating_mul(1 << self.backoff.min(10)).min(longest.max(first))
     }
 
     /// Moves to `due` what was sent well before something that is acknowledged.

@@ -38,7 +38,8 @@ fn a_target_that_does_not_read_gets_few_repeats_and_then_everything() {
     pair.agent.takes_from = pair.now + Duration::from_secs(60);
     pair.run(59_000);
     let resent = pair.client.counts().resent;
-    assert!(resent < 30, "{resent} repeats in a minute");
+    // The agent repeats 600 in that time.
+    assert!(resent < 60, "{resent} repeats in a minute");
     assert!(pair.client.oldest_unacked(pair.now).unwrap() > Duration::from_secs(50));
     pair.run_until("all is there", |pair| pair.agent.received[&stream].len() >= up.len());
     assert!(pair.agent.received[&stream] == up);
