@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Input;
-use crate::wire::mysql::capability::{NEEDED, PLUGIN_AUTH};
+use crate::wire::mysql::capability::{DEPRECATE_EOF, NEEDED, PLUGIN_AUTH};
 use crate::wire::mysql::change_user::{ChangeUser, Session};
 use crate::wire::mysql::commands::{Commands, Scan};
 use crate::wire::mysql::door::Verifier;
@@ -26,8 +26,25 @@ pub(super) fn mysql(data: &[u8]) {
     let stream = input.bytes(length);
     let whole = Commands::new(read_only, 0).scan(stream);
     assert_eq!(scan_in_pieces(stream, cut, read_only), whole, "in pieces of {cut}");
+    check_answers(stream, cut, read_only, Input(input.0));
     if whole.stop {
         change_user(stream.get(whole.pass..).unwrap_or_default(), flags, input);
+    }
+}
+
+/// Where all is answered after the upstream's bytes as a whole, it is so when they come in pieces.
+fn check_answers(stream: &[u8], cut: usize, read_only: bool, mut input: Input<'_>) {
+    let capabilities = if cut & 1 == 0 { 0 } else { DEPRECATE_EOF };
+    let mut whole = Commands::new(read_only, capabilities);
+    whole.scan(stream);
+    let mut pieces = whole.clone();
+    while !input.is_empty() {
+        let answer = input.short();
+        if !answer.is_empty() {
+            whole.down(answer);
+        }
+        answer.chunks(cut.max(1)).for_each(|piece| pieces.down(piece));
+        assert!(pieces.is_answered() || !whole.is_answered(), "answers in pieces of {cut} do not end");
     }
 }
 

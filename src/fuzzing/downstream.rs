@@ -12,14 +12,22 @@ use crate::wire::pg::message;
 pub(super) fn downstream(data: &[u8]) {
     let mut input = Input(data);
     let flags = input.byte();
+    // In the middle of a session, with and without EOF packets behind definitions, and from the first byte of a login.
+    let begins: &[fn() -> Downstream] = match flags & 1 {
+        0 => &[Downstream::postgres, Downstream::postgres_login],
+        _ => &[|| Downstream::mysql(true), || Downstream::mysql(false), Downstream::mysql_login],
+    };
+    begins.iter().for_each(|begin| stream(flags, input.0, *begin));
+}
+
+fn stream(flags: u8, data: &[u8], begin: fn() -> Downstream) {
     let cut = usize::from(flags >> 1).max(1);
-    let begin = || if flags & 1 == 0 { Downstream::postgres() } else { Downstream::mysql(true) };
     let text = ErrorText { number: 1053, sqlstate: "57P01".to_owned(), ..ErrorText::default() };
     let (mut whole, mut pieces, mut messages) = (begin(), begin(), begin());
-    whole.pass(input.0);
-    input.0.chunks(cut).for_each(|piece| pieces.pass(piece));
+    whole.pass(data);
+    data.chunks(cut).for_each(|piece| pieces.pass(piece));
     assert_eq!(whole, pieces, "in pieces of {cut}");
-    let mut rest = input.0;
+    let mut rest = data;
     while !rest.is_empty() {
         let end = messages.pass_message(rest);
         assert!((1..=rest.len()).contains(&end), "it does not go on");
