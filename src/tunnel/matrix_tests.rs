@@ -148,7 +148,7 @@ async fn survives_in(wanted: usize, fault: &Fault) {
     if wanted > 0 {
         world.all_joined().await;
     }
-    let faults = world.sessions.gateway.faults();
+    let (faults, next) = (world.sessions.gateway.faults(), world.sessions.next_id());
     if let Some(knobs) = &fault.then {
         faults.set_all(knobs.clone()).unwrap();
     }
@@ -172,8 +172,10 @@ async fn survives_in(wanted: usize, fault: &Fault) {
     }
     carried.await.unwrap().unwrap();
     let gateway = &world.sessions.gateway;
+    // On a busy machine it may take so long that another session has taken its place.
+    let replaced = world.sessions.next_id() != next;
     let hurt = gateway.session_ids().iter().filter_map(|id| gateway.snapshot(id)).any(|session| is_hurt(&session));
-    assert!(hurt || !fault.counted, "nothing was wrong");
+    assert!(hurt || replaced || !fault.counted, "nothing was wrong");
     faults.set_all(Knobs::default()).unwrap();
     world.end().await;
 }
