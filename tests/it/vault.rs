@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::postgres::HOST;
-use bastion_sandbox::vault::{LoginRole, SERVER_ID, Vault};
+use bastion_sandbox::vault::{LoginRole, SERVER_ID, Standby, Vault};
 use bastion_sandbox::{ACCOUNT, REGION};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -370,14 +370,20 @@ async fn a_minute_without_vault_hurts_nobody_who_is_connected() {
     world.stop().await;
 }
 
+/// Vault with a standby, and a relay that is told the standby's address.
+async fn relay_of_standby(world: &World) -> (Vault, Standby, Relay<'_>) {
+    let vault = vault(world, Lives::default()).await;
+    let standby = vault.standby().await.unwrap();
+    let mut orders = target(world, &vault, "bastion", "database/creds/read");
+    orders["credential"]["vault"]["address"] = json!(standby.address);
+    let relay = relay(world, json!({"orders": orders})).await;
+    (vault, standby, relay)
+}
+
 #[tokio::test]
 async fn a_standby_sends_its_callers_elsewhere_and_nothing_is_sent_there() {
     let world = World::start().await;
-    let mut vault = vault(&world, Lives::default()).await;
-    let standby = vault.standby().await.unwrap();
-    let mut orders = target(&world, &vault, "bastion", "database/creds/read");
-    orders["credential"]["vault"]["address"] = json!(standby.address);
-    let relay = relay(&world, json!({"orders": orders})).await;
+    let (mut vault, standby, relay) = relay_of_standby(&world).await;
     // With an active node it forwards, to an OpenBao that knows no login of AWS.
     let (_, _, err) = relay.psql(5432, &[], "select 1").await;
     assert!(err.contains("it refused the login to the role bastion"), "{err}");
@@ -399,11 +405,7 @@ async fn a_standby_sends_its_callers_elsewhere_and_nothing_is_sent_there() {
 #[tokio::test]
 async fn a_standby_of_a_cluster_without_an_active_node_is_told() {
     let world = World::start().await;
-    let mut vault = vault(&world, Lives::default()).await;
-    let standby = vault.standby().await.unwrap();
-    let mut orders = target(&world, &vault, "bastion", "database/creds/read");
-    orders["credential"]["vault"]["address"] = json!(standby.address);
-    let relay = relay(&world, json!({"orders": orders})).await;
+    let (mut vault, standby, relay) = relay_of_standby(&world).await;
     vault.end().await.unwrap();
     let (code, _, err) = relay.psql(5432, &[], "select 1").await;
     assert_eq!(code, 2);
