@@ -7,7 +7,7 @@ use bytes::{Buf as _, BytesMut};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// For the relay's answer: it gives one before it looks for the target.
+/// For the answer: the relay waits for a login that is being made for 5 s at most, and not for the database.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The head of an answer is a few hundred bytes.
 const HEAD_MAX: usize = 8 * 1024;
