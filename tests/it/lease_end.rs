@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::support::{PATIENCE, Relay, World, mysql_options};
+use crate::support::{PATIENCE, Relay, World, logged, mysql_options};
 use crate::up::Up;
 use crate::vault::{Lives, relay_of_events, relay_of_orders, target, vault};
 use crate::vault_caller::people;
@@ -129,19 +129,11 @@ async fn the_launcher_carries_the_notice_and_the_end() {
     let (world, vault) = people(SHORT).await;
     let up = Up::start(&world, &[]).await;
     let task = up.ready["task"].as_str().unwrap().to_owned();
-    let logged = async |text: &str| {
-        let seen = async {
-            while !world.sandbox.task_log(&task).contains(text) {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        };
-        assert!(tokio::time::timeout(PATIENCE, seen).await.is_ok(), "{}", world.sandbox.task_log(&task));
-    };
     let mut idle = Terminal::psql_at("127.0.0.1", up.port("orders"));
     let user = idle.ask("select current_user;").await;
-    logged("the database user will end").await;
+    logged(&world.sandbox, &task, "the database user will end").await;
     assert_eq!(idle.ask("select 'still here';").await, "still here");
-    logged("\"ended_by\":\"lease\"").await;
+    logged(&world.sandbox, &task, "\"ended_by\":\"lease\"").await;
     idle.write("select 'too late';").await;
     let said = idle.end().await;
     for part in [

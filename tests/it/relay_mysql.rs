@@ -12,7 +12,7 @@ use mysql_async::prelude::Queryable as _;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{BASTION, PATIENCE, finish, mysql_options, sandbox_program};
+use crate::support::{BASTION, PATIENCE, finish, logged, mysql_options, sandbox_program};
 
 /// A MariaDB, and a relay in a task for each test that wants one.
 struct World {
@@ -71,14 +71,7 @@ impl World {
     }
 
     async fn wait_for(&self, text: &str) {
-        let seen = async {
-            while !self.log().contains(text) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        if tokio::time::timeout(PATIENCE, seen).await.is_err() {
-            panic!("the relay never logged {text:?}:\n{}", self.log());
-        }
+        logged(&self.sandbox, self.task.as_ref().unwrap(), text).await;
     }
 
     /// The command line client through the relay: exit code, stdout, stderr.
@@ -249,7 +242,6 @@ async fn a_pool_may_change_user_and_reset_as_often_as_it_likes() {
 #[tokio::test]
 async fn a_database_that_dies_ends_its_connections_and_idle_ones_stay() {
     let World { sandbox, database, folder, task, address } = World::start(Flaws::default(), |_| ()).await;
-    let log = || sandbox.task_log(task.as_ref().unwrap());
     let options = || mysql_options(address, 3306);
     let mut idle = Vec::new();
     for _ in 0..20 {
@@ -261,9 +253,7 @@ async fn a_database_that_dies_ends_its_connections_and_idle_ones_stay() {
     let mut busy = idle.pop().unwrap();
     let sleeping = busy.query_drop("select sleep(60)");
     let killing = async {
-        while !log().contains("connection ready") {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        logged(&sandbox, task.as_ref().unwrap(), "connection ready").await;
         database.stop().await;
     };
     let (slept, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(sleeping, killing) }).await.unwrap();

@@ -92,6 +92,22 @@ impl World {
     }
 }
 
+/// The log of a task's relay, once `text` is in it. What the relay logs beside its work, as statements and ends of
+/// connections, may come after the client has its answer.
+pub(crate) async fn logged(sandbox: &Sandbox, task: &str, text: &str) -> String {
+    let seen = async {
+        loop {
+            let log = sandbox.task_log(task);
+            if log.contains(text) {
+                return log;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let never = |_| panic!("the relay never logged {text:?}:\n{}", sandbox.task_log(task));
+    tokio::time::timeout(PATIENCE, seen).await.unwrap_or_else(never)
+}
+
 /// A relay in a task of the sandbox.
 pub(crate) struct Relay<'w> {
     world: &'w World,
@@ -110,14 +126,7 @@ impl Relay<'_> {
 
     /// Waits until the relay has logged `text`.
     pub(crate) async fn wait_for(&self, text: &str) {
-        let seen = async {
-            while !self.log().contains(text) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        if tokio::time::timeout(PATIENCE, seen).await.is_err() {
-            panic!("the relay never logged {text:?}:\n{}", self.log());
-        }
+        logged(&self.world.sandbox, &self.id, text).await;
     }
 
     /// psql through the relay: exit code, stdout, stderr.

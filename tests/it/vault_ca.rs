@@ -13,7 +13,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-use crate::support::{PATIENCE, World};
+use crate::support::{World, logged};
 use crate::vault::{Lives, relay, target, vault};
 
 /// What ends TLS in front of a Vault, as a load balancer does; until it is dropped.
@@ -123,17 +123,7 @@ async fn a_ca_file_that_cannot_be_used_is_named_at_the_start() {
             config["target"] = json!({"orders": target});
         });
         let (id, _) = world.sandbox.run_directly(&definition);
-        let said = async {
-            loop {
-                let log = world.sandbox.task_log(&id);
-                if log.contains(reason) {
-                    return log;
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        };
-        let log =
-            tokio::time::timeout(PATIENCE, said).await.unwrap_or_else(|_| panic!("{}", world.sandbox.task_log(&id)));
+        let log = logged(&world.sandbox, &id, reason).await;
         assert!(log.contains(&file.display().to_string()) && !log.contains("ready for connections"), "{log}");
     }
     drop(vault);

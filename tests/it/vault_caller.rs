@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::postgres::Flaws;
@@ -15,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
 use crate::identity::Proof;
-use crate::support::{PATIENCE, Relay, World, finish, mysql_options, sandbox_program};
+use crate::support::{PATIENCE, Relay, World, finish, logged, mysql_options, sandbox_program};
 use crate::up::{Up, bastion};
 use crate::vault::{Lives, login_roles, prepare, user, wait_until_gone, with_mariadb};
 
@@ -376,12 +375,7 @@ async fn at_its_maximum_a_user_is_followed_by_another_also_the_plain_way() {
     #[expect(clippy::disallowed_methods, reason = "ends with the client")]
     tokio::spawn(connection);
     let name = user(&old).await;
-    let ending = async {
-        while !world.sandbox.task_log(&world.sandbox.tasks()[0].0).contains("it is at its maximum") {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, ending).await.expect("the lease has no maximum");
+    logged(&world.sandbox, &world.sandbox.tasks()[0].0, "it is at its maximum").await;
     let (code, other, err) = up.psql("orders", "select current_user").await;
     assert!(code == 0 && other.starts_with("v-") && other != name, "{err}");
     assert_eq!(proofs(&world), 2);
