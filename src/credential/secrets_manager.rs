@@ -28,16 +28,23 @@ const READ_AGAIN: Duration = Duration::from_secs(3600);
 /// For one call with its repetitions.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How the message begins where the caller may read the secret and not use its key; more may follow (AWS Knowledge Center,
+/// `secrets-manager-cross-account-key`).
+const NO_KMS: &str = "Access to KMS is not allowed";
 
 /// Why a secret gives no login. No text of the secret, none of AWS's answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SecretError {
     #[error("the task role may not read it (secretsmanager:GetSecretValue)")]
     Denied,
+    #[error("it is another account's, and encrypted with the default key, which cannot be shared")]
+    DefaultKey,
     #[error("it is scheduled for deletion")]
     Deleted,
     #[error("it is of a {said} database, and the target's engine is {configured}")]
     Engine { said: Engine, configured: Engine },
+    #[error("Secrets Manager has failed: {0}")]
+    Failed(String),
     #[error("it {0}")]
     Flawed(#[from] SecretFlaw),
     #[error("the task role may not decrypt it (kms:Decrypt on its key), or its key is disabled")]
@@ -149,6 +156,7 @@ impl SecretsManager {
     }
 
     fn explain(&self, error: &SdkError<GetSecretValueError>) -> SecretError {
+        let is_failure = error.raw_response().is_some_and(|answer| answer.status().is_server_error());
         let Some(service) = error.as_service_error() else {
             // Names, addresses and causes from the connector; there was no answer that could hold a secret.
             return match error {
@@ -164,17 +172,20 @@ impl SecretsManager {
                 let message = refused.message().unwrap_or_default();
                 if message.contains("deletion") || message.contains("deleted") {
                     SecretError::Deleted
+                } else if message.contains("default KMS service key") {
+                    SecretError::DefaultKey
                 } else {
                     SecretError::Refused("InvalidRequestException".to_owned())
                 }
             }
             other => match other.code().unwrap_or("no error code") {
-                // The one code for both; the sentence about KMS is in its troubleshooting guide.
-                "AccessDeniedException" if other.message().is_some_and(|message| message.contains("KMS")) => {
+                // The one code for both. "KMS" alone may be in the name of a role or of a secret.
+                "AccessDeniedException" if other.message().is_some_and(|message| message.starts_with(NO_KMS)) => {
                     SecretError::Kms
                 }
                 "AccessDeniedException" => SecretError::Denied,
                 "ThrottlingException" | "TooManyRequestsException" => SecretError::Throttled,
+                code if is_failure => SecretError::Failed(code.to_owned()),
                 code => SecretError::Refused(code.to_owned()),
             },
         }
@@ -243,8 +254,24 @@ mod tests {
         let refusal = |kind: &str, message: &str| format!(r#"{{"__type":"{kind}","Message":"{message}"}}"#);
         for (kind, message, expected) in [
             ("AccessDeniedException", "User: arn:… is not authorized to perform: …", SecretError::Denied),
+            (
+                "AccessDeniedException",
+                "User: arn:… is not authorized to perform: secretsmanager:GetSecretValue on resource: KMS-prod/orders",
+                SecretError::Denied,
+            ),
             ("AccessDeniedException", "Access to KMS is not allowed", SecretError::Kms),
+            (
+                "AccessDeniedException",
+                "Access to KMS is not allowed. This version of secret is not encrypted with the current KMS key.",
+                SecretError::Kms,
+            ),
             ("DecryptionFailure", "…", SecretError::Kms),
+            (
+                "InvalidRequestException",
+                "You can't access a secret from a different AWS account if you encrypt the secret with the default KMS \
+                 service key.",
+                SecretError::DefaultKey,
+            ),
             ("ResourceNotFoundException", "…", SecretError::NotFound { region: "eu-west-1".to_owned() }),
             (
                 "InvalidRequestException",
@@ -255,6 +282,10 @@ mod tests {
             ("InvalidSignatureException", "…", SecretError::Refused("InvalidSignatureException".to_owned())),
         ] {
             assert_eq!(read("400 Bad Request", &refusal(kind, message)).await.unwrap_err(), expected);
+        }
+        for (status, kind) in [("500 Internal Server Error", "InternalServiceError"), ("500", "InternalFailure")] {
+            let expected = SecretError::Failed(kind.to_owned());
+            assert_eq!(read(status, &refusal(kind, "…")).await.unwrap_err(), expected);
         }
         let flawed = read("200 OK", r#"{"SecretString":"{\"username\":\"u\",\"pw\":\"S3CRET\"}"}"#).await.unwrap_err();
         assert_eq!(flawed, SecretError::Flawed(SecretFlaw::NoPassword));

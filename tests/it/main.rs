@@ -16,6 +16,7 @@ mod markers;
 mod relay;
 mod relay_mysql;
 mod secrets;
+mod secrets_refused;
 mod support;
 #[path = "../template/mod.rs"]
 mod template;

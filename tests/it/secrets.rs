@@ -9,18 +9,21 @@ use aws_sdk_secretsmanager::config::{BehaviorVersion, Credentials, Region};
 use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::moto::Moto;
 use bastion_sandbox::postgres::{HOST, PASSWORD};
+use bastion_sandbox::secrets_manager::SecretsManager;
 use mysql_async::prelude::Queryable as _;
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
 use crate::support::{PATIENCE, Relay, World, mysql_options, sandbox_program};
 
-const SECRET: &str = "prod/orders";
+pub(crate) const SECRET: &str = "prod/orders";
 
 /// Secrets Manager, and a client of whoever keeps the secrets.
 pub(crate) struct Secrets {
     pub(crate) moto: Moto,
     client: Client,
+    front: OnceCell<SecretsManager>,
 }
 
 impl Secrets {
@@ -34,7 +37,12 @@ impl Secrets {
             .endpoint_url(moto.endpoint())
             .credentials_provider(Credentials::new("AKIDKEEPER", "keeper", None, None, "test"))
             .build();
-        Self { moto, client: Client::from_conf(config) }
+        Self { moto, client: Client::from_conf(config), front: OnceCell::new() }
+    }
+
+    /// What the relays of `world` ask.
+    pub(crate) async fn front(&self, world: &World) -> &SecretsManager {
+        self.front.get_or_init(async || world.sandbox.secrets_manager(&self.moto).await.unwrap()).await
     }
 
     pub(crate) async fn create(&self, name: &str, text: impl Into<String>) {
@@ -42,7 +50,7 @@ impl Secrets {
     }
 
     /// A new version under AWSPENDING. (moto, unlike AWS, leaves AWSCURRENT at two versions when a put moves it.)
-    async fn put(&self, value: &Value) -> String {
+    pub(crate) async fn put(&self, value: &Value) -> String {
         let put = self.client.put_secret_value().secret_id(SECRET).secret_string(value.to_string());
         put.version_stages("AWSPENDING").send().await.unwrap().version_id.unwrap()
     }
@@ -52,21 +60,21 @@ impl Secrets {
         current.send().await.unwrap().version_id.unwrap()
     }
 
-    async fn finish(&self, pending: &str) {
+    pub(crate) async fn finish(&self, pending: &str) {
         let current = self.current().await;
         let stage = self.client.update_secret_version_stage().secret_id(SECRET).version_stage("AWSCURRENT");
         stage.move_to_version_id(pending).remove_from_version_id(current).send().await.unwrap();
     }
 
     /// A relay whose only target takes its login from `secret`.
-    async fn relay<'w>(&self, world: &'w World, targets: Value) -> Relay<'w> {
+    pub(crate) async fn relay<'w>(&self, world: &'w World, targets: Value) -> Relay<'w> {
         let mut definition = world.definition(|config| {
             config["identity"] = json!("optional");
             config["target"] = targets;
         });
         definition.environment.extend([
             ("BASTION_LOG".to_owned(), "trace".to_owned()),
-            ("AWS_ENDPOINT_URL_SECRETS_MANAGER".to_owned(), self.moto.endpoint()),
+            ("AWS_ENDPOINT_URL_SECRETS_MANAGER".to_owned(), self.front(world).await.endpoint()),
         ]);
         world.relay_of(&definition).await
     }
@@ -76,7 +84,7 @@ pub(crate) fn login(user: &str, password: &str) -> Value {
     json!({"username": user, "password": password})
 }
 
-fn target(port: u16, secret: &str) -> Value {
+pub(crate) fn target(port: u16, secret: &str) -> Value {
     json!({
         "engine": "postgres", "host": HOST, "hostaddr": "127.0.0.1", "port": port, "database": "orders",
         "credential": {"secrets_manager": {"secret_id": secret}}

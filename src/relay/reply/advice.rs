@@ -25,12 +25,17 @@ fn secret(reason: &SecretError) -> &'static str {
             "Allow the task role secretsmanager:GetSecretValue on this secret; if the secret has a resource policy, or is in \
              another account, that must allow the role as well."
         }
+        SecretError::DefaultKey => {
+            "Encrypt it with a KMS key of your own (aws secretsmanager update-secret --kms-key-id) whose policy allows the \
+             task role kms:Decrypt."
+        }
         SecretError::Deleted => {
             "Restore it (aws secretsmanager restore-secret), or name the secret that took its place in the configuration."
         }
         SecretError::Engine { .. } => {
             "Name the secret of this database in the target's configuration, or set its engine to that of the secret."
         }
+        SecretError::Failed(_) => "Try again in a minute; if it stays so, look at the AWS Health Dashboard.",
         SecretError::Flawed(_) => {
             "Write the secret as JSON with the keys username and password; host, port, dbname and engine are optional."
         }

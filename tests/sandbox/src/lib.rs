@@ -19,6 +19,7 @@ pub mod mariadb;
 pub mod moto;
 pub mod postgres;
 pub mod rds;
+pub mod secrets_manager;
 mod server;
 mod shared;
 pub mod sigv4;
@@ -185,25 +186,20 @@ impl Sandbox {
     pub fn identity_verifier(&self) -> vault::VerifyIdentity {
         let shared = Arc::clone(&self.shared);
         Arc::new(move |headers, body| {
-            let all = shared.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let roles = all.into_iter().map(|(task, (keys, _))| {
-                let text = |name: &str| keys[name].as_str().unwrap_or_default().to_owned();
-                let role = text("RoleArn").rsplit('/').next().unwrap_or_default().to_owned();
-                Identity {
-                    access_key: text("AccessKeyId"),
-                    secret_key: text("SecretAccessKey"),
-                    session_token: Some(text("Token")),
-                    expires_at: None,
-                    arn: format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{task}"),
-                    allow: Vec::new(),
-                }
-            });
-            let identities: Vec<Identity> = shared.identities.iter().cloned().chain(roles).collect();
+            let identities = shared.everybody();
             let request = sigv4::Request { method: "POST", path: "/", query: "", headers, body };
             sigv4::verify(&request, "sts", REGION, &identities, wall_clock())
                 .map(|identity| identity.arn.clone())
                 .map_err(|rejection| format!("{rejection:?}"))
         })
+    }
+
+    /// Secrets Manager for the tasks, with the secrets of `moto`.
+    ///
+    /// # Errors
+    /// When there is no port.
+    pub async fn secrets_manager(&self, moto: &moto::Moto) -> anyhow::Result<secrets_manager::SecretsManager> {
+        secrets_manager::SecretsManager::start(Arc::clone(&self.shared), moto).await
     }
 
     /// Runs a task of this definition without an API call; its id and the loopback address of its relay.

@@ -55,6 +55,24 @@ impl Shared {
         task_id
     }
 
+    /// Everybody who can sign: people and task roles.
+    pub(crate) fn everybody(&self) -> Vec<Identity> {
+        let all = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let roles = all.into_iter().map(|(task, (keys, _))| {
+            let text = |name: &str| keys[name].as_str().unwrap_or_default().to_owned();
+            let role = text("RoleArn").rsplit('/').next().unwrap_or_default().to_owned();
+            Identity {
+                access_key: text("AccessKeyId"),
+                secret_key: text("SecretAccessKey"),
+                session_token: Some(text("Token")),
+                expires_at: None,
+                arn: format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{task}"),
+                allow: Vec::new(),
+            }
+        });
+        self.identities.iter().cloned().chain(roles).collect()
+    }
+
     /// Forgets the keys of a task that has ended.
     pub(crate) fn revoke(&self, task_id: &str) {
         let old = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).remove(task_id);
