@@ -212,6 +212,14 @@ impl Link {
         self.shared.settle(&mut inner);
     }
 
+    /// Ends the link, whose other side is known to exist no more; streams end with the cause.
+    #[cfg(feature = "launcher")]
+    pub(crate) fn give_up(&self, cause: &str) {
+        let mut inner = self.shared.lock();
+        inner.machine.give_up(cause);
+        self.shared.settle(&mut inner);
+    }
+
     /// Follows the number of lanes.
     #[cfg(feature = "launcher")]
     pub(crate) fn lanes(&self) -> watch::Receiver<Lanes> {

@@ -329,6 +329,7 @@ impl Inner {
             tokio::select! {
                 () = until_over => {}
                 () = self.first_lane(&current, pipe) => {}
+                cause = self.task_is_gone(&current.link) => current.link.give_up(&cause),
             }
             // Whoever ended it: no stream of it may go on.
             current.link.close();
@@ -336,6 +337,21 @@ impl Inner {
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             *past = past.plus(link::Stats { streams: 0, ..current.link.stats() });
         }
+    }
+
+    /// Waits until there is no task that the link could go on with, and no lane that still brings its last bytes; says
+    /// what became of it.
+    async fn task_is_gone(&self, link: &Link) -> String {
+        let (mut state, mut lanes) = (self.first.state(), link.lanes());
+        // Its end stays to be seen when the tunnel is gone.
+        let gone =
+            state.wait_for(|state| matches!(state, State::Asleep { .. } | State::Ended { .. } | State::Waking { .. }));
+        let cause = match gone.await.as_deref() {
+            Ok(State::Asleep { cause } | State::Ended { cause }) => cause.clone(),
+            _ => "its task has ended".to_owned(),
+        };
+        let _last = lanes.wait_for(|lanes| lanes.open == 0).await;
+        cause
     }
 
     /// The lane in the first tunnel, joined again whenever it is lost; returns when the link is over, or the relay has

@@ -66,6 +66,8 @@ pub enum Event {
 pub enum Ended {
     #[error("this side has closed the link")]
     Closed,
+    #[error("{0}")]
+    Gone(String),
     #[error("the other side has closed the link")]
     Goodbye,
     #[error("no lane was open for {0} s")]
@@ -289,6 +291,11 @@ impl Link {
     /// Ends the link; tells the other side.
     pub fn close(&mut self) {
         self.end(Ended::Closed);
+    }
+
+    /// Ends the link because the other side is known to exist no more.
+    pub fn give_up(&mut self, cause: &str) {
+        self.end(Ended::Gone(cause.to_owned()));
     }
 
     fn end(&mut self, ended: Ended) {
