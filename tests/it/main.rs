@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
 mod access;
+mod alive;
 mod audit;
 mod cli;
 mod container;

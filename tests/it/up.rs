@@ -96,6 +96,14 @@ impl Up {
         (status.code(), events)
     }
 
+    /// Waits until it has ended by itself; the exit code and what it said last.
+    pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
+        let status = tokio::time::timeout(3 * PATIENCE, self.child.wait()).await.expect("it does not notice").unwrap();
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
+        (status.code(), said)
+    }
+
     pub(crate) async fn psql(&self, target: &str, sql: &str) -> (i32, String, String) {
         let mut psql = Command::new("psql");
         psql.env("PGCONNECT_TIMEOUT", "20").args(["-X", "-q", "-A", "-t", "-w", "-h", "localhost", "-U", "anyone"]);
@@ -138,7 +146,7 @@ pub(crate) async fn up_with(world: &World, more: &[&str]) -> Up {
     Up::start(world, &arguments).await
 }
 
-fn running(world: &World) -> usize {
+pub(crate) fn running(world: &World) -> usize {
     world.sandbox.tasks().iter().filter(|(_, status)| *status != "STOPPED").count()
 }
 
@@ -557,17 +565,15 @@ async fn bytes_stay_right_on_a_bad_network() {
 #[tokio::test]
 async fn a_task_that_ends_is_told_with_its_story_and_clients_hear_it() {
     let world = World::start().await;
-    let mut up = up(&world).await;
+    let up = up(&world).await;
     let mut silent = TcpStream::connect(("127.0.0.1", up.port("orders"))).await.unwrap();
     silent.write_all(b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0").await.unwrap();
     let mut first = [0; 1];
     silent.read_exact(&mut first).await.unwrap();
     let id = up.ready["task"].as_str().unwrap().to_owned();
     world.sandbox.stop_directly(&id);
-    let status = tokio::time::timeout(3 * PATIENCE, up.child.wait()).await.expect("it does not notice").unwrap();
-    assert_eq!(status.code(), Some(1));
-    let mut said = String::new();
-    up.child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
+    let (code, said) = up.ended().await;
+    assert_eq!(code, Some(1));
     assert!(said.contains(&format!("task {id} has stopped")) && said.contains("bastion up demo"), "{said}");
     let mut rest = Vec::new();
     tokio::time::timeout(PATIENCE, silent.read_to_end(&mut rest)).await.unwrap().unwrap();
