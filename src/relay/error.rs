@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::credential::MintError;
+use crate::wire::error_text::ErrorText;
 use crate::wire::proxy::Refusal;
 
 /// Who has to act; the log field and the metric label.
@@ -102,6 +103,9 @@ pub(super) enum ConnError {
     Refused(Refusal),
     #[error("the relay is stopping")]
     Shutdown,
+    /// The database has refused a login, and whether there is a newer one is not known.
+    #[error("the login was refused, and a newer one cannot be had: {error}")]
+    Stale { said: Box<ErrorText>, error: MintError },
     #[error("TLS with the database failed: {0}")]
     Tls(#[from] UpstreamTlsError),
     #[error("the database was silent for {0} s and owes answers to commands before a change of the user or a reset")]
@@ -119,7 +123,7 @@ impl ConnError {
                 ErrorKind::Client
             }
             Self::Refused(Refusal::WrongPassword) => ErrorKind::ClientAuth,
-            Self::Credential(_) => ErrorKind::Credential,
+            Self::Credential(_) | Self::Stale { .. } => ErrorKind::Credential,
             Self::Dial(_) => ErrorKind::Dial,
             Self::Full(_) | Self::TargetFull(_) => ErrorKind::Full,
             Self::NoRandom => ErrorKind::Internal,
@@ -137,9 +141,23 @@ impl ConnError {
         handshake || matches!(self, Self::UpstreamIo(_) | Self::Refused(Refusal::UpstreamGone))
     }
 
-    /// Whether a fresh credential may help: the database did not accept this one.
-    pub(super) fn is_stale_credential(&self) -> bool {
-        matches!(self, Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate))
+    /// What the database said when it did not accept a credential, so that a fresh one may help.
+    pub(super) fn stale_credential(&self) -> Option<&ErrorText> {
+        match self {
+            Self::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.sqlstate) => Some(said),
+            _ => None,
+        }
+    }
+
+    /// What the database said, if it was the database that refused.
+    pub(super) fn said(&self) -> Option<&ErrorText> {
+        match self {
+            Self::Refused(Refusal::NotReadOnly(said) | Refusal::Rejected(said) | Refusal::UpstreamRefused(said)) => {
+                Some(said)
+            }
+            Self::Stale { said, .. } => Some(said),
+            _ => None,
+        }
     }
 }
 

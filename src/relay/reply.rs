@@ -129,6 +129,12 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             "",
             advice::credential(reason),
         ),
+        ConnError::Stale { said, error } => ErrorText {
+            message: format!("bastion: target {name} refused the login of {user}: {}", said.message),
+            detail: format!("The login may have changed, and the relay cannot look: {error}."),
+            hint: advice::credential(error).to_owned(),
+            ..(**said).clone()
+        },
         ConnError::Dial(reason) => dial(reason, target),
         ConnError::Tls(reason) => tls(reason, target),
         ConnError::Refused(Refusal::UpstreamWithoutTls) => error(

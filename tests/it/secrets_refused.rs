@@ -85,3 +85,44 @@ async fn clients_are_told_why_there_is_no_secret_and_what_to_do() {
     events.stop().await;
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_permission_that_is_taken_away_is_missed_when_the_password_changes() {
+    let world = World::start().await;
+    let secrets = Secrets::start(world.folder.path()).await;
+    secrets.create(SECRET, login("scram_user", PASSWORD).to_string()).await;
+    let front = secrets.front(&world).await;
+    let relay = secrets.relay(&world, json!({"orders": target(world.database.port, SECRET)})).await;
+    let open = relay.client().await;
+    for answer in [Answer::AccessDenied, Answer::KmsDenied, Answer::Silence] {
+        front.set(answer);
+        let calls = front.calls();
+        let (code, out, err) = relay.psql(5432, &[], "select current_user").await;
+        assert_eq!((code, out.as_str(), front.calls()), (0, "scram_user", calls), "{answer:?}: {err}");
+    }
+    front.set(Answer::AccessDenied);
+    let pending = secrets.put(&login("scram_user", "R0TATED")).await;
+    world.database.sql("postgres", "alter role scram_user password 'R0TATED'").await.unwrap();
+    secrets.finish(&pending).await;
+    for _ in 0..2 {
+        let (code, _, err) = relay.psql(5432, &[], "select 1").await;
+        assert_eq!(code, 2);
+        // Whether the secret has another password is not known: it is not said to be wrong.
+        for part in ["password authentication failed", "the relay cannot look", "the task role may not read it", ALLOW]
+        {
+            assert!(err.contains(part), "{part} is not in {err}");
+        }
+        assert!(!err.contains("the password in the secret") && !err.contains("R0TATED"), "{err}");
+    }
+    assert_eq!(sqlstate(&relay).await.as_deref(), Some("28P01"));
+    relay.wait_for("a newer one cannot be had").await;
+    front.set(Answer::Value);
+    let (code, out, err) = relay.psql(5432, &[], "select current_user").await;
+    assert_eq!((code, out.as_str()), (0, "scram_user"), "{err}");
+    // Nobody has touched this one.
+    assert_eq!(open.query_one("select 1", &[]).await.unwrap().get::<_, i32>(0), 1);
+    nothing_secret(&relay.log());
+    drop(open);
+    drop(relay);
+    world.stop().await;
+}

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::credential::{Admission, Cache, Kind, Loan};
 use crate::relay::error::ConnError;
@@ -172,37 +172,34 @@ impl<'a> Driver<'a> {
                 Err(_) => ConnError::OpeningTimeout(opening.as_secs()),
             };
             let starting = tokio::time::timeout_at(deadline, self.start_over(&failure));
-            if !starting.await.unwrap_or(false) {
-                return Err(failure);
+            match starting.await {
+                Ok(Ok(true)) => {}
+                Ok(Err(stale)) => return Err(stale),
+                Ok(Ok(false)) | Err(_) => return Err(failure),
             }
         }
     }
 
     /// Whether another attempt is worth it, and under way: the database refused a login and the source has another one, or
-    /// it has closed a connection on which it had waited for the client (`connect_timeout` of MySQL, 10 s).
-    async fn start_over(&mut self, failure: &ConnError) -> bool {
+    /// it has closed a connection on which it had waited for the client (`connect_timeout` of MySQL, 10 s). An error if
+    /// the source cannot say whether it has another one.
+    async fn start_over(&mut self, failure: &ConnError) -> Result<bool, ConnError> {
         if std::mem::take(&mut self.dialed_early) && self.tried.is_empty() && failure.is_lost_upstream() {
             debug!(conn_id = self.conn_id, "the database has closed the connection before the login, dialling again");
             self.upstream = None;
-            return self.handshake.retry();
+            return Ok(self.handshake.retry());
         }
-        if !failure.is_stale_credential() {
-            return false;
-        }
-        let Ok(Some(cache)) = self.cache() else { return false };
+        let Some(said) = failure.stale_credential() else { return Ok(false) };
+        let Ok(Some(cache)) = self.cache() else { return Ok(false) };
         match cache.after_refusal(&self.tried, wall_clock()).await {
             Ok(Some(loan)) if self.handshake.retry() => {
                 debug!(conn_id = self.conn_id, "the login was refused, trying another one");
                 self.next = Some(loan);
                 self.upstream = None;
-                true
+                Ok(true)
             }
-            Ok(_) => false,
-            // The client is told of the refusal; this is why there was no second try.
-            Err(error) => {
-                warn!(conn_id = self.conn_id, target = self.served.target.name, %error, "cannot read the login again");
-                false
-            }
+            Ok(_) => Ok(false),
+            Err(error) => Err(ConnError::Stale { said: Box::new(said.clone()), error }),
         }
     }
 

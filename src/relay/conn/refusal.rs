@@ -10,7 +10,7 @@ use crate::relay::conn::Conn;
 use crate::relay::error::{ConnError, ErrorKind};
 use crate::relay::{Io, reply};
 use crate::types::Target;
-use crate::wire::proxy::{Handshake, Refusal};
+use crate::wire::proxy::Handshake;
 
 /// For the goodbye to a client that may have stopped reading.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,18 +58,11 @@ impl Conn {
         }
         let mut record = self.record(target, user);
         record.client_program = handshake.and_then(Handshake::client_program);
-        let (error, sqlstate) = match failure {
-            ConnError::Refused(refusal) => {
-                let said = match refusal {
-                    Refusal::NotReadOnly(text) | Refusal::Rejected(text) | Refusal::UpstreamRefused(text) => {
-                        Some(text.sqlstate.clone())
-                    }
-                    _ => None,
-                };
-                (format!("{failure}: {}", reply::cause(refusal)), said)
-            }
-            _ => (failure.to_string(), None),
+        let error = match failure {
+            ConnError::Refused(refusal) => format!("{failure}: {}", reply::cause(refusal)),
+            _ => failure.to_string(),
         };
+        let sqlstate = failure.said().map(|said| said.sqlstate.clone());
         self.shared.audit.refused(&record, &Refused { kind: failure.kind().as_str(), error, sqlstate }).await;
     }
 
@@ -77,12 +70,7 @@ impl Conn {
         let kind = failure.kind();
         self.served.metrics.failed(kind);
         let (conn_id, target, addr) = (self.id, &self.served.target.name, &self.from);
-        let sqlstate = match failure {
-            ConnError::Refused(
-                Refusal::NotReadOnly(text) | Refusal::Rejected(text) | Refusal::UpstreamRefused(text),
-            ) => Some(&text.sqlstate),
-            _ => None,
-        };
+        let sqlstate = failure.said().map(|said| &said.sqlstate);
         let kind_name = kind.as_str();
         match kind {
             ErrorKind::Audit | ErrorKind::Credential | ErrorKind::Internal => {
