@@ -433,8 +433,8 @@ impl Opener for NoOpener {
     }
 }
 
-/// A relay without lanes that knows one token, gives the client its first bytes back and closes.
-async fn guarded(token: &'static str) -> (u16, JoinSet<()>) {
+/// A relay that answers so to lanes, knows one token, gives the client its first bytes back and closes.
+async fn guarded(lanes: &'static str, token: &'static str) -> (u16, JoinSet<()>) {
     server(move |mut stream| async move {
         let mut head = Vec::new();
         while !head.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -445,7 +445,7 @@ async fn guarded(token: &'static str) -> (u16, JoinSet<()>) {
         let head = String::from_utf8(head).unwrap();
         let (head, opening) = head.split_once("\r\n\r\n").unwrap();
         if head.contains("Upgrade: bastion-lane/1") {
-            stream.write_all(b"HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            stream.write_all(format!("HTTP/1.1 {lanes}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
             return;
         }
         if !head.contains(&format!("Authorization: Bearer {token}")) {
@@ -460,6 +460,11 @@ async fn guarded(token: &'static str) -> (u16, JoinSet<()>) {
     .await
 }
 
+/// What a relay from before lanes answers.
+const NO_LANES: &str = "426 Upgrade Required";
+/// A startup packet of PostgreSQL.
+const STARTUP: &[u8] = b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0";
+
 /// What a PostgreSQL client gets back for its startup packet.
 async fn carried(tunnel: &Tunnel, pass: TestPass) -> (Result<(), client::CarryError>, Vec<u8>) {
     let lanes = Lanes::begin(tunnel.clone(), 1, Arc::new(pass), Arc::new(NoOpener));
@@ -468,7 +473,7 @@ async fn carried(tunnel: &Tunnel, pass: TestPass) -> (Result<(), client::CarryEr
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (served, _) = listener.accept().await.unwrap();
-    client.write_all(b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0").await.unwrap();
+    client.write_all(STARTUP).await.unwrap();
     let reading = async move {
         let mut seen = Vec::new();
         client.read_to_end(&mut seen).await.unwrap();
@@ -481,11 +486,41 @@ async fn carried(tunnel: &Tunnel, pass: TestPass) -> (Result<(), client::CarryEr
 }
 
 #[tokio::test]
+async fn a_relay_without_lanes_is_served_the_plain_way() {
+    for lanes in [NO_LANES, "404 Not Found", "400 Bad Request"] {
+        let (port, _server) = guarded(lanes, "1").await;
+        let world = World::new(port, Config::default()).await;
+        let (ended, seen) = carried(&world.tunnel, TestPass { token: Mutex::new(1), good: 1 }).await;
+        assert!(ended.is_ok() && seen == STARTUP, "{lanes}: {ended:?} {seen:?}");
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn what_knows_no_upgrade_at_all_is_said_to_be_too_old() {
+    let (port, _server) = server(|mut stream| async move {
+        let mut head = Vec::new();
+        while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+            if stream.read_buf(&mut head).await.unwrap() == 0 {
+                return;
+            }
+        }
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    })
+    .await;
+    let world = World::new(port, Config::default()).await;
+    let (ended, seen) = carried(&world.tunnel, TestPass { token: Mutex::new(1), good: 1 }).await;
+    let told = String::from_utf8_lossy(&seen).into_owned();
+    assert!(ended.is_err() && told.starts_with('E') && told.contains("update bastion in the task"), "{told}");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_client_whose_token_is_too_old_is_served_with_a_new_one() {
-    let (port, _server) = guarded("2").await;
+    let (port, _server) = guarded(NO_LANES, "2").await;
     let world = World::new(port, Config::default()).await;
     let (ended, seen) = carried(&world.tunnel, TestPass { token: Mutex::new(1), good: 2 }).await;
-    assert!(ended.is_ok() && seen == b"\0\0\0\x15\0\x03\0\0user\0anyone\0\0", "{ended:?} {seen:?}");
+    assert!(ended.is_ok() && seen == STARTUP, "{ended:?} {seen:?}");
     // Refused for good: the client is told why, in its protocol.
     for (good, part) in
         [(1, "you could not prove again who you are: run aws sso login"), (9, "prove who you are first")]
@@ -500,7 +535,7 @@ async fn a_client_whose_token_is_too_old_is_served_with_a_new_one() {
 
 #[tokio::test]
 async fn a_mysql_client_is_told_in_place_of_the_greeting() {
-    let (port, _server) = guarded("2").await;
+    let (port, _server) = guarded(NO_LANES, "2").await;
     let world = World::new(port, Config::default()).await;
     let pass = TestPass { token: Mutex::new(7), good: 9 };
     let lanes = Lanes::begin(world.tunnel.clone(), 1, Arc::new(pass), Arc::new(NoOpener));

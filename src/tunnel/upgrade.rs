@@ -78,8 +78,15 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut)
     let sentence = serde_json::from_slice::<serde_json::Value>(buffer.get(..length).unwrap_or_default())
         .ok()
         .and_then(|body| body.get("error")?.as_str().map(str::to_owned));
-    let sentence = sentence.unwrap_or_else(|| {
-        format!("the relay refused the connection with HTTP status {status} and no reason; look at the log of its task")
+    let sentence = sentence.unwrap_or_else(|| match status {
+        // A relay gives a reason with these, so it is one from before this address, or another program.
+        400 | 404 | 426 => format!(
+            "what listens in the task does not know connections of bastion (HTTP status {status}): update bastion in the \
+             task"
+        ),
+        _ => format!(
+            "the relay refused the connection with HTTP status {status} and no reason; look at the log of its task"
+        ),
     });
     Err(UpgradeError::Refused { status: Some(status), sentence })
 }
