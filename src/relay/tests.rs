@@ -9,6 +9,7 @@ use mysql_async::prelude::Queryable as _;
 use tokio::process::Command;
 
 mod pipelined;
+mod standing_log;
 
 use super::*;
 use crate::credential::fixed::Fixed;

@@ -112,6 +112,12 @@ impl Audit {
         self.tell("identity_refused", &Record { person: arn, kind, error: message }).await;
     }
 
+    /// Whether the next line has to wait.
+    #[cfg(test)]
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.is_full()
+    }
+
     /// The lines of one connection's statements.
     fn stream(&self) -> Stream {
         self.queue.stream()

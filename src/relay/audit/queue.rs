@@ -97,6 +97,11 @@ impl Queue {
         tokio::time::timeout(PATIENCE, written).await.unwrap_or(Err(NotWritten))
     }
 
+    #[cfg(test)]
+    pub(super) fn is_full(&self) -> bool {
+        self.shared.next().lines.len() >= WAITING
+    }
+
     pub(super) fn stream(&self) -> Stream {
         Stream { queue: self.clone(), lines: Vec::new(), lost: None, room: None }
     }

@@ -113,25 +113,20 @@ impl Conn {
                 }
                 return part;
             };
-            if let Some(watch) = &mut watch {
-                let written = tokio::select! {
-                    written = watch.answered(&command) => written,
-                    () = cut.cancelled() => return Spliced { ended_by: self.cut_by(), ..part },
-                };
-                if let Err(error) = written {
-                    part.ended_by = EndedBy::Audit;
-                    part.error = Some(std::io::Error::other(error));
-                    return part;
+            let again = async {
+                if let Some(watch) = &mut watch {
+                    watch.answered(&command).await.map_err(|_| ConnError::Audit)?;
                 }
-            }
+                self.again(login, &command, aside).await
+            };
             let again = tokio::select! {
-                again = self.again(login, &command, aside) => again,
+                again = again => again,
                 () = cut.cancelled() => return Spliced { ended_by: self.cut_by(), ..part },
             };
             login = match again {
                 Ok(login) => login,
                 Err(failure) => {
-                    part.ended_by = EndedBy::Client;
+                    part.ended_by = if failure == ConnError::Audit { EndedBy::Audit } else { EndedBy::Client };
                     part.error = Some(std::io::Error::other(failure));
                     return part;
                 }

@@ -9,14 +9,14 @@ use crate::wire::mysql::door::SWITCH;
 use crate::wire::mysql::packet::{self, OK, Packet};
 use crate::wire::mysql::response::{Head, Response};
 
-struct Raw {
-    stream: TcpStream,
-    buffer: BytesMut,
+pub(super) struct Raw {
+    pub(super) stream: TcpStream,
+    pub(super) buffer: BytesMut,
 }
 
 impl Raw {
     /// A client that agrees to `capabilities` besides those that all have, and is let in.
-    async fn login(listen: Ipv4Addr, capabilities: u32) -> Self {
+    pub(super) async fn login(listen: Ipv4Addr, capabilities: u32) -> Self {
         let mut client = Self { stream: TcpStream::connect((listen, 3306)).await.unwrap(), buffer: BytesMut::new() };
         client.read().await;
         let plugin = Bytes::from_static(b"mysql_native_password");
@@ -45,7 +45,7 @@ impl Raw {
         heard
     }
 
-    async fn read(&mut self) -> Packet {
+    pub(super) async fn read(&mut self) -> Packet {
         loop {
             if let Some(packet) = packet::decode(&mut self.buffer).unwrap() {
                 return packet;
@@ -54,7 +54,13 @@ impl Raw {
         }
     }
 
-    async fn write(&mut self, packets: &[(u8, &[u8])]) {
+    /// A statement without rows, and its answer.
+    pub(super) async fn ask(&mut self, sql: &str) {
+        self.write(&[(0, &[b"\x03", sql.as_bytes()].concat())]).await;
+        assert_eq!(self.read().await.payload.first(), Some(&OK), "{sql}");
+    }
+
+    pub(super) async fn write(&mut self, packets: &[(u8, &[u8])]) {
         let mut out = BytesMut::new();
         for (sequence, payload) in packets {
             packet::encode(*sequence, payload, &mut out);
@@ -63,7 +69,7 @@ impl Raw {
     }
 }
 
-const CHANGE: &[u8] = b"\x11root\0\0\0\x2d\0mysql_native_password\0";
+pub(super) const CHANGE: &[u8] = b"\x11root\0\0\0\x2d\0mysql_native_password\0";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_the_user_waits_for_the_answers_before_it() {
