@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::serve::ListenerExt as _;
-use bastion_sandbox::gateway::{Gateway, Options, SessionSpec, Started};
+use bastion_sandbox::gateway::{Gateway, Options, SessionSpec, Snapshot, Started};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -58,6 +58,12 @@ impl Sessions {
 
     fn id(number: usize) -> String {
         format!("alice@example.com-{number:016}")
+    }
+
+    /// What each session has seen, also those that are over.
+    pub(super) fn snapshots(&self) -> Vec<Snapshot> {
+        let started = 0..self.count.load(Ordering::SeqCst);
+        started.filter_map(|number| self.gateway.snapshot(&Self::id(number))).collect()
     }
 
     /// The id of the session that is started next.

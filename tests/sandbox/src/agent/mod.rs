@@ -240,6 +240,7 @@ impl Agent {
             match self.handle(&message).await {
                 Handled::Taken => {}
                 Handled::Refused => {
+                    self.out.leg().refuses();
                     if was_early {
                         self.early.insert(message.sequence, message);
                     }

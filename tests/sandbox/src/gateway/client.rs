@@ -186,8 +186,14 @@ async fn relay(session: &Session, sink: &mut Sink, stream: &mut Stream, order: &
         };
         tokio::select! {
             ended = &mut io, if !frozen => return ended,
-            () = at(cut_after) => return if frozen { Ended::Frozen } else { Ended::Cut },
-            () = at(bye_after), if !frozen => return Ended::Bye,
+            () = at(cut_after) => {
+                session.cuts_client();
+                return if frozen { Ended::Frozen } else { Ended::Cut };
+            }
+            () = at(bye_after), if !frozen => {
+                session.cuts_client();
+                return Ended::Bye;
+            }
             // The senders outlive this connection, so a change is all that can come.
             _ = knobs.changed() => {}
             _ = order.changed() => {}
@@ -209,6 +215,7 @@ async fn read(session: &Session, stream: &mut Stream) -> Ended {
             Message::Close(_) => break,
         };
         if session.knobs.borrow().max_frame.is_some_and(|limit| frame.len() > limit) {
+            session.cuts_client();
             return Ended::TooLarge;
         }
         session.take_from_client(frame).await;

@@ -55,6 +55,11 @@ impl Leg {
         self.session.while_not(|knobs| knobs.dials_hang).await;
     }
 
+    /// The agent does not take what has come.
+    pub(crate) fn refuses(&self) {
+        self.session.agent_refuses();
+    }
+
     /// The next smux frame has another version.
     pub(crate) fn spoils_smux(&self) -> bool {
         self.session.spoils_smux()

@@ -72,8 +72,10 @@ struct State {
     /// Of the agent's data that has come.
     next_sequence: i64,
     smux_is_next: bool,
+    cuts: u64,
     hung: u64,
     junk: u64,
+    refused: u64,
 }
 
 /// What a session has seen, for tests and for whoever watches the sandbox.
@@ -86,6 +88,10 @@ pub struct Snapshot {
     pub client_is_there: bool,
     /// Client connections that got past OpenDataChannel.
     pub connections: u64,
+    /// How often a client's connection was cut, let fall silent or closed.
+    pub cuts: u64,
+    /// How often the agent's connection was cut.
+    pub agent_cuts: u64,
     /// Last `agent_session_state`.
     pub agent_state: Option<String>,
     pub agent_pings: u64,
@@ -93,6 +99,8 @@ pub struct Snapshot {
     pub hung: u64,
     /// How often junk was sent, or a smux frame of another version.
     pub junk: u64,
+    /// How often the agent did not take a message.
+    pub refused: u64,
     pub over: bool,
 }
 
@@ -118,8 +126,10 @@ impl Session {
                 connections: 0,
                 next_sequence: 0,
                 smux_is_next: false,
+                cuts: 0,
                 hung: 0,
                 junk: 0,
+                refused: 0,
             }),
             spec,
         }
@@ -289,9 +299,21 @@ impl Session {
             Event::DropNext { direction: Direction::Up, kind, count } => return self.up.drop_next(kind, count),
             Event::DropNext { direction: Direction::Down, kind, count } => return self.down.drop_next(kind, count),
         };
-        if let Some(client) = &self.state().client {
+        let mut state = self.state();
+        if let Some(client) = &state.client {
             client.send_replace(order);
+            state.cuts += 1;
         }
+    }
+
+    /// A client's connection is ended here, for a reason of the knobs.
+    pub(crate) fn cuts_client(&self) {
+        self.state().cuts += 1;
+    }
+
+    /// The agent does not take a message.
+    pub(crate) fn agent_refuses(&self) {
+        self.state().refused += 1;
     }
 
     fn junk(&self) {
@@ -325,10 +347,13 @@ impl Session {
             down: self.down.counts(),
             client_is_there: state.client.is_some(),
             connections: state.connections,
+            cuts: state.cuts,
+            agent_cuts: *self.leg.borrow(),
             agent_state: state.agent_state.clone(),
             agent_pings: state.agent_pings,
             hung: state.hung,
             junk: state.junk,
+            refused: state.refused,
             over: self.over.is_cancelled(),
         }
     }
