@@ -2,6 +2,7 @@
 
 #[cfg(feature = "launcher")]
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,6 +15,9 @@ use secrecy::SecretString;
 
 /// The port of the relay's HTTP side inside the task, which the Session Manager session is opened to.
 pub(crate) const RELAY_HTTP_PORT: u16 = 7070;
+
+/// The first port that needs no privilege.
+const FIRST_PORT: u16 = 1024;
 
 /// The `Upgrade` token with which one client connection is carried over the relay's HTTP port.
 pub(crate) const UPGRADE_CONN: &str = "bastion-conn/1";
@@ -141,6 +145,14 @@ impl CredentialConfig {
         }
     }
 
+    /// Name or ARN of the secret, where the login is from one.
+    pub(crate) fn secret_id(&self) -> Option<&str> {
+        match self {
+            Self::SecretsManager { secret_id, .. } => Some(secret_id),
+            Self::Client | Self::RdsIam { .. } | Self::Vault(_) => None,
+        }
+    }
+
     /// Whom Vault lets in, in one word, where Vault makes the user.
     pub(crate) fn login(&self) -> Option<&'static str> {
         match self {
@@ -208,6 +220,50 @@ impl Target {
             port: self.port.or(port).or_else(|| self.engine.default_port()),
             database: self.database.clone().or_else(|| database.map(str::to_owned)),
             ..self.clone()
+        }
+    }
+}
+
+/// A target without its engine: until the configuration has been read to its end, and, where that leaves the engine out,
+/// until the secret has said it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Undecided {
+    pub(crate) name: String,
+    pub(crate) host: Option<String>,
+    pub(crate) hostaddr: Option<IpAddr>,
+    pub(crate) port: Option<u16>,
+    pub(crate) database: Option<String>,
+    pub(crate) read_only: bool,
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) local_port: Option<u16>,
+    /// The plain port inside the task, if the configuration names one.
+    pub(crate) relay_port: Option<u16>,
+    pub(crate) credential: CredentialConfig,
+}
+
+impl Undecided {
+    /// The target of this engine. Its plain port is the configured one, otherwise the engine's usual one or the next that is
+    /// not `taken`, which it is afterwards.
+    pub(crate) fn decide(self, engine: Engine, taken: &mut BTreeSet<u16>) -> Target {
+        let relay_port = self.relay_port.unwrap_or_else(|| {
+            let mut port = engine.default_port().or(self.port).unwrap_or(FIRST_PORT);
+            while !taken.insert(port) {
+                port = port.checked_add(1).unwrap_or(FIRST_PORT);
+            }
+            port
+        });
+        Target {
+            name: self.name,
+            engine,
+            host: self.host,
+            hostaddr: self.hostaddr,
+            port: self.port,
+            database: self.database,
+            read_only: self.read_only,
+            max_connections: self.max_connections,
+            local_port: self.local_port,
+            relay_port,
+            credential: self.credential,
         }
     }
 }

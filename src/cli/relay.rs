@@ -1,5 +1,6 @@
 //! `bastion relay`: the program in the task.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
@@ -53,24 +54,34 @@ pub(super) fn cmd_relay(args: &RelayArgs) -> Result<(), CommandError> {
 }
 
 fn summary(config: &relay::Config) -> String {
-    let names: Vec<&str> = config.targets.iter().map(|target| target.name.as_str()).collect();
+    let decided = config.targets.iter().map(|target| (&target.name, ""));
+    let undecided = config.undecided.iter().map(|target| (&target.name, " (its secret has to name the engine)"));
+    let names: BTreeMap<&String, &str> = decided.chain(undecided).collect();
     let noun = if names.len() == 1 { "target" } else { "targets" };
+    let names: Vec<String> = names.into_iter().map(|(name, note)| format!("{name}{note}")).collect();
     format!("environment {}, access {}, {noun} {}", config.environment, config.access, names.join(", "))
 }
 
 async fn run(config: relay::Config) -> Result<(), CommandError> {
     let (shutdown, listening) = shutdown::listen().map_err(CommandError::failed)?;
-    let relay = Relay::bind(config, shutdown.drain.clone(), shutdown.now.clone()).await.map_err(|error| {
-        let taken = matches!(&error, relay::StartError::Bind { .. });
-        let error = CommandError::failed(error);
-        if taken { error.hinted("stop the other process on this port, or set relay_port of the target") } else { error }
-    })?;
+    let serving = async {
+        let relay = Relay::bind(config, shutdown.drain.clone(), shutdown.now.clone()).await.map_err(|error| {
+            let taken = matches!(&error, relay::StartError::Bind { .. });
+            let error = CommandError::failed(error);
+            if taken {
+                error.hinted("stop the other process on this port, or set relay_port of the target")
+            } else {
+                error
+            }
+        })?;
+        tracing::info!(cause = %relay.serve().await, "stopped");
+        Ok(())
+    };
     tokio::select! {
-        ended = relay.serve() => tracing::info!(cause = %ended, "stopped"),
+        served = serving => served,
         // Only after the second signal and an hour of nothing would this end first; it never does.
-        _ = async { listening.await; std::future::pending::<()>().await } => {}
+        never = async { listening.await; std::future::pending().await } => never,
     }
-    Ok(())
 }
 
 /// All that a start reads before it opens a port.

@@ -1,6 +1,5 @@
 //! The relay's configuration: `BASTION_CONFIG` (or a file) and a few variables → [`relay::Config`].
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
@@ -54,9 +53,9 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
     let identity = identity(&mut table, region.as_deref(), env, problems);
     let targets = match table.table("target", problems) {
         Some(targets) => schema::targets(&targets, access.as_deref().unwrap_or_default(), problems),
-        None => BTreeMap::new(),
+        None => schema::Targets::default(),
     };
-    if targets.is_empty() && problems.is_empty() {
+    if targets.decided.is_empty() && targets.undecided.is_empty() && problems.is_empty() {
         table.problem(problems, "target", "names no target", "add at least one, for example target.orders");
     }
     let local_password = table.boolean("local_password", problems).unwrap_or(false);
@@ -78,7 +77,8 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         extra_ca_file,
         client_tls,
         secrets_manager_endpoint: endpoint(vars::AWS_ENDPOINT_URL_SECRETS_MANAGER, env),
-        targets: targets.into_values().collect(),
+        targets: targets.decided.into_values().collect(),
+        undecided: targets.undecided,
     })
 }
 
@@ -201,10 +201,11 @@ pub(crate) fn listen(env: &impl Env, problems: &mut Problems) -> Option<IpAddr> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use super::*;
-    use crate::types::{CredentialConfig, VaultAs};
+    use crate::types::{CredentialConfig, Engine, VaultAs};
 
     const GOOD: &str = r#"{"env":"demo","access":"read","region":"ap-northeast-1","idle_stop":"30m","max_age":"8h",
         "target":{
@@ -229,6 +230,47 @@ mod tests {
             config.targets[2].host.as_deref().unwrap(),
             "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com"
         );
+    }
+
+    #[test]
+    fn only_a_secret_may_say_the_engine() {
+        let secret = r#""credential":{"secrets_manager":{"secret_id":"s"}}"#;
+        let of = |target: &str| resolved(&GOOD.replacen("\"target\":{", &format!("\"target\":{{{target},"), 1));
+        let config = of(&format!(r#""b":{{{secret},"relay_port":5434}},"a":{{{secret}}},"z":{{{secret}}}"#)).unwrap();
+        let names: Vec<_> = config.undecided.iter().map(|target| target.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "z"]);
+        assert!(config.undecided[0].read_only && config.undecided[0].host.is_none());
+        // Those with an engine have their ports as before, and nobody gets one twice.
+        let ports: Vec<_> = config.targets.iter().map(|target| (target.name.as_str(), target.relay_port)).collect();
+        assert_eq!(ports, [("cache", 6379), ("events", 5432), ("orders", 5433)]);
+        let mut taken = std::collections::BTreeSet::from([5432, 5433, 5434]);
+        let mut decide = |n: usize, engine| config.undecided[n].clone().decide(engine, &mut taken).relay_port;
+        let decided = [decide(0, Engine::Postgres), decide(1, Engine::Mysql), decide(2, Engine::Postgres)];
+        assert_eq!(decided, [5435, 5434, 5436]);
+        // A port that one without an engine is configured with is nobody else's.
+        let config = of(&format!(r#""a":{{{secret},"relay_port":5432}}"#)).unwrap();
+        assert_eq!((config.targets[1].relay_port, config.targets[2].relay_port), (5433, 5434));
+        let twice =
+            of(&format!(r#""a":{{{secret},"relay_port":5440}},"b":{{{secret},"relay_port":5440}}"#)).unwrap_err();
+        assert!(twice.contains("target.b.relay_port: is 5440, which another target has"), "{twice}");
+
+        let missing = "target.a.engine: is missing; add it, for example engine = \"postgres\"";
+        for credential in [r#""client""#, r#"{"rds_iam":{"user":"u"}}"#, r#"{"vault":{}}"#, "{}"] {
+            let problems = of(&format!(r#""a":{{"host":"a.example.com","credential":{credential}}}"#)).unwrap_err();
+            assert!(problems.contains(missing), "{problems}");
+        }
+        assert!(of(r#""a":{"host":"a.example.com"}"#).unwrap_err().contains(missing));
+        for (engine, said) in [
+            (r#""postgre""#, "is \"postgre\", not an engine"),
+            (r#""""#, "is empty"),
+            ("null", "is null, not text"),
+            (r#""tcp""#, "credential: cannot be used with engine \"tcp\""),
+        ] {
+            let problems = of(&format!(r#""a":{{"engine":{engine},{secret}}}"#)).unwrap_err();
+            assert!(problems.contains(said), "{said} is not in {problems}");
+        }
+        let alone = r#"{"env":"e","access":"a","region":"r","target":{"a":{SECRET}}}"#.replace("SECRET", secret);
+        assert!(resolved(&alone).is_ok());
     }
 
     #[test]

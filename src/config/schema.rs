@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::config::problem::Problems;
 use crate::config::table::{Table, nearest};
-use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target, VaultAs, VaultConfig};
+use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target, Undecided, VaultAs, VaultConfig};
 
 /// Longest name of an environment, access level or target; it becomes part of tags, parameter names and log lines.
 const NAME_MAX: usize = 64;
@@ -16,8 +16,16 @@ const NAME_MAX: usize = 64;
 /// The access level whose targets are read-only if they do not say otherwise.
 const READ: &str = "read";
 
+/// The targets of one access level, by name.
+#[derive(Default)]
+pub(super) struct Targets {
+    pub(super) decided: BTreeMap<String, Target>,
+    /// Those whose engine only their secrets say.
+    pub(super) undecided: Vec<Undecided>,
+}
+
 /// Every target of `table` (`target.NAME`) of the access level `access`, with its plain port in the task decided.
-pub(super) fn targets(table: &Table<'_>, access: &str, problems: &mut Problems) -> BTreeMap<String, Target> {
+pub(super) fn targets(table: &Table<'_>, access: &str, problems: &mut Problems) -> Targets {
     let mut wanted = BTreeMap::new();
     for (name, value) in table.entries() {
         if !is_name(name) {
@@ -29,7 +37,7 @@ pub(super) fn targets(table: &Table<'_>, access: &str, problems: &mut Problems) 
             wanted.insert(name.clone(), target);
         }
     }
-    assign_relay_ports(table, wanted, problems)
+    decide(table, wanted, problems)
 }
 
 pub(super) const NAME_FIX: &str = "use 1 to 64 lower-case letters, digits, - and _, starting with a letter";
@@ -40,8 +48,20 @@ pub(super) fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
 }
 
-fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problems) -> Option<(Target, bool)> {
-    let engine = table.required("engine", "postgres", problems).and_then(|text| {
+/// The target, and its engine if the configuration names one: where it has to, there is a problem otherwise.
+fn target(
+    name: &str,
+    mut table: Table<'_>,
+    access: &str,
+    problems: &mut Problems,
+) -> Option<(Undecided, Option<Engine>)> {
+    // A secret of Secrets Manager may name engine, host and port itself.
+    let in_secret = table.value("credential").is_some_and(|value| value.get("secrets_manager").is_some());
+    let engine = match in_secret {
+        true => table.string("engine", problems),
+        false => table.required("engine", "postgres", problems),
+    };
+    let engine = engine.and_then(|text| {
         let engine = Engine::from_str(text).ok();
         if engine.is_none() {
             let fix = match nearest(text, Engine::NAMES) {
@@ -52,8 +72,6 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
         }
         engine
     });
-    // A secret of Secrets Manager may name host and port itself.
-    let in_secret = table.value("credential").is_some_and(|value| value.get("secrets_manager").is_some());
     let host = match in_secret {
         true => table.string("host", problems),
         false => table.required("host", "orders.cluster-abc123.eu-west-1.rds.amazonaws.com", problems),
@@ -100,9 +118,8 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
     }
     table.finish(problems);
     Some((
-        Target {
+        Undecided {
             name: name.to_owned(),
-            engine: engine?,
             host: if in_secret { host } else { Some(host?) }.map(str::to_ascii_lowercase),
             hostaddr,
             port: if in_secret { port } else { Some(port?) },
@@ -110,10 +127,10 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
             read_only,
             max_connections,
             local_port,
-            relay_port: relay_port.or(engine?.default_port()).or(port)?,
+            relay_port,
             credential: credential?,
         },
-        relay_port.is_some(),
+        engine,
     ))
 }
 
@@ -275,33 +292,30 @@ fn is_host(text: &str) -> bool {
         })
 }
 
-/// Gives each target its plain port in the task: the configured one, otherwise the engine's usual port, and for a
-/// second target of that engine the next free one upwards in the order of names. Only the configuration decides, so
-/// the laptop and the task agree without talking.
-fn assign_relay_ports(
+/// Gives each target its engine and its plain port in the task: the configured one, otherwise the engine's usual port, and
+/// for a second target of that engine the next free one upwards in the order of names. Those without an engine come after
+/// all others, and no other one gets the port that they are configured with.
+fn decide(
     table: &Table<'_>,
-    wanted: BTreeMap<String, (Target, bool)>,
+    wanted: BTreeMap<String, (Undecided, Option<Engine>)>,
     problems: &mut Problems,
-) -> BTreeMap<String, Target> {
+) -> Targets {
     let mut taken = BTreeSet::from([RELAY_HTTP_PORT]);
-    for (name, (target, _)) in wanted.iter().filter(|(_, (_, fixed))| *fixed) {
-        if !taken.insert(target.relay_port) && target.relay_port != RELAY_HTTP_PORT {
+    for (name, (target, _)) in &wanted {
+        if let Some(port) = target.relay_port
+            && !taken.insert(port)
+            && port != RELAY_HTTP_PORT
+        {
             let key = format!("{name}.relay_port");
-            table.problem(
-                problems,
-                &key,
-                format!("is {}, which another target has", target.relay_port),
-                "choose another port",
-            );
+            table.problem(problems, &key, format!("is {port}, which another target has"), "choose another port");
         }
     }
-    wanted
-        .into_iter()
-        .map(|(name, (mut target, fixed))| {
-            while !fixed && !taken.insert(target.relay_port) {
-                target.relay_port = target.relay_port.checked_add(1).unwrap_or(1024);
-            }
-            (name, target)
-        })
-        .collect()
+    let mut targets = Targets::default();
+    for (name, (target, engine)) in wanted {
+        match engine {
+            Some(engine) => drop(targets.decided.insert(name, target.decide(engine, &mut taken))),
+            None => targets.undecided.push(target),
+        }
+    }
+    targets
 }

@@ -32,6 +32,8 @@ use std::time::SystemTime;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::types::Engine;
+
 /// What a secret is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -52,9 +54,11 @@ pub(crate) enum Reuse {
     WhileLeased,
 }
 
-/// Where the database is, as far as a secret says it.
+/// Where the database is, as far as a secret says it, and what it speaks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Place {
+    /// The configured one, otherwise the secret's.
+    pub(crate) engine: Option<Engine>,
     pub(crate) host: Option<String>,
     pub(crate) port: Option<u16>,
     pub(crate) database: Option<String>,
@@ -102,6 +106,18 @@ pub(crate) enum MintError {
     Vault { address: String, error: VaultError },
     #[error("the container credentials endpoint did not answer within {0} s")]
     Timeout(u64),
+}
+
+impl MintError {
+    /// Whether the same may work a moment later.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Secret { error, .. } => {
+                matches!(error, SecretError::Failed(_) | SecretError::Throttled | SecretError::Unreachable(_))
+            }
+            other => matches!(other, Self::Endpoint(_) | Self::Timeout(_)),
+        }
+    }
 }
 
 /// Where credentials come from.

@@ -14,9 +14,17 @@ use crate::types::Engine;
 pub(super) struct Login {
     pub(super) user: String,
     pub(super) password: SecretString,
-    /// If it names one that the relay speaks.
-    pub(super) engine: Option<Engine>,
+    pub(super) engine: Result<Engine, NoEngine>,
     pub(super) place: Place,
+}
+
+/// Why a secret does not say which engine its database has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoEngine {
+    #[error("names no engine; those that RDS manages never do")]
+    Missing,
+    #[error("names an engine that bastion cannot log in to")]
+    Other,
 }
 
 /// What is wrong with a secret's text. Never quotes it.
@@ -78,8 +86,9 @@ pub(super) fn parse(text: &str) -> Result<Login, SecretFlaw> {
     Ok(Login {
         user: filled(keys.username).or_else(|| filled(keys.user)).ok_or(SecretFlaw::NoUser)?,
         password: keys.password.ok_or(SecretFlaw::NoPassword)?,
-        engine: keys.engine.as_deref().and_then(engine),
+        engine: filled(keys.engine).map_or(Err(NoEngine::Missing), |name| engine(&name).ok_or(NoEngine::Other)),
         place: Place {
+            engine: None,
             host: filled(keys.host).map(|host| host.to_ascii_lowercase()),
             port,
             database: filled(keys.dbname).or_else(|| filled(keys.database)),
@@ -87,7 +96,7 @@ pub(super) fn parse(text: &str) -> Result<Login, SecretFlaw> {
     })
 }
 
-/// The engines that RDS and the templates name; others are left to the configuration.
+/// The engines that RDS and the templates name.
 fn engine(name: &str) -> Option<Engine> {
     match name {
         "aurora-postgresql" | "postgres" | "postgresql" => Some(Engine::Postgres),
@@ -106,12 +115,18 @@ mod tests {
     fn the_json_of_rds_the_templates_and_plain_keys_are_read() {
         let managed = parse(r#"{"username":"postgres","password":"p!"}"#).unwrap();
         assert_eq!((managed.user.as_str(), managed.place), ("postgres", Place::default()));
+        assert_eq!(managed.engine, Err(NoEngine::Missing));
+        for (engine, said) in [("", NoEngine::Missing), ("oracle-ee", NoEngine::Other), ("tcp", NoEngine::Other)] {
+            let text = format!(r#"{{"username":"u","password":"p","engine":"{engine}"}}"#);
+            assert_eq!(parse(&text).unwrap().engine, Err(said));
+        }
         let template = r#"{"engine":"aurora-postgresql","host":"Orders.cluster-x.rds.amazonaws.com","username":"app",
             "password":"s\"3","dbname":"orders","port":5433,"masterarn":"arn:aws:…","dbClusterIdentifier":"orders"}"#;
         let template = parse(template).unwrap();
         assert_eq!(template.password.expose_secret(), "s\"3");
-        assert_eq!(template.engine, Some(Engine::Postgres));
+        assert_eq!(template.engine, Ok(Engine::Postgres));
         let place = Place {
+            engine: None,
             host: Some("orders.cluster-x.rds.amazonaws.com".to_owned()),
             port: Some(5433),
             database: Some("orders".to_owned()),
@@ -120,7 +135,7 @@ mod tests {
         let plain =
             r#"{"user":"u","password":"","host":"","port":"3306","database":"d","engine":"mariadb","dbname":""}"#;
         let plain = parse(plain).unwrap();
-        assert_eq!((plain.place.host, plain.place.port, plain.engine), (None, Some(3306), Some(Engine::Mysql)));
+        assert_eq!((plain.place.host, plain.place.port, plain.engine), (None, Some(3306), Ok(Engine::Mysql)));
         assert_eq!(plain.place.database.as_deref(), Some("d"));
         // Both spellings at once happen in secrets that people have kept for long.
         assert_eq!(parse(r#"{"username":"a","user":"b","password":"p"}"#).unwrap().user, "a");

@@ -5,7 +5,7 @@
 //! a replica or the alternate user may still be at that of `AWSPREVIOUS`.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -19,8 +19,8 @@ use secrecy::SecretString;
 use tracing::debug;
 use zeroize::Zeroizing;
 
-use crate::credential::secret::{self, SecretFlaw};
-use crate::credential::{Credential, Kind, MintError, Reuse, TaskRole};
+use crate::credential::secret::{self, NoEngine, SecretFlaw};
+use crate::credential::{Credential, Kind, MintError, Place, Reuse, TaskRole};
 use crate::types::Engine;
 
 /// How long a value is used before it is looked up again. A change is noticed earlier: by the refusal of the old one.
@@ -49,6 +49,8 @@ pub(crate) enum SecretError {
     Flawed(#[from] SecretFlaw),
     #[error("the task role may not decrypt it (kms:Decrypt on its key), or its key is disabled")]
     Kms,
+    #[error("it {0}")]
+    NoEngine(NoEngine),
     #[error("there is no such secret in {region}")]
     NotFound { region: String },
     #[error("Secrets Manager refused to read it: {0}")]
@@ -84,8 +86,9 @@ pub(crate) struct SecretsManager {
     /// Name or ARN.
     pub(crate) secret_id: String,
     pub(crate) region: String,
-    /// Of the target. A secret of another one would only come to a login that nobody understands.
-    pub(crate) engine: Engine,
+    /// Of the target: the configured one, otherwise the one that the secret has said first. A secret of another one would
+    /// only come to a login that nobody understands.
+    pub(crate) engine: OnceLock<Engine>,
     /// Another endpoint than that of the region.
     pub(crate) endpoint: Option<String>,
 }
@@ -148,9 +151,16 @@ impl SecretsManager {
             Err(error) => return Err(self.explain(&error)),
         };
         let secret::Login { user, password, engine, place } = secret::parse(&text)?;
-        if let Some(said) = engine.filter(|said| *said != self.engine) {
-            return Err(SecretError::Engine { said, configured: self.engine });
+        let configured = match engine {
+            Ok(said) => *self.engine.get_or_init(|| said),
+            Err(why) => *self.engine.get().ok_or(SecretError::NoEngine(why))?,
+        };
+        if let Ok(said) = engine
+            && said != configured
+        {
+            return Err(SecretError::Engine { said, configured });
         }
+        let place = Place { engine: Some(configured), ..place };
         let reuse = Reuse::ReadAgainAt(now + READ_AGAIN);
         Ok(Some(Credential { place, ..Credential::new(user, SecretString::from(password), Kind::Password, reuse) }))
     }
@@ -219,15 +229,19 @@ mod tests {
             http: https_client(None).unwrap(),
             secret_id: "prod/orders".to_owned(),
             region: "eu-west-1".to_owned(),
-            engine: Engine::Postgres,
+            engine: OnceLock::from(Engine::Postgres),
             endpoint: Some(endpoint),
         }
     }
 
     /// What comes of one answer of the service.
     async fn read(status: &str, body: &str) -> Result<Option<Credential>, SecretError> {
+        read_for(OnceLock::from(Engine::Postgres), status, body).await
+    }
+
+    async fn read_for(engine: OnceLock<Engine>, status: &str, body: &str) -> Result<Option<Credential>, SecretError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let source = source(format!("http://{}", listener.local_addr().unwrap()));
+        let source = SecretsManager { engine, ..source(format!("http://{}", listener.local_addr().unwrap())) };
         let client = source.client_with(Credentials::new("AKID", "S3CRET-key", None, None, "test"));
         let answer = format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/x-amz-json-1.1\r\ncontent-length: {}\r\n\r\n{body}",
@@ -293,6 +307,36 @@ mod tests {
             read("200 OK", r#"{"SecretBinary":"AAAA"}"#).await.unwrap_err().to_string(),
             "it is binary, not JSON text"
         );
+    }
+
+    #[tokio::test]
+    async fn the_engine_is_the_configured_one_otherwise_the_one_that_the_secret_has_said_first() {
+        let of = |engine: &str| {
+            let secret = format!(r#"{{"username":"u","password":"S3CRET"{engine}}}"#);
+            serde_json::json!({ "SecretString": secret }).to_string()
+        };
+        let (none, oracle) = (of(""), of(r#","engine":"oracle-ee""#));
+        let (postgres, mysql) = (of(r#","engine":"postgres""#), of(r#","engine":"mariadb""#));
+        let read = |engine: Option<Engine>, body: String| async move {
+            let engine = engine.map_or_else(OnceLock::new, OnceLock::from);
+            let credential = read_for(engine, "200 OK", &body).await?;
+            Ok::<_, SecretError>(credential.and_then(|credential| credential.place.engine))
+        };
+        for (configured, body, found) in [
+            (None, &postgres, Ok(Some(Engine::Postgres))),
+            (None, &mysql, Ok(Some(Engine::Mysql))),
+            (None, &none, Err(SecretError::NoEngine(NoEngine::Missing))),
+            (None, &oracle, Err(SecretError::NoEngine(NoEngine::Other))),
+            (Some(Engine::Mysql), &none, Ok(Some(Engine::Mysql))),
+            (Some(Engine::Mysql), &oracle, Ok(Some(Engine::Mysql))),
+            (
+                Some(Engine::Mysql),
+                &postgres,
+                Err(SecretError::Engine { said: Engine::Postgres, configured: Engine::Mysql }),
+            ),
+        ] {
+            assert_eq!(read(configured, body.clone()).await, found, "{configured:?} {body}");
+        }
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! What the sources of one relay share: the task role, the HTTPS client, the region.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aws_sdk_secretsmanager::config::SharedHttpClient;
 
@@ -10,7 +10,7 @@ use crate::credential::task_role::https_client;
 use crate::credential::vault::{Login, Server};
 use crate::credential::{Cache, Logins, RdsIam, SecretsManager, Source, TaskRole, Vault};
 use crate::tls::TlsConfigError;
-use crate::types::{CredentialConfig, Target, VaultAs};
+use crate::types::{CredentialConfig, Engine, Target, Undecided, VaultAs};
 use crate::wire::authorize::Audience;
 
 /// Makes the logins of each target.
@@ -56,14 +56,9 @@ impl Sources {
                 port: target.port.unwrap_or_default(),
                 user: user.clone(),
             }),
-            CredentialConfig::SecretsManager { secret_id, region } => Source::SecretsManager(SecretsManager {
-                role,
-                http: self.http.clone(),
-                secret_id: secret_id.clone(),
-                region: region.clone().unwrap_or_else(|| self.region.clone()),
-                engine: target.engine,
-                endpoint: self.secrets_manager_endpoint.clone(),
-            }),
+            CredentialConfig::SecretsManager { secret_id, region } => {
+                self.secret(secret_id, region.as_deref(), OnceLock::from(target.engine))
+            }
             CredentialConfig::Vault(config) => {
                 let tls = crate::tls::vault(self.extra_ca.as_deref(), config.ca_file.as_deref())?;
                 let server = Server::new((**config).clone(), &tls)?;
@@ -77,5 +72,26 @@ impl Sources {
             }
         };
         Ok(Logins::Shared(Arc::new(Cache::new(source))))
+    }
+
+    /// The logins of a target whose secret has to say the engine. `None`: they are from elsewhere, where nothing says it.
+    pub(crate) fn undecided(&self, target: &Undecided) -> Option<Arc<Cache>> {
+        match &target.credential {
+            CredentialConfig::SecretsManager { secret_id, region } => {
+                Some(Arc::new(Cache::new(self.secret(secret_id, region.as_deref(), OnceLock::new()))))
+            }
+            CredentialConfig::Client | CredentialConfig::RdsIam { .. } | CredentialConfig::Vault(_) => None,
+        }
+    }
+
+    fn secret(&self, secret_id: &str, region: Option<&str>, engine: OnceLock<Engine>) -> Source {
+        Source::SecretsManager(SecretsManager {
+            role: Arc::clone(&self.role),
+            http: self.http.clone(),
+            secret_id: secret_id.to_owned(),
+            region: region.unwrap_or(&self.region).to_owned(),
+            engine,
+            endpoint: self.secrets_manager_endpoint.clone(),
+        })
     }
 }

@@ -127,6 +127,7 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
             "open_connections": served.metrics.open(),
         }));
     }
+    let unavailable = shared.unavailable.iter().map(|target| json!({"name": target.name, "problem": target.problem}));
     let started_at = humantime::format_rfc3339_seconds(shared.started_at).to_string();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -139,6 +140,7 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
         "idle_stop_seconds": config.idle_stop.map(|limit| limit.as_secs()),
         "max_age_seconds": config.max_age.map(|limit| limit.as_secs()),
         "targets": targets,
+        "unavailable": unavailable.collect::<Vec<_>>(),
     }))
 }
 

@@ -1,12 +1,13 @@
 //! The relay: the program in the task. Accepts clients on loopback, logs in to the database for them, copies bytes.
 //!
-//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (accept, idle stop, maximum age, drain), `conn` (one
-//! client: drive the login, then splice), `upstream` (dial, TLS), `reply` (what a client is told when it fails),
-//! `http` (health, metrics, targets, upgrade to a connection), `identity` (who the caller is).
+//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (accept, idle stop, maximum age, drain), `decide` (the
+//! engines that only secrets say), `conn` (one client: drive the login, then splice), `upstream` (dial, TLS), `reply` (what a
+//! client is told when it fails), `http` (health, metrics, targets, upgrade to a connection), `identity` (who the caller is).
 
 mod audit;
 mod authorize;
 mod conn;
+mod decide;
 mod error;
 mod fetch;
 mod health;
@@ -40,13 +41,14 @@ use tracing::{info, warn};
 
 use crate::credential::{Logins, Sources};
 use crate::relay::audit::{Audit, Emf};
+use crate::relay::decide::{Decided, Unavailable};
 use crate::relay::identity::Identity;
 use crate::relay::lane::Links;
 use crate::relay::lifetime::Lifetime;
 use crate::relay::local_password::LocalPassword;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
-use crate::types::{RELAY_HTTP_PORT, Target};
+use crate::types::{RELAY_HTTP_PORT, Target, Undecided};
 use crate::wire::authorize::Audience;
 
 pub(crate) use lifetime::Ended;
@@ -101,6 +103,8 @@ pub(crate) struct Config {
     /// Another endpoint of Secrets Manager than that of the region.
     pub(crate) secrets_manager_endpoint: Option<String>,
     pub(crate) targets: Vec<Target>,
+    /// Targets whose engine only their secrets say.
+    pub(crate) undecided: Vec<Undecided>,
 }
 
 /// Why a relay did not start.
@@ -133,6 +137,7 @@ struct Served {
 struct Shared {
     config: Config,
     served: Vec<Arc<Served>>,
+    unavailable: Vec<Unavailable>,
     upstream_tls: Arc<ClientConfig>,
     client_tls: Option<Arc<ServerConfig>>,
     /// The `tls-server-end-point` hash of the certificate for clients.
@@ -158,10 +163,15 @@ struct Shared {
 impl Shared {
     /// The target of this name, or a sentence for whoever asked.
     fn wanted(&self, name: &str) -> Result<&Arc<Served>, String> {
-        self.served.iter().find(|served| served.target.name == name).ok_or_else(|| {
-            let known: Vec<&str> = self.served.iter().map(|served| served.target.name.as_str()).collect();
-            format!("there is no target {name:?} here; the targets are {}", known.join(", "))
-        })
+        if let Some(served) = self.served.iter().find(|served| served.target.name == name) {
+            return Ok(served);
+        }
+        if let Some(Unavailable { problem, .. }) = self.unavailable.iter().find(|target| target.name == name) {
+            return Err(format!("target {name} is not served: {problem}"));
+        }
+        let served = self.served.iter().map(|served| served.target.name.as_str());
+        let known: Vec<&str> = served.chain(self.unavailable.iter().map(|target| target.name.as_str())).collect();
+        Err(format!("there is no target {name:?} here; the targets are {}", known.join(", ")))
     }
 
     fn conn_id(&self) -> u64 {
@@ -177,12 +187,12 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Opens every port. `drain` ends the relay gently, `now` at once.
+    /// Reads the secrets that have to name an engine and opens every port. `drain` ends the relay gently, `now` at once.
     ///
     /// # Errors
     /// [`StartError`] if a port is taken or a certificate cannot be used.
     pub(crate) async fn bind(
-        config: Config,
+        mut config: Config,
         drain: CancellationToken,
         now: CancellationToken,
     ) -> Result<Self, StartError> {
@@ -191,12 +201,18 @@ impl Relay {
             config.extra_ca_file.as_deref(),
             config.secrets_manager_endpoint.clone(),
         )?;
-        Self::bind_with(config, drain, now, std::io::stdout(), |target| sources.logins(target)).await
+        let Decided { logins, unavailable } = decide::decide(&mut config, &sources, &drain).await;
+        let logins = |target: &Target| match logins.get(&target.name) {
+            Some(cache) => Ok(Logins::Shared(Arc::clone(cache))),
+            None => sources.logins(target),
+        };
+        Self::bind_with(config, unavailable, drain, now, std::io::stdout(), logins).await
     }
 
     /// As [`Relay::bind`], with audit log and logins of the caller's choice.
     async fn bind_with(
         config: Config,
+        unavailable: Vec<Unavailable>,
         drain: CancellationToken,
         now: CancellationToken,
         log: impl std::io::Write + Send + 'static,
@@ -236,6 +252,7 @@ impl Relay {
             lifetime: Lifetime::new(config.idle_stop, config.max_age),
             config,
             served,
+            unavailable,
             upstream_tls,
             client_tls,
             client_binding: client_binding.flatten(),

@@ -9,6 +9,7 @@ mod farewell;
 mod iam;
 mod password;
 
+pub(super) use advice::credential as credential_advice;
 pub(super) use farewell::{lease_ending, lease_over, stopping};
 
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};

@@ -71,15 +71,17 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
         client_tls: None,
         secrets_manager_endpoint: None,
         targets: users.iter().enumerate().map(target).collect(),
+        undecided: Vec::new(),
     }
 }
 
 /// A relay with a password for each target, until the token is cancelled.
 async fn serve(config: Config, password: &'static str) -> (CancellationToken, tokio::task::JoinHandle<Ended>) {
     let drain = CancellationToken::new();
-    let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), move |target| {
-        Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))))
-    });
+    let relay =
+        Relay::bind_with(config, Vec::new(), drain.clone(), CancellationToken::new(), std::io::sink(), move |target| {
+            Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))))
+        });
     let relay = relay.await.unwrap();
     #[expect(clippy::disallowed_methods, reason = "joined by the test")]
     let serving = tokio::spawn(relay.serve());
@@ -170,9 +172,10 @@ async fn clients_get_tls_where_a_certificate_is_configured_and_too_many_are_told
 async fn serve_with_door(config: Config) -> (CancellationToken, tokio::task::JoinHandle<Ended>, String) {
     let drain = CancellationToken::new();
     let config = Config { local_password: true, ..config };
-    let relay = Relay::bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), |target| {
-        Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD))))))
-    });
+    let relay =
+        Relay::bind_with(config, Vec::new(), drain.clone(), CancellationToken::new(), std::io::sink(), |target| {
+            Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD))))))
+        });
     let relay = relay.await.unwrap();
     let password = relay.shared.local_password.as_ref().unwrap().reveal();
     #[expect(clippy::disallowed_methods, reason = "joined by the test")]

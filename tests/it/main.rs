@@ -17,6 +17,7 @@ mod markers;
 mod relay;
 mod relay_mysql;
 mod secrets;
+mod secrets_engine;
 mod secrets_refused;
 mod support;
 #[path = "../template/mod.rs"]

@@ -436,5 +436,15 @@ async fn a_good_environment_is_told_in_one_line_and_nothing_listens() {
     let (code, out, err) = finish(check).await;
     let line = "BASTION_CONFIG is good: environment demo, access read, targets orders, orders-admin";
     assert_eq!((code, out.as_str(), err.as_str()), (0, line, ""));
+    // No secret is read either, though only it names an engine.
+    let undecided = world.definition(|config| {
+        config["target"]["events"] = json!({"credential": {"secrets_manager": {"secret_id": "prod/events"}}});
+    });
+    let mut check = Command::new(BASTION);
+    check.args(["relay", "--check"]).env_clear().envs(&undecided.environment);
+    let (code, out, err) = finish(check).await;
+    let line = "BASTION_CONFIG is good: environment demo, access read, targets events (its secret has to name the engine), \
+                orders, orders-admin";
+    assert_eq!((code, out.as_str(), err.as_str()), (0, line, ""));
     world.stop().await;
 }

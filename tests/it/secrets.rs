@@ -22,7 +22,7 @@ pub(crate) const SECRET: &str = "prod/orders";
 /// Secrets Manager, and a client of whoever keeps the secrets.
 pub(crate) struct Secrets {
     pub(crate) moto: Moto,
-    client: Client,
+    pub(crate) client: Client,
     front: OnceCell<SecretsManager>,
 }
 
@@ -66,7 +66,7 @@ impl Secrets {
         stage.move_to_version_id(pending).remove_from_version_id(current).send().await.unwrap();
     }
 
-    /// A relay whose only target takes its login from `secret`.
+    /// A relay with these targets and plain ports.
     pub(crate) async fn relay<'w>(&self, world: &'w World, targets: Value) -> Relay<'w> {
         let mut definition = world.definition(|config| {
             config["identity"] = json!("optional");
@@ -92,7 +92,7 @@ pub(crate) fn target(port: u16, secret: &str) -> Value {
 }
 
 /// Clients that log in again and again.
-struct Crowd {
+pub(crate) struct Crowd {
     size: usize,
     stop: Arc<AtomicBool>,
     logins: Arc<AtomicUsize>,
@@ -100,7 +100,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn start<L>(size: usize, log_in: impl Fn() -> L + Clone + Send + 'static) -> Self
+    pub(crate) fn start<L>(size: usize, log_in: impl Fn() -> L + Clone + Send + 'static) -> Self
     where
         L: Future<Output = Result<(), String>> + Send,
     {
@@ -123,7 +123,7 @@ impl Crowd {
     }
 
     /// Between two steps everybody logs in, on average.
-    async fn busy(&self, relay: &Relay<'_>) {
+    pub(crate) async fn busy(&self, relay: &Relay<'_>) {
         let enough = self.logins.load(Ordering::Relaxed) + self.size;
         let wait = async {
             while self.logins.load(Ordering::Relaxed) < enough {
@@ -136,7 +136,7 @@ impl Crowd {
     }
 
     /// Nobody has noticed anything.
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         let failed: Vec<String> = self.clients.join_all().await.into_iter().flatten().collect();
         assert!(failed.is_empty(), "{} failed logins, first {}", failed.len(), failed[0]);

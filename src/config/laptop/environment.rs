@@ -78,7 +78,7 @@ fn access(level: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<
         security_groups,
         assign_public_ip,
         reason_required,
-        targets,
+        targets: targets.decided,
     })
 }
 

@@ -2,8 +2,8 @@
 
 use crate::credential::{MintError, SecretError, VaultError};
 
-/// One sentence or two for the client.
-pub(super) fn credential(reason: &MintError) -> &'static str {
+/// One sentence or two for the client, or for whoever asks why a target is not served.
+pub(in crate::relay) fn credential(reason: &MintError) -> &'static str {
     match reason {
         MintError::NoTaskRole => "Set taskRoleArn in the task definition; the execution role is not enough.",
         MintError::Endpoint(_) | MintError::Timeout(_) => {
@@ -43,6 +43,7 @@ fn secret(reason: &SecretError) -> &'static str {
             "Allow the task role kms:Decrypt on the key of the secret, in the role's policy and in the key's policy, and check \
              that the key is enabled."
         }
+        SecretError::NoEngine(_) => "Add engine to the target's configuration: \"postgres\" or \"mysql\".",
         SecretError::NotFound { .. } => {
             "Check secret_id and region in the target's configuration; a secret of another account is named by its whole ARN."
         }

@@ -48,7 +48,7 @@ async fn a_cut_does_not_wait_for_the_record_of_a_command_and_no_record_is_lost()
     let ((stands, is_standing), (go, may_go)) = (channel(), channel());
     let log = Log { written: Arc::clone(&written), stands, go: may_go };
     let (drain, now) = (CancellationToken::new(), CancellationToken::new());
-    let relay = Relay::bind_with(config, drain.clone(), now.clone(), log, |target| {
+    let relay = Relay::bind_with(config, Vec::new(), drain.clone(), now.clone(), log, |target| {
         Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, mariadb::PASSWORD))))))
     });
     let relay = relay.await.unwrap();
