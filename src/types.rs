@@ -280,6 +280,8 @@ pub(crate) struct Access {
     pub(crate) assign_public_ip: bool,
     pub(crate) reason_required: bool,
     pub(crate) targets: BTreeMap<String, Target>,
+    /// Targets whose engine only their secrets say, which the launcher does not read.
+    pub(crate) undecided: Vec<Undecided>,
 }
 
 /// An environment: where the tasks run and which access levels there are.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::error::CommandError;
-use crate::cli::target::{Door, Relay, Served};
+use crate::cli::target::{Door, Relay, Served, Unavailable};
 use crate::cli::ui::Ui;
 use crate::tunnel::State;
 use crate::tunnel::client::{self, CarryError};
@@ -36,8 +36,17 @@ pub(super) struct Port {
 
 /// Opens a local port for each target: `wishes` from the command line, then the configured one, then the next free.
 pub(super) fn open_ports(ui: &Ui, relay: &Relay, wishes: &BTreeMap<String, u16>) -> Result<Vec<Port>, CommandError> {
-    for name in wishes.keys() {
-        if !relay.targets.iter().any(|served| served.name == *name) {
+    if relay.targets.is_empty() {
+        let problems = relay.unavailable.iter().map(|target| format!("\n  {}: {}", target.name, target.problem));
+        return Err(CommandError::failed(anyhow::anyhow!(
+            "the relay serves none of its targets{}",
+            problems.collect::<String>()
+        )));
+    }
+    for (name, port) in wishes {
+        if relay.unavailable.iter().any(|target| target.name == *name) {
+            ui.warn(&format!("  ! port {port} stays closed: the relay does not serve {name}"));
+        } else if !relay.targets.iter().any(|served| served.name == *name) {
             let known: Vec<&str> = relay.targets.iter().map(|served| served.name.as_str()).collect();
             return Err(CommandError::failed(anyhow::anyhow!(
                 "--local-port names target {name:?}, which the relay does not serve"
@@ -64,14 +73,29 @@ pub(super) fn open_ports(ui: &Ui, relay: &Relay, wishes: &BTreeMap<String, u16>)
 }
 
 /// Prints the connect cards and the one line that means ready.
-pub(super) fn announce(ui: &Ui, environment: &str, access: &str, task_id: &str, ports: &[Port], door: &Door) {
+pub(super) fn announce(
+    ui: &Ui,
+    environment: &str,
+    access: &str,
+    task_id: &str,
+    ports: &[Port],
+    unavailable: &[Unavailable],
+    door: &Door,
+) {
     if ui.is_json() {
         let targets: Vec<_> = ports.iter().map(|port| port.served.json(port.listener.port, door)).collect();
-        ui.event(&json!({"event": "ready", "env": environment, "access": access, "task": task_id, "targets": targets}));
+        let unavailable: Vec<_> = unavailable.iter().map(Unavailable::json).collect();
+        ui.event(&json!({
+            "event": "ready", "env": environment, "access": access, "task": task_id, "targets": targets,
+            "unavailable": unavailable
+        }));
         return;
     }
     for port in ports {
         ui.data(&port.served.card(port.listener.port, door));
+    }
+    for target in unavailable {
+        ui.data(&target.card());
     }
     ui.say(&format!("ready: {environment} ({access}) · Ctrl-C ends it"));
 }

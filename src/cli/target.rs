@@ -27,6 +27,17 @@ pub(super) struct Relay {
     #[serde(default)]
     pub(super) local_password: bool,
     pub(super) targets: Vec<Served>,
+    /// Older relays serve all that they are configured with, or do not start.
+    #[serde(default)]
+    pub(super) unavailable: Vec<Unavailable>,
+}
+
+/// A target that the relay is configured with and does not serve.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Unavailable {
+    pub(super) name: String,
+    /// What has happened and what to do.
+    pub(super) problem: String,
 }
 
 /// One target of the relay.
@@ -84,7 +95,11 @@ pub(super) async fn ask(ui: &Ui, tunnel: &Tunnel, patience: Duration) -> anyhow:
     };
     let relay: Relay = answer?;
     let noun = if relay.targets.len() == 1 { "target" } else { "targets" };
-    ui.done(phase, &format!("version {}, {} {noun}", relay.version, relay.targets.len()));
+    let unavailable = match relay.unavailable.len() {
+        0 => String::new(),
+        count => format!(", {count} not served"),
+    };
+    ui.done(phase, &format!("version {}, {} {noun}{unavailable}", relay.version, relay.targets.len()));
     Ok(relay)
 }
 
@@ -112,6 +127,18 @@ async fn exchange(tunnel: &Tunnel, request: &str) -> anyhow::Result<(u16, Vec<u8
     let head = String::from_utf8_lossy(&answer);
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("the answer is not HTTP")?;
     Ok((status, body))
+}
+
+impl Unavailable {
+    /// The card for people.
+    pub(super) fn card(&self) -> String {
+        format!("{}  (not served)\n  problem   {}", self.name, self.problem)
+    }
+
+    /// The card for machines.
+    pub(super) fn json(&self) -> Value {
+        json!({"name": self.name, "problem": self.problem})
+    }
 }
 
 impl Served {
@@ -246,6 +273,21 @@ mod tests {
           problem   secret prod/orders: it is scheduled for deletion
           command   psql -h localhost -p 15432 -U anyone -d orders
         ");
+    }
+
+    #[test]
+    fn what_is_not_served_has_a_card_and_older_relays_know_of_none() {
+        let relay = |more: &str| {
+            let answer = format!(r#"{{"version":"1","idle_stop_seconds":null,"identity":null,"targets":[]{more}}}"#);
+            serde_json::from_str::<Relay>(&answer).unwrap()
+        };
+        assert!(relay("").unavailable.is_empty());
+        let found = relay(r#","unavailable":[{"name":"orders","problem":"secret s: it names no engine","new":1}]"#);
+        insta::assert_snapshot!(found.unavailable[0].card(), @r"
+        orders  (not served)
+          problem   secret s: it names no engine
+        ");
+        assert_eq!(found.unavailable[0].json(), json!({"name": "orders", "problem": "secret s: it names no engine"}));
     }
 
     #[test]

@@ -232,7 +232,8 @@ async fn hold_tunnel(
         lanes.close().await;
         return Err(interrupted());
     }
-    hold::announce(ui, &place.environment.name, &args.access, &sessions.task().id, &ports, &door);
+    let task = sessions.task().id;
+    hold::announce(ui, &place.environment.name, &args.access, &task, &ports, &relay.unavailable, &door);
     if let Some(seconds) = relay.idle_stop_seconds {
         ui.say(&format!("  · the task stops itself after {} min without a database connection", seconds / 60));
     }
@@ -315,6 +316,10 @@ async fn detach(
             let password = target["password"].as_str().map(|password| format!("  password {password}"));
             let password = password.unwrap_or_default();
             ui.data(&format!("{}  localhost:{}  {}{password}", text("name"), target["port"], text("command")));
+        }
+        for target in event["unavailable"].as_array().into_iter().flatten() {
+            let text = |key: &str| target[key].as_str().unwrap_or_default();
+            ui.data(&format!("{}  not served: {}", text("name"), text("problem")));
         }
         ui.say(&format!(
             "ready: {} ({}) · bastion down {} ends it",

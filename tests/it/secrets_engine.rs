@@ -1,5 +1,6 @@
 //! Targets whose engine only their secrets say, and what people hear of those whose secrets do not.
 
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,10 +8,12 @@ use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::postgres::{Flaws, HOST, PASSWORD};
 use mysql_async::prelude::Queryable as _;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::secrets::{Crowd, SECRET, Secrets, login, target};
-use crate::support::{World, http, logged, mysql_options, sandbox_program};
+use crate::support::{PATIENCE, World, finish, http, logged, mysql_options, sandbox_program};
+use crate::up::{Up, bastion};
 
 /// A secret as the rotation templates write it.
 fn whole(port: u16, password: &str) -> Value {
@@ -160,7 +163,7 @@ async fn a_relay_that_cannot_reach_secrets_manager_at_once_tries_again() {
     let world = World::start().await;
     let secrets = Secrets::start(world.folder.path()).await;
     secrets.create(SECRET, whole(world.database.port, PASSWORD).to_string()).await;
-    let (address, open, _serving) = gate(secrets.moto.endpoint()).await;
+    let (address, open, serving) = gate(secrets.moto.endpoint()).await;
     let mut definition = world.definition(|config| {
         config["identity"] = json!("optional");
         config["target"] = json!({"orders": bare(SECRET)});
@@ -173,6 +176,8 @@ async fn a_relay_that_cannot_reach_secrets_manager_at_once_tries_again() {
         open.store(true, Ordering::Relaxed);
     };
     let (relay, ()) = tokio::join!(world.relay_of(&definition), opening);
+    // What was read is what it logs in with: it does not ask again.
+    drop(serving);
     let (code, out, err) = relay.psql(5432, &[], "select current_user").await;
     assert_eq!((code, out.as_str()), (0, "scram_user"), "{err}");
     drop(relay);
@@ -190,5 +195,100 @@ async fn a_relay_that_is_stopped_does_not_wait_for_a_secret() {
     world.sandbox.stop_directly(&task);
     let log = logged(&world.sandbox, &task, "\"message\":\"stopped\"").await;
     assert!(log.contains("the relay is stopping and has not read its secret"), "{log}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn people_are_told_what_is_not_served_and_use_the_rest() {
+    let folder = World::folder();
+    let secrets = Secrets::start(folder.path()).await;
+    secrets.create("managed", login("scram_user", PASSWORD).to_string()).await;
+    let world = World::start_in(folder, Flaws::default(), None, |config| {
+        let environment = config.parameters.get_mut("/bastion/demo").unwrap();
+        let mut document: Value = serde_json::from_str(environment).unwrap();
+        for access in ["read", "write"] {
+            document["access"][access]["target"]["managed"] = bare("managed");
+        }
+        document["access"]["write"]["target"].as_object_mut().unwrap().remove("orders");
+        *environment = document.to_string();
+        config
+            .change_relays(|relay| {
+                relay["target"]["managed"] = bare("managed");
+                if relay["access"] == "write" {
+                    relay["target"].as_object_mut().unwrap().remove("orders");
+                }
+            })
+            .unwrap();
+        for definition in &mut config.task_definitions {
+            let endpoint = secrets.moto.endpoint();
+            definition.environment.insert("AWS_ENDPOINT_URL_SECRETS_MANAGER".to_owned(), endpoint);
+        }
+    })
+    .await;
+    let running = || world.sandbox.tasks().iter().filter(|(_, status)| *status != "STOPPED").count();
+    let part = "secret managed: it names no engine; those that RDS manages never do. Add engine to the target's";
+
+    // Nothing to serve: why, a failure, and nothing left behind, whatever was asked for.
+    for keep in ["--keep", "--detach"] {
+        let (code, out, err) = finish(bastion(&world, "alice", &["up", "demo", "--access", "write", keep])).await;
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.contains("the relay serves none of its targets") && err.contains(part), "{err}");
+        assert_eq!(running(), 0);
+    }
+
+    let up = Up::start(&world, &["--local-port", "managed=5999"]).await;
+    let warned = up.events.iter().find(|event| event["event"] == "warning").unwrap()["message"].as_str().unwrap();
+    assert!(warned.contains("port 5999 stays closed: the relay does not serve managed"), "{warned}");
+    assert_eq!(up.ready["unavailable"][0]["name"], "managed");
+    assert!(up.ready["unavailable"][0]["problem"].as_str().unwrap().starts_with(part), "{}", up.ready);
+    let names: Vec<_> = up.ready["targets"].as_array().unwrap().iter().map(|target| &target["name"]).collect();
+    assert_eq!(names, ["orders", "orders-admin"]);
+    let (code, out, err) = up.psql("orders", "select current_user").await;
+    assert_eq!((code, out.as_str()), (0, "db_read"), "{err}");
+
+    // The card.
+    let mut connect = bastion(&world, "alice", &["connect", "demo"]);
+    let mut child = connect.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let card = async {
+        while lines.next_line().await.unwrap().expect("there is no card") != "managed  (not served)" {}
+        lines.next_line().await.unwrap().unwrap()
+    };
+    let problem = tokio::time::timeout(PATIENCE, card).await.unwrap();
+    assert!(problem.starts_with("  problem   secret managed: it names no engine"), "{problem}");
+    child.kill().await.unwrap();
+
+    for (arguments, wanted, parts) in [
+        (
+            ["managed"].as_slice(),
+            64,
+            ["the configuration of managed has none", "write engine = \"postgres\" or \"mysql\""],
+        ),
+        (&["--access", "write"], 64, ["the configuration of managed has none", "write engine"]),
+        (&["other", "--access", "write"], 1, ["there is no target \"other\"", "the targets are managed"]),
+        (&[], 0, ["nothing for managed: write engine", "GRANT rds_iam TO \"db_read\""]),
+        (&["other"], 1, ["there is no target \"other\"", "orders, orders-admin, managed"]),
+        (
+            &["managed", "--check"],
+            1,
+            ["managed  not served: secret managed: it names no engine", "to 1 of its targets"],
+        ),
+        (&["--check", "--json"], 1, ["\"target\":\"managed\"", "to 2 of its targets"]),
+    ] {
+        let mut command = bastion(&world, "alice", &["grant-sql", "demo"]);
+        command.args(arguments);
+        let (code, out, err) = finish(command).await;
+        assert_eq!(code, wanted, "{arguments:?}: {out}{err}");
+        for part in parts {
+            assert!(format!("{out}\n{err}").contains(part), "{arguments:?}: {part} is not in {out}{err}");
+        }
+    }
+    assert_eq!(up.end().await.0, Some(0));
+
+    // The line of a background tunnel.
+    let (code, out, err) = finish(bastion(&world, "alice", &["up", "demo", "--detach"])).await;
+    assert!(code == 0 && out.contains("managed  not served: secret managed: it names no engine"), "{out}{err}");
+    let (code, _, err) = finish(bastion(&world, "alice", &["down", "demo"])).await;
+    assert_eq!(code, 0, "{err}");
     world.stop().await;
 }

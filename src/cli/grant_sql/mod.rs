@@ -14,14 +14,18 @@ use crate::cli::authorize::Badge;
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::launch::{self, AwsArgs, Patience, Place, interruptible};
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
-use crate::cli::target;
+use crate::cli::target::{self, Unavailable};
 use crate::cli::ui::Ui;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lanes::Lanes;
-use crate::types::CredentialConfig;
+use crate::types::{Access, CredentialConfig};
 
 /// The relay answers at once when it runs.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Only the task reads secrets.
+const NO_ENGINE: &str = "write engine = \"postgres\" or \"mysql\" into the target's configuration in the environment; \
+                         what its secret says is known in the task alone";
 
 /// Print the SQL that lets the bastion log in to a database, or check that it does
 ///
@@ -68,13 +72,22 @@ pub(super) async fn cmd_grant_sql(args: GrantSqlArgs, drain: CancellationToken) 
     if args.check {
         return Box::pin(check_all(&ui, &place, args, &drain)).await;
     }
-    let targets = &place.access(&args.access)?.targets;
-    if targets.is_empty() {
+    let Access { targets, undecided, .. } = place.access(&args.access)?;
+    let undecided: Vec<&str> = undecided.iter().map(|target| target.name.as_str()).collect();
+    let is_named = args.target.as_ref().is_some_and(|wanted| undecided.contains(&wanted.as_str()));
+    if is_named || args.target.is_none() && targets.is_empty() && !undecided.is_empty() {
+        let message = anyhow::anyhow!(
+            "the statements depend on the engine, and the configuration of {} has none",
+            args.target.clone().unwrap_or_else(|| undecided.join(", "))
+        );
+        return Err(CommandError::new(Kind::Config, message).hinted(NO_ENGINE));
+    }
+    if targets.is_empty() && undecided.is_empty() {
         let message = anyhow::anyhow!("access level {:?} of {} names no targets", args.access, args.env);
         return Err(CommandError::new(Kind::Config, message)
             .hinted("deploy the environment with its targets, or write them into bastion.toml"));
     }
-    let wanted = wanted(targets.values(), |target| &target.name, args)?;
+    let wanted = wanted(targets.values(), |target| &target.name, &undecided, args)?;
     let named = args.target.is_some();
     if named && wanted.iter().any(|target| target.credential == CredentialConfig::Client) {
         let message = anyhow::anyhow!("clients of {} log in themselves", wanted[0].name);
@@ -89,13 +102,17 @@ pub(super) async fn cmd_grant_sql(args: GrantSqlArgs, drain: CancellationToken) 
     } else {
         ui.data(&scripts.map(|(_, sql)| sql).collect::<Vec<_>>().join("\n"));
     }
+    if args.target.is_none() && !undecided.is_empty() {
+        ui.warn(&format!("  ! nothing for {}: {NO_ENGINE}", undecided.join(", ")));
+    }
     Ok(())
 }
 
-/// Those of `all` that the command line names.
+/// Those of `all` that the command line names. `others` are there too, and something else.
 fn wanted<'a, T>(
     all: impl Iterator<Item = &'a T>,
     name: impl Fn(&T) -> &str,
+    others: &[&str],
     args: &GrantSqlArgs,
 ) -> Result<Vec<&'a T>, CommandError> {
     let all: Vec<&T> = all.collect();
@@ -103,7 +120,7 @@ fn wanted<'a, T>(
     match all.iter().find(|target| name(target) == wanted) {
         Some(target) => Ok(vec![*target]),
         None => {
-            let known: Vec<&str> = all.iter().map(|target| name(target)).collect();
+            let known: Vec<&str> = all.iter().map(|target| name(target)).chain(others.iter().copied()).collect();
             let message = anyhow::anyhow!("there is no target {wanted:?} with access level {:?}", args.access);
             Err(CommandError::failed(message).hinted(format!("the targets are {}", known.join(", "))))
         }
@@ -147,7 +164,12 @@ async fn check_through(
     args: &GrantSqlArgs,
 ) -> Result<(), CommandError> {
     let relay = target::ask(ui, tunnel, RELAY_TIMEOUT).await?;
-    let wanted = wanted(relay.targets.iter(), |served| &served.name, args)?;
+    let asked = |target: &&Unavailable| args.target.as_ref().is_none_or(|wanted| *wanted == target.name);
+    let unavailable: Vec<&Unavailable> = relay.unavailable.iter().filter(asked).collect();
+    let wanted = match args.target {
+        Some(_) if !unavailable.is_empty() => Vec::new(),
+        _ => wanted(relay.targets.iter(), |served| &served.name, &[], args)?,
+    };
     let badge = Badge::get(ui, &place.aws, tunnel, sessions, relay.identity.as_deref()).await?;
     let password = badge.local_password();
     let opener = Arc::new(FurtherSessions(Arc::clone(sessions)));
@@ -181,12 +203,23 @@ async fn check_through(
         }
     }
     lanes.close().await;
+    for Unavailable { name, problem } in &unavailable {
+        all.push(json!({"target": name, "ok": false, "error": problem}));
+        if !args.json {
+            ui.data(&format!("{name}  not served: {problem}"));
+        }
+    }
     if args.json {
         ui.data(&json!({"access": args.access, "targets": all}).to_string());
     }
-    if failed == 0 {
+    let without_login = failed.saturating_add(unavailable.len());
+    if without_login == 0 {
         return Ok(());
     }
+    let error = CommandError::failed(anyhow::anyhow!("the bastion cannot log in to {without_login} of its targets"));
+    if failed == 0 {
+        return Err(error);
+    }
     let hint = format!("the statements that it needs: bastion grant-sql {} --access {}", args.env, args.access);
-    Err(CommandError::failed(anyhow::anyhow!("the bastion cannot log in to {failed} of its targets")).hinted(hint))
+    Err(error.hinted(hint))
 }

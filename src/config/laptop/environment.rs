@@ -79,6 +79,7 @@ fn access(level: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<
         assign_public_ip,
         reason_required,
         targets: targets.decided,
+        undecided: targets.undecided,
     })
 }
 
