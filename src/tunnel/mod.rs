@@ -295,6 +295,12 @@ impl Tunnel {
         inner.wake_driver();
     }
 
+    /// How many frames of the session were not taken.
+    #[cfg(test)]
+    fn bad_frames(&self) -> u64 {
+        self.shared.lock().session.counts().bad_frames
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         self.shared.stats()
     }

@@ -249,7 +249,8 @@ async fn a_dial_of_the_plain_way_that_hangs() {
         faults.set_all(Knobs { dials_hang: true, ..Knobs::default() }).unwrap();
         let (mut waiting, carried) = world.client("echo").await;
         until(&world, &newest(&world), |session| session.hung > 0).await;
-        let error = carried.await.unwrap().unwrap_err();
+        let told = tokio::time::timeout(PATIENCE, carried).await.expect("it waits for the dial for ever");
+        let error = told.unwrap().unwrap_err();
         assert_eq!(error.to_string(), "the relay did not answer within 15 s");
         assert_eq!(waiting.read_u8().await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         faults.set_all(Knobs::default()).unwrap();
