@@ -155,12 +155,12 @@ async fn redacted_statements_have_no_literal() {
             config["redact"] = json!(true);
         })
         .await;
-    let (code, out, err) = relay.psql(5432, &[], "select 'S3CRET' || $$S3CRET$$, 4711 -- S3CRET").await;
-    assert_eq!((code, out.as_str()), (0, "S3CRETS3CRET|4711"), "{err}");
+    let (code, out, err) = relay.psql(5432, &[], "select 'S3CRET' || $$S3CRET$$, 471147114711 -- S3CRET").await;
+    assert_eq!((code, out.as_str()), (0, "S3CRETS3CRET|471147114711"), "{err}");
     relay.audited("connection_closed", 1).await;
     assert_eq!(relay.sql(), [("query".to_owned(), Some("select ? || ?, ? ".to_owned()))]);
     let log = relay.log();
-    assert!(!log.contains("S3CRET") && !log.contains("4711"), "{log}");
+    assert!(!log.contains("S3CRET") && !log.contains("4711471"), "{log}");
     world.stop().await;
 }
 
