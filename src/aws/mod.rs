@@ -23,6 +23,10 @@ use crate::aws::error::Call;
 
 const ATTEMPTS: u32 = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of one attempt, so that a request that is lost with its connection leaves time for another.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that was not used for so long is not used again: the network may be another one since, and nobody says so.
+const REUSE: Duration = Duration::from_secs(2);
 /// Of one call with all its attempts.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -62,9 +66,13 @@ impl Aws {
     pub(crate) async fn load(profile: Option<&str>, region: Option<&str>) -> Self {
         let http = aws_smithy_http_client::Builder::new()
             .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+            .pool_idle_timeout(REUSE)
             .build_https();
-        let timeouts =
-            TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build();
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .operation_timeout(OPERATION_TIMEOUT)
+            .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http.clone())
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
