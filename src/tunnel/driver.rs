@@ -238,6 +238,8 @@ impl Driver {
     }
 
     async fn drive(&self, socket: &mut Socket, open_by: Instant) -> Left {
+        // It was of the socket before.
+        self.shared.lock().doubted = false;
         let mut turn = Turn {
             driver: self,
             socket,
@@ -484,6 +486,7 @@ impl Turn<'_> {
             self.dead_at = Some(reached + PONG_AFTER_SLEEP.min(self.driver.config.pong_timeout));
         }
         if doubt_at.is_some_and(|at| at <= reached) {
+            self.driver.shared.lock().doubted = false;
             self.dead_at = Some(reached + PONG_IN_DOUBT.min(self.driver.config.pong_timeout));
         }
         if self.ping_at <= reached || slept || doubt_at.is_some_and(|at| at <= reached) {
@@ -502,13 +505,19 @@ impl Turn<'_> {
 }
 
 impl Turn<'_> {
-    /// When to ask whether somebody is there, because what was sent is not acknowledged and nothing else is heard. A ping
-    /// that is under way asks already.
+    /// When to ask whether somebody is there: at once if there is doubt, or because what was sent is not acknowledged and
+    /// nothing else is heard. A ping that is under way asks already.
     fn doubt_at(&self) -> Option<Instant> {
-        let at = Instant::now();
-        let open_for = self.driver.shared.lock().session.oldest_unacked(at.into_std())?;
+        if self.dead_at.is_some() {
+            return None;
+        }
+        let (at, inner) = (Instant::now(), self.driver.shared.lock());
+        if inner.doubted {
+            return Some(at);
+        }
+        let open_for = inner.session.oldest_unacked(at.into_std())?;
         let since = self.heard_at.max(at.checked_sub(open_for)?);
-        self.dead_at.is_none().then_some(since + self.driver.config.quiet)
+        Some(since + self.driver.config.quiet)
     }
 }
 

@@ -4,6 +4,7 @@
 //! Each further lane has a session of its own. One that is lost is opened again in the background. A relay that knows no
 //! lanes is served the plain way: every client has a stream of the first tunnel.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -152,7 +153,9 @@ impl Lanes {
         } else {
             inner.tracker.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&inner).run_links()));
         }
-        inner.tracker.spawn(stop.run_until_cancelled_owned(Arc::clone(&inner).follow()));
+        inner.tracker.spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&inner).follow()));
+        let alarm = Arc::clone(&inner);
+        inner.tracker.spawn(stop.run_until_cancelled_owned(async move { alarm.alarm(&alarm.first).await }));
         for number in 1..wanted {
             inner.tracker.spawn(Arc::clone(&inner).run_lane(number));
         }
@@ -416,7 +419,13 @@ impl Inner {
                 used.tunnels.push(tunnel.clone());
                 used.keep_alive();
             }
-            let carried = self.stop.run_until_cancelled(self.join(&tunnel, &current)).await;
+            let carry = async {
+                tokio::select! {
+                    carried = self.join(&tunnel, &current) => carried,
+                    never = self.alarm(&tunnel) => match never {},
+                }
+            };
+            let carried = self.stop.run_until_cancelled(carry).await;
             tracing::debug!(number, ?carried, "a lane is gone");
             self.used().tunnels.retain(|known| !known.is(&tunnel));
             tunnel.close().await;
@@ -426,6 +435,20 @@ impl Inner {
                 return;
             }
         }
+    }
+
+    /// Whenever this session is lost, has all others asked whether they are still there: most likely the network is another
+    /// one, and those that have nothing under way would notice late. Never returns.
+    async fn alarm(&self, tunnel: &Tunnel) -> Infallible {
+        let mut state = tunnel.state();
+        let lost = |state: &State| matches!(state, State::Reconnecting { .. });
+        while state.wait_for(lost).await.is_ok() {
+            self.used().tunnels.iter().filter(|other| !other.is(tunnel)).for_each(Tunnel::doubt);
+            if state.wait_for(|state| !lost(state)).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending().await
     }
 
     async fn join(&self, tunnel: &Tunnel, current: &Current) -> Result<(), UpgradeError> {

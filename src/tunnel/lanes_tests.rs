@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use bastion_sandbox::gateway::{Event, Knobs, Odds, Path, WhenDown};
+use bastion_sandbox::gateway::{Event, Knobs, Odds, Options, Path, WhenDown};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
@@ -90,6 +90,34 @@ async fn what_a_client_hashes_arrives_whole_while_a_lane_is_silent() {
     let answer = exchange(client, &sent).await;
     assert_eq!(answer, Sha256::digest(&sent).to_vec());
     carried.await.unwrap().unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_session_that_is_lost_has_the_others_looked_at() {
+    // By themselves, those that carry nothing would not ask for an hour.
+    let config = Config {
+        ping_every: Duration::from_secs(3600),
+        pong_timeout: Duration::from_millis(300),
+        quiet: Duration::from_millis(100),
+        ..Config::default()
+    };
+    let world = World::of(4, Options::default(), config).await;
+    world.all_joined().await;
+    // The network is another one.
+    let gateway = &world.sessions.gateway;
+    gateway.faults().happen(None, Event::FreezeClient).unwrap();
+    let (client, carried) = world.client("echo").await;
+    assert_eq!(exchange(client, b"hello").await, b"hello");
+    carried.await.unwrap().unwrap();
+    let all_resumed = async {
+        let resumed = |id: &String| gateway.snapshot(id).is_some_and(|session| session.connections > 1);
+        while !gateway.session_ids().iter().all(resumed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all_resumed).await.expect("one is still dead");
+    assert_eq!(gateway.session_ids().len(), 4);
     world.end().await;
 }
 

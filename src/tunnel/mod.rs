@@ -301,6 +301,13 @@ impl Tunnel {
         self.shared.lock().session.counts().bad_frames
     }
 
+    /// Asks at once whether the link still leads anywhere; one that does not is noticed within seconds.
+    fn doubt(&self) {
+        let mut inner = self.shared.lock();
+        inner.doubted = true;
+        inner.wake_driver();
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         self.shared.stats()
     }

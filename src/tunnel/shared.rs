@@ -46,6 +46,8 @@ pub(super) struct Inner {
     /// When the socket of an opened session was there last.
     pub(super) up_since: Option<Instant>,
     pub(super) closing: bool,
+    /// There is reason to ask whether the socket still leads anywhere.
+    pub(super) doubted: bool,
     pub(super) stats: Stats,
     pub(super) clock: Correction,
 }
@@ -88,6 +90,7 @@ impl Shared {
                 opened: false,
                 up_since: None,
                 closing: false,
+                doubted: false,
                 stats: Stats::default(),
                 clock: Correction::default(),
             }),
