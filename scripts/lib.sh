@@ -82,6 +82,17 @@ container_engine() {
     fi
 }
 
+# namespace_trouble: why nobody can make network namespaces here and join them, which tests/it/network.rs does; nothing if
+# it can be done.
+namespace_trouble() {
+    local said user=()
+    [ "$(id -u)" = 0 ] || user=(--user --map-root-user)
+    said=$(unshare "${user[@]}" --net sh -ec '
+        ip link set lo up
+        echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet
+        ip link add lan0 type veth peer name wan0' 2>&1) || printf 'network namespaces do not work: %s\n' "${said##*$'\n'}"
+}
+
 # container_trouble: why the tests of the image cannot start a container here; nothing if they can. An image without any
 # program tells: that its command is missing (127) is found out inside the container.
 container_trouble() {

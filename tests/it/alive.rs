@@ -21,21 +21,15 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// psql that stops at the first error.
     pub(crate) fn psql(port: u16) -> Self {
-        let mut psql = Command::new("psql");
-        psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-h", "localhost", "-U", "anyone"]);
-        psql.args(["-p", &port.to_string()]);
-        Self::of(psql)
+        Self::of(psql(port))
     }
 
     pub(crate) fn mariadb(port: u16) -> Self {
-        let mut mariadb = Command::new("mariadb");
-        mariadb.args(["--no-defaults", "-N", "-B", "-n", "-h", "127.0.0.1", "-u", "anyone", "-P", &port.to_string()]);
-        Self::of(mariadb)
+        Self::of(mariadb(port))
     }
 
-    fn of(mut command: Command) -> Self {
+    pub(crate) fn of(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -73,6 +67,20 @@ impl Terminal {
         let said = tokio::time::timeout(PATIENCE, self.said()).await.unwrap();
         (status.unwrap().code(), said)
     }
+}
+
+/// psql that stops at the first error.
+pub(crate) fn psql(port: u16) -> Command {
+    let mut psql = Command::new("psql");
+    psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-h", "localhost", "-U", "anyone"]);
+    psql.args(["-p", &port.to_string()]);
+    psql
+}
+
+pub(crate) fn mariadb(port: u16) -> Command {
+    let mut mariadb = Command::new("mariadb");
+    mariadb.args(["--no-defaults", "-N", "-B", "-n", "-h", "127.0.0.1", "-u", "anyone", "-P", &port.to_string()]);
+    mariadb
 }
 
 fn signal(pid: u32, signal: Signal) {

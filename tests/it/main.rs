@@ -14,6 +14,7 @@ mod identity;
 mod lease_end;
 mod local_password;
 mod markers;
+mod network;
 mod relay;
 mod relay_mysql;
 mod secrets;

@@ -49,6 +49,7 @@ impl World {
         let endpoints = [mariadb::HOST, mariadb::READER_HOST].map(|host| format!("{host}:{}", database.port));
         let sandbox = Sandbox::start(Config {
             folder: folder.path().to_owned(),
+            listen: Ipv4Addr::LOCALHOST,
             relay: Path::new(BASTION).to_owned(),
             container: None,
             identities: Vec::new(),

@@ -1,6 +1,7 @@
 //! The relay's configuration and the environment of `demo`, for a database on this machine.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -73,6 +74,7 @@ pub fn config(folder: &Path, relay: &Path, database: &Postgres, mysql: Option<&M
         .collect();
     Config {
         folder: folder.to_owned(),
+        listen: Ipv4Addr::LOCALHOST,
         relay: relay.to_owned(),
         container: None,
         identities: vec![

@@ -72,6 +72,8 @@ pub struct Faults {
 pub struct Config {
     /// Logs of tasks go there.
     pub folder: PathBuf,
+    /// Where the endpoint listens, on a free port: an address of this machine's loopback.
+    pub listen: Ipv4Addr,
     /// The `bastion` program that tasks run.
     pub relay: PathBuf,
     /// The image that tasks run instead, if the sandbox shall run containers.
@@ -112,7 +114,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts the endpoint on a free port of 127.0.0.1.
+    /// Starts the endpoint on a free port.
     ///
     /// # Errors
     /// When the port or the state file cannot be had.
@@ -147,7 +149,7 @@ impl Sandbox {
             gateway: Gateway::new(config.gateway, verify),
             credentials: Mutex::default(),
         });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = TcpListener::bind((config.listen, 0)).await?;
         // Set once, here.
         let _first = shared.address.set(listener.local_addr()?);
         let router = endpoint::router(&shared);
@@ -161,7 +163,7 @@ impl Sandbox {
         Ok(Self { shared, server })
     }
 
-    /// `http://127.0.0.1:PORT`, the value for `AWS_ENDPOINT_URL`.
+    /// `http://ADDRESS:PORT`, the value for `AWS_ENDPOINT_URL`.
     pub fn endpoint(&self) -> String {
         self.shared.endpoint()
     }

@@ -1,6 +1,7 @@
 //! The sandbox as a program: `up` runs everything in the foreground, `verify-rds-token` is what PAM asks.
 
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +12,9 @@ use bastion_sandbox::postgres::{Flaws, Postgres};
 use bastion_sandbox::{Sandbox, demo, rds};
 use clap::{Parser, Subcommand};
 use serde_json::{Map, Value, json};
+use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 /// Run a strict local AWS for bastion, with a real PostgreSQL and MariaDB that check RDS IAM tokens
 #[derive(Debug, Parser)]
@@ -33,6 +36,13 @@ enum Command {
         /// Run tasks as containers of this image, with podman, instead of as processes
         #[arg(long)]
         image: Option<String>,
+    },
+    /// Pass TCP connections on to a Unix socket: the way out of a network namespace. Prints a line when it listens
+    Forward {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        to: PathBuf,
     },
     /// Check the RDS IAM token on standard input for a login as PAM_USER; exit 0 if it is good
     VerifyRdsToken {
@@ -57,6 +67,10 @@ fn main() -> anyhow::Result<ExitCode> {
             anyhow::ensure!(bastion.exists(), "there is no {}; run cargo build first", bastion.display());
             let bastion = std::path::absolute(bastion)?;
             tokio::runtime::Runtime::new()?.block_on(up(&program, &bastion, &tcp_targets, image))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Forward { listen, to } => {
+            tokio::runtime::Runtime::new()?.block_on(forward(listen, &to))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::VerifyRdsToken { state, log } => Ok(verify(&state, &log)),
@@ -103,6 +117,20 @@ async fn up(
     database.stop().await;
     mysql.stop().await;
     folder.close().context("cannot remove the temporary folder")
+}
+
+/// Until somebody ends it.
+async fn forward(listen: SocketAddr, to: &Path) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    writeln!(std::io::stdout(), "listening on {listen}")?;
+    let mut connections = JoinSet::new();
+    loop {
+        let (mut client, _) = listener.accept().await?;
+        client.set_nodelay(true)?;
+        let mut server = UnixStream::connect(to).await.with_context(|| format!("cannot reach {}", to.display()))?;
+        connections.spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await.is_ok() });
+        while connections.try_join_next().is_some() {}
+    }
 }
 
 /// PAM waits for this: no runtime, one look at the state.
