@@ -1,87 +1,18 @@
 //! What goes wrong under open connections, with the real processes: the launcher, the relay in its task, psql and mariadb
 //! in front, and real databases behind.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use bastion_sandbox::mariadb::MariaDb;
 use bastion_sandbox::postgres::Flaws;
 use rustix::process::Signal;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::support::{PATIENCE, World, sandbox_program};
+use crate::terminal::Terminal;
 use crate::up::{Up, bastion, ports, running, up_with};
 
-/// A command-line client that somebody types into.
-pub(crate) struct Terminal {
-    child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Terminal {
-    pub(crate) fn psql(port: u16) -> Self {
-        Self::of(psql(port))
-    }
-
-    pub(crate) fn mariadb(port: u16) -> Self {
-        Self::of(mariadb(port))
-    }
-
-    pub(crate) fn of(mut command: Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Self { child, input, output: BufReader::new(output).lines() }
-    }
-
-    pub(crate) async fn write(&mut self, sql: &str) {
-        // One that has ended already says why.
-        let _told_at_the_end = self.input.write_all(format!("{sql}\n").as_bytes()).await;
-    }
-
-    pub(crate) async fn line(&mut self) -> String {
-        let line = tokio::time::timeout(3 * PATIENCE, self.output.next_line()).await.expect("the client is stuck");
-        match line.unwrap() {
-            Some(line) => line,
-            None => panic!("the client has ended: {}", self.said().await),
-        }
-    }
-
-    /// A statement and the one line that answers it.
-    pub(crate) async fn ask(&mut self, sql: &str) -> String {
-        self.write(sql).await;
-        self.line().await
-    }
-
-    async fn said(&mut self) -> String {
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
-        said
-    }
-
-    /// Waits until it has ended by itself; the exit code and what it said of that.
-    pub(crate) async fn end(mut self) -> (Option<i32>, String) {
-        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("the client is stuck");
-        let said = tokio::time::timeout(PATIENCE, self.said()).await.unwrap();
-        (status.unwrap().code(), said)
-    }
-}
-
-/// psql that stops at the first error.
-pub(crate) fn psql(port: u16) -> Command {
-    let mut psql = Command::new("psql");
-    psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-h", "localhost", "-U", "anyone"]);
-    psql.args(["-p", &port.to_string()]);
-    psql
-}
-
-pub(crate) fn mariadb(port: u16) -> Command {
-    let mut mariadb = Command::new("mariadb");
-    mariadb.args(["--no-defaults", "-N", "-B", "-n", "-h", "127.0.0.1", "-u", "anyone", "-P", &port.to_string()]);
-    mariadb
-}
+/// Where the launcher listens.
+const HERE: &str = "127.0.0.1";
 
 fn signal(pid: u32, signal: Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
@@ -109,12 +40,14 @@ struct Clients {
 
 impl Clients {
     async fn start(up: &Up) -> Self {
-        let mut idle = Terminal::psql(up.port("orders"));
+        let mut idle = Terminal::psql(HERE, up.port("orders"));
         assert_eq!(idle.ask("begin; select 1;").await, "1");
-        let (mut busy, mut busy_too) = (Terminal::psql(up.port("orders")), Terminal::mariadb(up.port("events")));
+        let (mut busy, mut busy_too) =
+            (Terminal::psql(HERE, up.port("orders")), Terminal::mariadb(HERE, up.port("events")));
         busy.write("select pg_sleep(600);").await;
         busy_too.write("select sleep(600);").await;
-        let (mut orders, mut events) = (Terminal::psql(up.port("orders")), Terminal::mariadb(up.port("events")));
+        let (mut orders, mut events) =
+            (Terminal::psql(HERE, up.port("orders")), Terminal::mariadb(HERE, up.port("events")));
         let at_work = async {
             let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep';";
             while orders.ask(asleep).await != "1" {}
@@ -206,9 +139,9 @@ async fn a_relay_that_is_killed_ends_connections_at_once_the_plain_way_too() {
 async fn connections_outlive_a_relay_that_hangs_for_a_while() {
     let (world, events) = world_of_both().await;
     let mut up = up_with(&world, &[]).await;
-    let mut idle = Terminal::psql(up.port("orders"));
+    let mut idle = Terminal::psql(HERE, up.port("orders"));
     assert_eq!(idle.ask("begin; select pg_backend_pid() > 0;").await, "t");
-    let mut idle_too = Terminal::mariadb(up.port("events"));
+    let mut idle_too = Terminal::mariadb(HERE, up.port("events"));
     assert_eq!(idle_too.ask("set @here = 7; select @here;").await, "7");
     signal(relay(&world, &up), Signal::STOP);
     idle.write("select 2, txid_current_if_assigned() is null, now() < clock_timestamp();").await;
@@ -238,7 +171,7 @@ async fn a_task_that_somebody_replaces_is_joined_by_the_next_connection_and_left
     let mut connected = Up::of(connect).await;
     let task = first.ready["task"].as_str().unwrap().to_owned();
     assert_eq!(connected.ready["task"], task);
-    let mut clients = [Terminal::psql(first.port("orders")), Terminal::psql(connected.port("orders"))];
+    let mut clients = [Terminal::psql(HERE, first.port("orders")), Terminal::psql(HERE, connected.port("orders"))];
     for client in &mut clients {
         assert_eq!(client.ask("begin; select 1;").await, "1");
     }

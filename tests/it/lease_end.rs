@@ -1,14 +1,11 @@
 //! What people see in psql and mariadb when their database user from Vault ends, or their task: a notice, then why.
 
-use std::process::Stdio;
-
 use mysql_async::ChangeUserOpts;
 use mysql_async::prelude::Queryable as _;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::support::{PATIENCE, Relay, World, logged, mysql_options};
+use crate::support::{Relay, World, logged, mysql_options};
+use crate::terminal::Terminal;
 use crate::up::Up;
 use crate::vault::{Lives, relay_of_events, relay_of_orders, target, vault};
 use crate::vault_caller::people;
@@ -16,66 +13,13 @@ use crate::vault_caller::people;
 /// Long enough to be warned, short enough to be waited for.
 const SHORT: Lives = Lives { lease: 8, lease_max: 10, token: 600 };
 
-/// A client program that somebody types into.
-struct Terminal {
-    child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
+/// psql at the relay itself.
+fn psql(relay: &Relay<'_>) -> Terminal {
+    Terminal::psql(&relay.address.to_string(), 5432)
 }
 
-impl Terminal {
-    fn start(mut program: Command) -> Self {
-        program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = program.spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { input: child.stdin.take().unwrap(), output, child }
-    }
-
-    fn psql(relay: &Relay<'_>) -> Self {
-        Self::psql_at(&relay.address.to_string(), 5432)
-    }
-
-    fn psql_at(host: &str, port: u16) -> Self {
-        let mut psql = Command::new("psql");
-        psql.args(["-X", "-q", "-A", "-t", "-w", "-U", "anyone", "-h", host, "-p", &port.to_string()]);
-        psql.env("PGCONNECT_TIMEOUT", "20");
-        Self::start(psql)
-    }
-
-    fn mariadb(relay: &Relay<'_>) -> Self {
-        let mut mariadb = Command::new("mariadb");
-        mariadb.args(["--no-defaults", "--skip-reconnect", "--skip-ssl", "--protocol=tcp", "-N", "-B", "-n"]);
-        mariadb.args(["-u", "anyone", "-P", "3306", "-h", &relay.address.to_string()]);
-        Self::start(mariadb)
-    }
-
-    async fn write(&mut self, line: &str) {
-        self.input.write_all(format!("{line}\n").as_bytes()).await.unwrap();
-        self.input.flush().await.unwrap();
-    }
-
-    /// The line that answers a statement.
-    async fn ask(&mut self, statement: &str) -> String {
-        self.write(statement).await;
-        let line = tokio::time::timeout(PATIENCE, self.output.next_line()).await.expect("it hangs");
-        line.unwrap().expect("the program has ended")
-    }
-
-    /// All that was written to stderr, once the program has ended.
-    async fn end(self) -> String {
-        let Self { mut child, input, mut output } = self;
-        drop(input);
-        let mut said = String::new();
-        let rest = async {
-            let mut stderr = child.stderr.take().unwrap();
-            let reading = async { while output.next_line().await.is_ok_and(|line| line.is_some()) {} };
-            let (_, read) = tokio::join!(reading, stderr.read_to_string(&mut said));
-            read.unwrap();
-            child.wait().await.unwrap()
-        };
-        tokio::time::timeout(2 * PATIENCE, rest).await.expect("the program does not end");
-        said
-    }
+fn mariadb(relay: &Relay<'_>) -> Terminal {
+    Terminal::mariadb(&relay.address.to_string(), 3306)
 }
 
 #[tokio::test]
@@ -89,7 +33,7 @@ async fn psql_is_warned_and_told_why_its_connection_was_closed() {
     });
     definition.environment.insert("BASTION_LOG".to_owned(), "trace".to_owned());
     let relay = world.relay_of(&definition).await;
-    let (mut idle, mut busy, mut streaming) = (Terminal::psql(&relay), Terminal::psql(&relay), Terminal::psql(&relay));
+    let (mut idle, mut busy, mut streaming) = (psql(&relay), psql(&relay), psql(&relay));
     let user = idle.ask("select current_user;").await;
     assert_eq!(
         (busy.ask("select current_user;").await, streaming.ask("select current_user;").await),
@@ -104,7 +48,7 @@ async fn psql_is_warned_and_told_why_its_connection_was_closed() {
     relay.wait_for("\"ended_by\":\"lease\"").await;
     idle.write("select 'too late';").await;
     for (terminal, name) in [(idle, "idle"), (busy, "busy"), (streaming, "streaming")] {
-        let said = terminal.end().await;
+        let (_, said) = terminal.end().await;
         for part in [
             &format!("WARNING:  bastion: the database user {user} of target orders ends at 20"),
             " UTC, and this connection with it\nHINT:  Finish what is open and connect again",
@@ -129,13 +73,13 @@ async fn the_launcher_carries_the_notice_and_the_end() {
     let (world, vault) = people(SHORT).await;
     let up = Up::start(&world, &[]).await;
     let task = up.ready["task"].as_str().unwrap().to_owned();
-    let mut idle = Terminal::psql_at("127.0.0.1", up.port("orders"));
+    let mut idle = Terminal::psql("127.0.0.1", up.port("orders"));
     let user = idle.ask("select current_user;").await;
     logged(&world.sandbox, &task, "the database user will end").await;
     assert_eq!(idle.ask("select 'still here';").await, "still here");
     logged(&world.sandbox, &task, "\"ended_by\":\"lease\"").await;
     idle.write("select 'too late';").await;
-    let said = idle.end().await;
+    let (_, said) = idle.end().await;
     for part in [
         &format!("WARNING:  bastion: the database user {user} of target orders ends at 20"),
         &format!("FATAL:  bastion: this connection is closed because the database user {user} of target orders has"),
@@ -151,7 +95,7 @@ async fn the_launcher_carries_the_notice_and_the_end() {
 async fn mariadb_is_told_why_its_connection_was_closed() {
     let world = World::start().await;
     let (events, vault, relay) = relay_of_events(&world, SHORT).await;
-    let (mut idle, mut busy) = (Terminal::mariadb(&relay), Terminal::mariadb(&relay));
+    let (mut idle, mut busy) = (mariadb(&relay), mariadb(&relay));
     let user = idle.ask("select substring_index(user(), '@', 1);").await;
     assert_eq!(busy.ask("select substring_index(user(), '@', 1);").await, user);
     busy.write("select sleep(60);").await;
@@ -182,7 +126,7 @@ async fn mariadb_is_told_why_its_connection_was_closed() {
     }
     idle.write("select 'too late';").await;
     for terminal in [idle, busy] {
-        let said = terminal.end().await;
+        let (_, said) = terminal.end().await;
         assert!(said.contains("ERROR 1053 (08S01)") && said.contains(&told), "{said}");
     }
     drop((relay, vault));
@@ -194,7 +138,7 @@ async fn mariadb_is_told_why_its_connection_was_closed() {
 async fn a_task_that_is_stopped_says_so_to_those_whose_user_ends_with_it() {
     let world = World::start().await;
     let (vault, relay) = relay_of_orders(&world, Lives::default()).await;
-    let mut idle = Terminal::psql(&relay);
+    let mut idle = psql(&relay);
     assert!(idle.ask("select current_user;").await.starts_with("v-"));
     let pid = world.sandbox.task_pid(&relay.id).and_then(|pid| i32::try_from(pid).ok()).unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
@@ -204,7 +148,7 @@ async fn a_task_that_is_stopped_says_so_to_those_whose_user_ends_with_it() {
         relay.wait_for(log).await;
     }
     idle.write("select 'too late';").await;
-    let said = idle.end().await;
+    let (_, said) = idle.end().await;
     let told = "FATAL:  bastion: this connection to target orders is closed because the bastion task is being stopped\nHINT:  Connect again: bastion up";
     assert!(said.contains(told), "{said}");
     drop((relay, vault));

@@ -23,6 +23,7 @@ mod secrets_refused;
 mod support;
 #[path = "../template/mod.rs"]
 mod template;
+mod terminal;
 mod up;
 mod vault;
 mod vault_ca;

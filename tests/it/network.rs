@@ -14,8 +14,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::alive::{Terminal, psql};
 use crate::support::{PATIENCE, World, finish, sandbox_program};
+use crate::terminal::{Terminal, psql};
 use crate::up::{Up, bastion, ports};
 
 /// Where AWS is. The launcher speaks without TLS to 127.0.0.0/8 only, so this part of it is not the laptop's own.
@@ -214,10 +214,10 @@ async fn connections_outlive_a_change_of_the_network() {
     command.args(ports().await);
     let mut up = Up::of(laptop.near.enter(&command)).await;
     up.event(|event| event["event"] == "lanes" && event["open"] == 4).await;
-    let orders = laptop.near.enter(&psql(up.port("orders")));
+    let orders = laptop.near.enter(&psql("127.0.0.1", up.port("orders")));
     let mut idle = Terminal::of(orders);
     assert_eq!(idle.ask("begin; select 1;").await, "1");
-    let mut download = Download::start(laptop.near.enter(&psql(up.port("orders"))));
+    let mut download = Download::start(laptop.near.enter(&psql("127.0.0.1", up.port("orders"))));
     // None for a while, with something under way in every session.
     download.goes_on(500_000).await;
     laptop.leave().await;
@@ -231,7 +231,7 @@ async fn connections_outlive_a_change_of_the_network() {
     download.goes_on(500_000).await;
     assert_eq!(idle.ask("commit; select 2;").await, "2");
     download.end().await;
-    let mut again = Terminal::of(laptop.near.enter(&psql(up.port("orders"))));
+    let mut again = Terminal::of(laptop.near.enter(&psql("127.0.0.1", up.port("orders"))));
     assert_eq!(again.ask("select 3;").await, "3");
     drop((idle, again));
     assert_eq!(up.end().await.0, Some(0));
