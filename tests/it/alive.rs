@@ -159,6 +159,58 @@ async fn connections_outlive_a_relay_that_hangs_for_a_while() {
 }
 
 #[tokio::test]
+async fn connections_over_lanes_outlive_an_agent_that_is_restarted() {
+    let (world, events) = world_of_both().await;
+    let mut up = up_with(&world, &[]).await;
+    let mut idle = Terminal::psql(HERE, up.port("orders"));
+    assert_eq!(idle.ask("begin; select 1;").await, "1");
+    let mut idle_too = Terminal::mariadb(HERE, up.port("events"));
+    assert_eq!(idle_too.ask("set @here = 7; select @here;").await, "7");
+    let task = up.ready["task"].as_str().unwrap().to_owned();
+    world.sandbox.end_agent(&task);
+    up.event(|event| event["message"].as_str().is_some_and(|text| text.contains("not connected"))).await;
+    idle.write("select 2, now() < clock_timestamp();").await;
+    idle_too.write("select @here + 1;").await;
+    world.sandbox.start_agent(&task);
+    assert_eq!((idle.line().await.as_str(), idle_too.line().await.as_str()), ("2|t", "8"));
+    up.event(|event| event["state"] == "connected").await;
+    assert_eq!(idle.ask("commit; select 3;").await, "3");
+    assert_eq!(up.psql("orders", "select 4").await.1, "4");
+    drop((idle, idle_too));
+    assert_eq!(up.end().await.0, Some(0));
+    world.stop().await;
+    events.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_restarted_is_told_to_clients_at_once_the_plain_way() {
+    let (world, events) = world_of_both().await;
+    let mut up = up_with(&world, &["--lanes", "0"]).await;
+    let mut idle = Terminal::psql(HERE, up.port("orders"));
+    assert_eq!(idle.ask("begin; select 1;").await, "1");
+    let mut idle_too = Terminal::mariadb(HERE, up.port("events"));
+    assert_eq!(idle_too.ask("set @here = 7; select @here;").await, "7");
+    let task = up.ready["task"].as_str().unwrap().to_owned();
+    world.sandbox.end_agent(&task);
+    for (mut client, error) in [(idle, "FATAL:  bastion: target orders"), (idle_too, "ERROR 1158 (08S01)")] {
+        client.write("select 2;").await;
+        let (_, said) = client.end().await;
+        assert!(said.contains(error) && said.contains("the tunnel was cut: Session Manager"), "{said}");
+    }
+    up.event(|event| event["message"].as_str().is_some_and(|text| text.contains("not connected"))).await;
+    // One that comes meanwhile waits for it.
+    let mut next = Terminal::psql(HERE, up.port("orders"));
+    next.write("select 2;").await;
+    world.sandbox.start_agent(&task);
+    assert_eq!(next.line().await, "2");
+    up.event(|event| event["state"] == "connected").await;
+    drop(next);
+    assert_eq!(up.end().await.0, Some(0));
+    world.stop().await;
+    events.stop().await;
+}
+
+#[tokio::test]
 async fn a_task_that_somebody_replaces_is_joined_by_the_next_connection_and_left_running() {
     // ECS has no patience with open connections.
     let world = World::start_with(Flaws::default(), |config| {

@@ -60,7 +60,7 @@ pub(crate) struct Task {
     stopped_reason: Option<String>,
     container_reason: Option<String>,
     exit_code: Option<i32>,
-    agent_status: &'static str,
+    pub(crate) agent_status: &'static str,
     created_at: f64,
     started_at: Option<f64>,
     stopped_at: Option<f64>,

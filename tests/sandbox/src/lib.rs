@@ -218,6 +218,27 @@ impl Sandbox {
         });
     }
 
+    /// The agent of a task ends with all its sessions, as when it is killed and ECS starts it again. Until it runs again there
+    /// is nothing to connect to.
+    pub fn end_agent(&self, id: &str) {
+        let target = self.agent_status(id, "PENDING");
+        self.shared.gateway.end_target(&target);
+    }
+
+    pub fn start_agent(&self, id: &str) {
+        self.agent_status(id, "RUNNING");
+    }
+
+    fn agent_status(&self, id: &str, status: &'static str) -> String {
+        self.shared.tasks.with(|tasks| {
+            let task = tasks.iter_mut().find(|task| task.id == id);
+            task.map_or_else(String::new, |task| {
+                task.agent_status = status;
+                task.session_target()
+            })
+        })
+    }
+
     pub fn set_faults(&self, faults: Faults) {
         *self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
     }
