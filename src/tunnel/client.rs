@@ -287,8 +287,8 @@ async fn over_tunnel(
                     let bytes = buffer.get(..length).unwrap_or_default();
                     heard(began_up, head, hidden, bytes);
                     if to_tunnel.write_all(bytes).await.is_err() {
-                        // The reading side knows why.
-                        break;
+                        // The reading side knows why, and the client has not left.
+                        return std::future::pending().await;
                     }
                 }
             }
