@@ -1,11 +1,15 @@
 //! What all the AWS APIs of the sandbox share: reading a request, checking its signature, shaping errors.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::iam::Identity;
 use crate::sigv4::{self, Rejection};
@@ -132,4 +136,20 @@ pub(crate) fn text<'v>(input: &'v Value, member: &str) -> Result<&'v str, ApiErr
         .as_str()
         .filter(|text| !text.is_empty())
         .ok_or_else(|| ApiError::new("InvalidParameterException", format!("{member} must not be empty")))
+}
+
+/// Serves `router` on a free port of 127.0.0.1 until `stop` is cancelled; `http://ADDRESS:PORT`.
+pub(crate) async fn serve_until(stop: &CancellationToken, router: Router) -> anyhow::Result<String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let endpoint = format!("http://{}", listener.local_addr()?);
+    let stopped = stop.clone();
+    #[expect(clippy::disallowed_methods, reason = "ends with its owner, who cancels `stop`")]
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stopped.cancelled() => {}
+            // A broken listener shows in every test.
+            _ = async { axum::serve(listener, router).await } => {}
+        }
+    });
+    Ok(endpoint)
 }

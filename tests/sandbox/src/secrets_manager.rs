@@ -1,7 +1,6 @@
 //! Secrets Manager as a relay meets it. moto keeps the secrets, and checks nothing; here every request is checked as AWS
 //! does, and answered by moto, or with what AWS says when it does not read a secret.
 
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,10 +10,9 @@ use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{ApiError, caller, reply, text};
+use crate::api::{ApiError, caller, reply, serve_until, text};
 use crate::iam::Identity;
 use crate::moto::Moto;
 use crate::shared::Shared;
@@ -73,19 +71,8 @@ impl SecretsManager {
             answer: Mutex::new(Answer::Value),
             calls: AtomicUsize::new(0),
         });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let endpoint = format!("http://{}", listener.local_addr()?);
-        let router = Router::new().fallback(serve).with_state(Arc::clone(&front));
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        #[expect(clippy::disallowed_methods, reason = "ends with the value")]
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stopped.cancelled() => {}
-                // A broken listener shows in every test.
-                _ = async { axum::serve(listener, router).await } => {}
-            }
-        });
+        let endpoint = serve_until(&stop, Router::new().fallback(serve).with_state(Arc::clone(&front))).await?;
         Ok(Self { endpoint, front, stop })
     }
 

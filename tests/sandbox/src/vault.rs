@@ -4,7 +4,7 @@
 //! STS checks it, the role's allowed principals. Its answer is a token made in OpenBao; every other call passes through.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener as StdListener};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,10 +19,10 @@ use axum::routing::post;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::serve_until;
 use crate::{REGION, tools};
 
 /// What the stand-in wants in `X-Vault-AWS-IAM-Server-ID`.
@@ -114,20 +114,10 @@ impl Vault {
         let (unseal_key, root) = (text(&made["keys_base64"][0])?, text(&made["root_token"])?);
         let (tokens, passwords, signatures) = Default::default();
         let shared = Arc::new(Shared { bao, root, http, verify, roles, tokens, passwords, signatures });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let address = format!("http://{}", listener.local_addr()?);
         let router =
             Router::new().route("/v1/auth/aws/login", post(login)).fallback(pass).with_state(Arc::clone(&shared));
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        #[expect(clippy::disallowed_methods, reason = "ends with the value")]
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stopped.cancelled() => {}
-                // A broken listener shows in every test.
-                _ = async { axum::serve(listener, router).await } => {}
-            }
-        });
+        let address = serve_until(&stop, router).await?;
         let mut vault = Self { address, shared, folder, unseal_key, child, stop };
         vault.unseal().await?;
         Ok(vault)
@@ -264,7 +254,7 @@ pub struct Standby {
 /// Writes the settings of a node; its address.
 fn settle(folder: &Path, node: &str) -> anyhow::Result<String> {
     std::fs::create_dir_all(folder.join("data"))?;
-    let free = || anyhow::Ok(StdListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
+    let free = || anyhow::Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
     let (port, cluster) = (free()?, free()?);
     let settings = format!(
         "storage \"raft\" {{\n path = \"{data}\"\n node_id = \"{node}\"\n}}\n\
