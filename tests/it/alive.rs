@@ -73,6 +73,15 @@ impl Clients {
     }
 }
 
+/// Of each engine one that has something to lose: an open transaction, a variable of its session.
+async fn idle(up: &Up) -> [Terminal; 2] {
+    let (mut orders, mut events) =
+        (Terminal::psql(HERE, up.port("orders")), Terminal::mariadb(HERE, up.port("events")));
+    assert_eq!(orders.ask("begin; select 1;").await, "1");
+    assert_eq!(events.ask("set @here = 7; select @here;").await, "7");
+    [orders, events]
+}
+
 /// As when the kernel has no memory left: no word to anybody, and ECS ends the task.
 fn kill_relay(world: &World, up: &Up) -> String {
     signal(relay(world, up), Signal::KILL);
@@ -139,10 +148,7 @@ async fn a_relay_that_is_killed_ends_connections_at_once_the_plain_way_too() {
 async fn connections_outlive_a_relay_that_hangs_for_a_while() {
     let (world, events) = world_of_both().await;
     let mut up = up_with(&world, &[]).await;
-    let mut idle = Terminal::psql(HERE, up.port("orders"));
-    assert_eq!(idle.ask("begin; select pg_backend_pid() > 0;").await, "t");
-    let mut idle_too = Terminal::mariadb(HERE, up.port("events"));
-    assert_eq!(idle_too.ask("set @here = 7; select @here;").await, "7");
+    let [mut idle, mut idle_too] = idle(&up).await;
     signal(relay(&world, &up), Signal::STOP);
     idle.write("select 2, txid_current_if_assigned() is null, now() < clock_timestamp();").await;
     idle_too.write("select @here + 1;").await;
@@ -162,10 +168,7 @@ async fn connections_outlive_a_relay_that_hangs_for_a_while() {
 async fn connections_over_lanes_outlive_an_agent_that_is_restarted() {
     let (world, events) = world_of_both().await;
     let mut up = up_with(&world, &[]).await;
-    let mut idle = Terminal::psql(HERE, up.port("orders"));
-    assert_eq!(idle.ask("begin; select 1;").await, "1");
-    let mut idle_too = Terminal::mariadb(HERE, up.port("events"));
-    assert_eq!(idle_too.ask("set @here = 7; select @here;").await, "7");
+    let [mut idle, mut idle_too] = idle(&up).await;
     let task = up.ready["task"].as_str().unwrap().to_owned();
     world.sandbox.end_agent(&task);
     up.event(|event| event["message"].as_str().is_some_and(|text| text.contains("not connected"))).await;
@@ -186,10 +189,7 @@ async fn connections_over_lanes_outlive_an_agent_that_is_restarted() {
 async fn an_agent_that_is_restarted_is_told_to_clients_at_once_the_plain_way() {
     let (world, events) = world_of_both().await;
     let mut up = up_with(&world, &["--lanes", "0"]).await;
-    let mut idle = Terminal::psql(HERE, up.port("orders"));
-    assert_eq!(idle.ask("begin; select 1;").await, "1");
-    let mut idle_too = Terminal::mariadb(HERE, up.port("events"));
-    assert_eq!(idle_too.ask("set @here = 7; select @here;").await, "7");
+    let [idle, idle_too] = idle(&up).await;
     let task = up.ready["task"].as_str().unwrap().to_owned();
     world.sandbox.end_agent(&task);
     for (mut client, error) in [(idle, "FATAL:  bastion: target orders"), (idle_too, "ERROR 1158 (08S01)")] {
