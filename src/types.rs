@@ -1,5 +1,7 @@
 //! The vocabulary that the parts share: plain values, no behaviour beyond parsing and printing.
 
+mod partition;
+
 #[cfg(feature = "launcher")]
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -12,6 +14,8 @@ use std::time::Duration;
 
 #[cfg(feature = "launcher")]
 use secrecy::SecretString;
+
+pub(crate) use crate::types::partition::Partition;
 
 /// The port of the relay's HTTP side inside the task, which the Session Manager session is opened to.
 pub(crate) const RELAY_HTTP_PORT: u16 = 7070;

@@ -16,7 +16,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tls", &["types"]),
     ("tunnel", &["link", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("types", &[]),
-    ("wire", &[]),
+    ("wire", &["types"]),
 ];
 
 /// The dependencies that protocol code may name: codecs and hashes, nothing that does I/O.

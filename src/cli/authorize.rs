@@ -13,6 +13,7 @@ use crate::cli::session::Sessions;
 use crate::cli::target::{get, post};
 use crate::cli::ui::Ui;
 use crate::tunnel::{BoxFuture, ControlError, Pass, Tunnel};
+use crate::types::Partition;
 use crate::wire::authorize::{
     Audience, BODY, CONTENT_TYPE, Challenge, Claim, Granted, HEADER_NONCE, HEADER_TASK, HEADER_VAULT, PATH, Signed,
     VaultLogin,
@@ -114,7 +115,7 @@ impl Badge {
         if *region != own_region {
             bail!("the relay asks STS in region {region:?}, and this environment is in {own_region:?}");
         }
-        if !is_sts(host, region) && self.aws.endpoint_authority() != Some(host) {
+        if !Partition::is_endpoint(host, "sts", region) && self.aws.endpoint_authority() != Some(host) {
             bail!("the relay asks at {host:?}, which is not STS in {region}");
         }
         let vaults = self.vaults(challenge.vaults.as_deref());
@@ -228,37 +229,9 @@ fn answer<T: serde::de::DeserializeOwned>(status: u16, body: &[u8]) -> anyhow::R
     }
 }
 
-/// Whether `host` is STS of `region`, by its public name or that of a VPC endpoint (AWS PrivateLink, "Interface endpoint
-/// DNS names").
-fn is_sts(host: &str, region: &str) -> bool {
-    [format!("sts.{region}.amazonaws.com"), format!("sts.{region}.amazonaws.com.cn")].iter().any(|name| name == host)
-        || (host.starts_with("vpce-")
-            && [".vpce.amazonaws.com", ".vpce.amazonaws.com.cn"].iter().any(|domain| {
-                host.strip_suffix(domain).is_some_and(|start| start.ends_with(&format!(".sts.{region}")))
-            }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_names_of_sts_in_the_region_are_signed_for() {
-        let region = "eu-west-1";
-        for good in ["sts.eu-west-1.amazonaws.com", "vpce-0a1b-2c3d.sts.eu-west-1.vpce.amazonaws.com"] {
-            assert!(is_sts(good, region), "{good}");
-        }
-        for bad in [
-            "sts.amazonaws.com",
-            "sts.eu-west-2.amazonaws.com",
-            "sts.eu-west-1.amazonaws.com.evil.example",
-            "iam.eu-west-1.amazonaws.com",
-            "vpce-0a1b.execute-api.eu-west-1.vpce.amazonaws.com",
-            "evil.sts.eu-west-1.vpce.amazonaws.com",
-        ] {
-            assert!(!is_sts(bad, region), "{bad}");
-        }
-    }
 
     #[test]
     fn a_login_to_vault_is_signed_for_the_environments_vaults_and_for_no_other() {

@@ -9,6 +9,7 @@ use crate::config::problem::Problems;
 use crate::config::table::Table;
 use crate::config::{Env, schema, vars};
 use crate::relay;
+use crate::types::Partition;
 
 /// Connections at once, over all targets, if the configuration names no other number.
 const MAX_CONNECTIONS: usize = 200;
@@ -144,9 +145,7 @@ fn identity(
             endpoint
         }
         None => region.and_then(|region| {
-            // Partition aws-cn has a domain of its own (AWS General Reference, STS endpoints).
-            let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-            let endpoint = relay::Endpoint::parse(&format!("https://sts.{region}.{domain}"));
+            let endpoint = relay::Endpoint::parse(&format!("https://{}", Partition::endpoint("sts", region)));
             if endpoint.is_none() {
                 table.problem(
                     problems,
@@ -367,8 +366,12 @@ mod tests {
         let config = resolve("BASTION_CONFIG", GOOD, &env).unwrap().identity;
         // ECS knows better.
         assert!(matches!(config.task, relay::TaskSource::Metadata(_)), "{:?}", config.task);
-        let china = resolved(&GOOD.replace("\"ap-northeast-1\"", "\"cn-north-1\"")).unwrap();
-        assert_eq!(china.identity.sts.authority(), "sts.cn-north-1.amazonaws.com.cn");
+        for (region, sts) in
+            [("cn-north-1", "sts.cn-north-1.amazonaws.com.cn"), ("eusc-de-east-1", "sts.eusc-de-east-1.amazonaws.eu")]
+        {
+            let elsewhere = resolved(&GOOD.replace("\"ap-northeast-1\"", &format!("{region:?}"))).unwrap();
+            assert_eq!(elsewhere.identity.sts.authority(), sts);
+        }
     }
 
     #[test]

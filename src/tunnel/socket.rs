@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use crate::tls;
 use crate::tunnel::shared::Correction;
 use crate::tunnel::{Control, ControlError};
-use crate::types::SessionGrant;
+use crate::types::{Partition, SessionGrant};
 use crate::wire::port::CLIENT_VERSION;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -29,10 +29,6 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(240);
 const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
 /// Frames of the agent are about 1.1 KiB; this is far above, and far below what could hurt.
 const MESSAGE_MAX: usize = 4 << 20;
-/// Where a stream URL may point: the domains of AWS partitions, dual-stack and VPC endpoints among them.
-const AWS_DOMAINS: [&str; 5] =
-    [".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".api.aws", ".api.amazonwebservices.com.cn"];
-
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
@@ -102,7 +98,7 @@ pub(super) async fn connect(
 /// Secrets go to AWS over TLS, or, for a stand-in on this machine, to loopback.
 fn check_host(host: &str, secure: bool) -> Result<(), SocketError> {
     let allowed = match secure {
-        true => AWS_DOMAINS.iter().any(|domain| host.ends_with(domain)),
+        true => Partition::owns(host),
         false => host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
     };
     if allowed { Ok(()) } else { Err(SocketError::Foreign(host.to_owned())) }
@@ -195,6 +191,7 @@ mod tests {
             ("ssmmessages.eu-west-1.amazonaws.com", true),
             ("vpce-1.ssmmessages.eu-west-1.vpce.amazonaws.com", true),
             ("ssmmessages.cn-north-1.amazonaws.com.cn", true),
+            ("ssmmessages.eusc-de-east-1.api.amazonwebservices.eu", true),
             ("127.0.0.1", false),
         ] {
             assert_eq!(check_host(host, secure), Ok(()), "{host}");

@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::Partition;
+
 /// Where both sides meet.
 pub const PATH: &str = "/v1/authorize";
 /// Signed header with the task that the proof is for.
@@ -63,8 +65,7 @@ impl Audience {
 /// STS of a region, or its global endpoint.
 pub fn sts_host(region: Option<&str>) -> String {
     match region {
-        Some(region) if region.starts_with("cn-") => format!("sts.{region}.amazonaws.com.cn"),
-        Some(region) => format!("sts.{region}.amazonaws.com"),
+        Some(region) => Partition::endpoint("sts", region),
         None => "sts.amazonaws.com".to_owned(),
     }
 }
@@ -202,6 +203,7 @@ mod tests {
             (None, "us-east-1", "sts.amazonaws.com"),
             (Some("eu-west-1"), "eu-west-1", "sts.eu-west-1.amazonaws.com"),
             (Some("cn-north-1"), "cn-north-1", "sts.cn-north-1.amazonaws.com.cn"),
+            (Some("eusc-de-east-1"), "eusc-de-east-1", "sts.eusc-de-east-1.amazonaws.eu"),
         ] {
             let audience = audience(region);
             assert_eq!((audience.region(), audience.sts_host().as_str()), (scope, host));
