@@ -23,6 +23,15 @@ pub(crate) const RELAY_HTTP_PORT: u16 = 7070;
 /// The first port that needs no privilege.
 const FIRST_PORT: u16 = 1024;
 
+/// Certificate authorities that the relay trusts besides those that come with it.
+#[cfg(feature = "relay")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ExtraCa {
+    pub(crate) file: Option<PathBuf>,
+    /// One or more certificates as text.
+    pub(crate) pem: Option<String>,
+}
+
 /// The `Upgrade` token with which one client connection is carried over the relay's HTTP port.
 pub(crate) const UPGRADE_CONN: &str = "bastion-conn/1";
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Root modules and the root modules they may name besides themselves. `cli` is not here: it may name all of them.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("aws", &["types"]),
-    ("config", &["credential", "relay", "tunnel", "types"]),
+    ("config", &["credential", "relay", "tls", "tunnel", "types"]),
     ("credential", &["tls", "types", "wire"]),
     ("fuzzing", &["wire"]),
     ("link", &["wire"]),

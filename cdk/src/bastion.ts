@@ -79,6 +79,13 @@ export interface BastionProps {
    */
   readonly encryptionKey?: IKey;
   /**
+   * Certificate authorities that the relay trusts besides its own, as PEM text: for databases in China and in the European
+   * Sovereign Cloud, whose authorities do not come with it, or for a proxy that inspects TLS.
+   *
+   * @default - those of Amazon RDS (commercial and GovCloud regions) and Amazon Trust Services
+   */
+  readonly extraCa?: string;
+  /**
    * What developers type: `bastion up ENVIRONMENT`.
    *
    * @default - the id of this construct in lower case
@@ -215,6 +222,7 @@ export class Bastion extends Construct implements ec2.IConnectable {
         audit: props.audit ?? BastionAudit.CONNECTIONS,
         environment: this.environmentName,
         executionRole,
+        extraCa: props.extraCa,
         idleStop: props.idleStop ?? Duration.minutes(30),
         image,
         level,
@@ -343,6 +351,9 @@ export class Bastion extends Construct implements ec2.IConnectable {
     }
     if (props.targets.length === 0) {
       problems.add('targets', 'there is none', 'add a BastionTarget');
+    }
+    if (props.extraCa !== undefined && !props.extraCa.includes('-----BEGIN CERTIFICATE-----')) {
+      problems.add('extraCa', 'holds no certificate', 'give the text of a PEM file: fs.readFileSync(FILE, "utf8")');
     }
     if (props.lanes !== undefined && !(Number.isInteger(props.lanes) && props.lanes >= 1 && props.lanes <= LANES_MAX)) {
       problems.add('lanes', `${props.lanes} is not a number of sessions`, `use 1 to ${LANES_MAX}`);

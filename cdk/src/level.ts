@@ -15,6 +15,7 @@ export interface LevelProps {
   readonly audit: BastionAudit;
   readonly environment: string;
   readonly executionRole: iam.IRole;
+  readonly extraCa?: string;
   readonly idleStop: Duration;
   readonly image: ecs.ContainerImage;
   readonly level: string;
@@ -83,6 +84,7 @@ export class Level extends Construct {
       region: stack.region,
       idle_stop: duration(props.idleStop),
       max_age: duration(props.maxAge),
+      extra_ca: props.extraCa,
       local_password: props.localPassword,
       audit: props.audit.level,
       redact: props.audit.redact,

@@ -152,6 +152,14 @@ describe('by choice', () => {
     expect(deployed.all('AWS::CloudWatch::Dashboard')).toEqual({});
   });
 
+  test('certificate authorities of one’s own', () => {
+    const extraCa = '-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n';
+    const world = new World();
+    world.bastion({ extraCa });
+    const [container] = world.deployed().one('AWS::ECS::TaskDefinition').ContainerDefinitions;
+    expect(JSON.parse(container.Environment[0].Value).extra_ca).toBe(extraCa);
+  });
+
   test('SQL in the audit log, with its literals or without', () => {
     const config = (audit?: BastionAudit) => {
       const world = new World();

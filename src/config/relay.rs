@@ -9,7 +9,8 @@ use crate::config::problem::Problems;
 use crate::config::table::Table;
 use crate::config::{Env, schema, vars};
 use crate::relay;
-use crate::types::Partition;
+use crate::tls;
+use crate::types::{ExtraCa, Partition};
 
 /// Connections at once, over all targets, if the configuration names no other number.
 const MAX_CONNECTIONS: usize = 200;
@@ -39,11 +40,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
     let idle_stop = table.duration("idle_stop", problems);
     let max_age = table.duration("max_age", problems);
     let max_connections = table.count("max_connections", problems).unwrap_or(MAX_CONNECTIONS);
-    let extra_ca_file = table
-        .string("extra_ca_file", problems)
-        .map(str::to_owned)
-        .or_else(|| env.get(vars::EXTRA_CA_FILE))
-        .map(PathBuf::from);
+    let extra_ca = extra_ca(&mut table, env, problems);
     let client_tls = table.table("client_tls", problems).and_then(|mut tls| {
         let certificate = tls.required("certificate_file", "/certs/tls.pem", problems).map(PathBuf::from);
         let key = tls.required("key_file", "/certs/tls.key", problems).map(PathBuf::from);
@@ -75,12 +72,23 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         idle_stop,
         max_age,
         max_connections,
-        extra_ca_file,
+        extra_ca,
         client_tls,
         secrets_manager_endpoint: endpoint(vars::AWS_ENDPOINT_URL_SECRETS_MANAGER, env),
         targets: targets.decided.into_values().collect(),
         undecided: targets.undecided,
     })
+}
+
+/// The text may be in the configuration, because the image has no place for a file.
+fn extra_ca(table: &mut Table<'_>, env: &impl Env, problems: &mut Problems) -> ExtraCa {
+    let file = table.string("extra_ca_file", problems).map(str::to_owned).or_else(|| env.get(vars::EXTRA_CA_FILE));
+    let pem = table.string("extra_ca", problems).map(str::to_owned);
+    if let Some(Err(wrong)) = pem.as_deref().map(tls::pem_certificates) {
+        let fix = "write the text of a PEM file, with \\n for its line ends; for the path of a file use extra_ca_file";
+        table.problem(problems, "extra_ca", wrong, fix);
+    }
+    ExtraCa { file: file.map(PathBuf::from), pem }
 }
 
 fn audit(table: &mut Table<'_>, problems: &mut Problems) -> relay::AuditConfig {
@@ -229,6 +237,20 @@ mod tests {
             config.targets[2].host.as_deref().unwrap(),
             "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com"
         );
+    }
+
+    #[test]
+    fn certificate_authorities_are_text_or_a_file() {
+        let with = |keys: &str| resolved(&GOOD.replacen('{', &format!("{{{keys},"), 1));
+        let pem = "-----BEGIN CERTIFICATE-----\\nMAA=\\n-----END CERTIFICATE-----\\n";
+        let config = with(&format!(r#""extra_ca":"{pem}","extra_ca_file":"/ca.pem""#)).unwrap();
+        assert_eq!(config.extra_ca.pem, Some(pem.replace("\\n", "\n")));
+        assert_eq!(config.extra_ca.file, Some(PathBuf::from("/ca.pem")));
+        assert_eq!(resolved(GOOD).unwrap().extra_ca, ExtraCa::default());
+        for text in ["/ca.pem", "-----BEGIN PRIVATE KEY-----\\nMAA=\\n-----END PRIVATE KEY-----"] {
+            let error = with(&format!(r#""extra_ca":"{text}""#)).unwrap_err();
+            assert!(error.contains("extra_ca: it holds no certificate") && error.contains("extra_ca_file"), "{error}");
+        }
     }
 
     #[test]

@@ -158,7 +158,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::types::{VaultAs, VaultConfig};
+    use crate::types::{ExtraCa, VaultAs, VaultConfig};
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -175,7 +175,7 @@ mod tests {
             server_id: Some("v".to_owned()),
             sts_region: None,
         };
-        let tls = crate::tls::vault(None, None).unwrap();
+        let tls = crate::tls::vault(&ExtraCa::default(), None).unwrap();
         Logins::Personal(Personal::new(Server::new(config, &tls).unwrap(), audience("v")))
     }
 

@@ -222,11 +222,12 @@ mod tests {
 
     use super::*;
     use crate::credential::task_role::https_client;
+    use crate::types::ExtraCa;
 
     fn source(endpoint: String) -> SecretsManager {
         SecretsManager {
             role: Arc::new(TaskRole::from_container()),
-            http: https_client(None).unwrap(),
+            http: https_client(&ExtraCa::default()).unwrap(),
             secret_id: "prod/orders".to_owned(),
             region: "eu-west-1".to_owned(),
             engine: OnceLock::from(Engine::Postgres),

@@ -1,6 +1,5 @@
 //! What the sources of one relay share: the task role, the HTTPS client, the region.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use aws_sdk_secretsmanager::config::SharedHttpClient;
@@ -10,7 +9,7 @@ use crate::credential::task_role::https_client;
 use crate::credential::vault::{Login, Server};
 use crate::credential::{Cache, Logins, RdsIam, SecretsManager, Source, TaskRole, Vault};
 use crate::tls::TlsConfigError;
-use crate::types::{CredentialConfig, Engine, Target, Undecided, VaultAs};
+use crate::types::{CredentialConfig, Engine, ExtraCa, Target, Undecided, VaultAs};
 use crate::wire::authorize::Audience;
 
 /// Makes the logins of each target.
@@ -19,7 +18,7 @@ pub(crate) struct Sources {
     http: SharedHttpClient,
     region: String,
     secrets_manager_endpoint: Option<String>,
-    extra_ca: Option<PathBuf>,
+    extra_ca: ExtraCa,
 }
 
 impl Sources {
@@ -29,17 +28,11 @@ impl Sources {
     /// When `extra_ca` cannot be read.
     pub(crate) fn new(
         region: String,
-        extra_ca: Option<&Path>,
+        extra_ca: ExtraCa,
         secrets_manager_endpoint: Option<String>,
     ) -> Result<Self, TlsConfigError> {
         let role = Arc::new(TaskRole::from_container());
-        Ok(Self {
-            role,
-            http: https_client(extra_ca)?,
-            region,
-            secrets_manager_endpoint,
-            extra_ca: extra_ca.map(Path::to_owned),
-        })
+        Ok(Self { role, http: https_client(&extra_ca)?, region, secrets_manager_endpoint, extra_ca })
     }
 
     /// # Errors
@@ -60,7 +53,7 @@ impl Sources {
                 self.secret(secret_id, region.as_deref(), OnceLock::from(target.engine))
             }
             CredentialConfig::Vault(config) => {
-                let tls = crate::tls::vault(self.extra_ca.as_deref(), config.ca_file.as_deref())?;
+                let tls = crate::tls::vault(&self.extra_ca, config.ca_file.as_deref())?;
                 let server = Server::new((**config).clone(), &tls)?;
                 if config.login == VaultAs::Caller {
                     // The configuration always has a server id here.

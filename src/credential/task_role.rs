@@ -1,6 +1,5 @@
 //! The credentials of the task role, and the HTTPS client for the AWS services that are asked with them.
 
-use std::path::Path;
 use std::time::Duration;
 
 use aws_config::ecs::EcsCredentialsProvider;
@@ -12,7 +11,8 @@ use aws_sdk_secretsmanager::config::SharedHttpClient;
 use aws_smithy_http_client::tls;
 
 use crate::credential::MintError;
-use crate::tls::{TlsConfigError, aws_roots};
+use crate::tls::{TlsConfigError, aws_roots, extra_ca_pem};
+use crate::types::ExtraCa;
 
 /// The container credentials endpoint is local to the task.
 const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,11 +55,9 @@ impl TaskRole {
 ///
 /// # Errors
 /// When `extra_ca` cannot be read.
-pub(crate) fn https_client(extra_ca: Option<&Path>) -> Result<SharedHttpClient, TlsConfigError> {
+pub(crate) fn https_client(extra_ca: &ExtraCa) -> Result<SharedHttpClient, TlsConfigError> {
     let mut roots = tls::TrustStore::empty().with_pem_certificate(aws_roots());
-    if let Some(path) = extra_ca {
-        let pem = std::fs::read(path)
-            .map_err(|error| TlsConfigError::File { path: path.to_owned(), reason: error.to_string() })?;
+    for pem in extra_ca_pem(extra_ca)? {
         roots = roots.with_pem_certificate(pem);
     }
     let context = tls::TlsContext::builder()

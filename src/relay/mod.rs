@@ -48,7 +48,7 @@ use crate::relay::lifetime::Lifetime;
 use crate::relay::local_password::LocalPassword;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
-use crate::types::{RELAY_HTTP_PORT, Target, Undecided};
+use crate::types::{ExtraCa, RELAY_HTTP_PORT, Target, Undecided};
 use crate::wire::authorize::Audience;
 
 pub(crate) use lifetime::Ended;
@@ -98,7 +98,7 @@ pub(crate) struct Config {
     /// So old: the relay ends itself whatever is open.
     pub(crate) max_age: Option<Duration>,
     pub(crate) max_connections: usize,
-    pub(crate) extra_ca_file: Option<PathBuf>,
+    pub(crate) extra_ca: ExtraCa,
     pub(crate) client_tls: Option<ClientTls>,
     /// Another endpoint of Secrets Manager than that of the region.
     pub(crate) secrets_manager_endpoint: Option<String>,
@@ -196,11 +196,8 @@ impl Relay {
         drain: CancellationToken,
         now: CancellationToken,
     ) -> Result<Self, StartError> {
-        let sources = Sources::new(
-            config.region.clone(),
-            config.extra_ca_file.as_deref(),
-            config.secrets_manager_endpoint.clone(),
-        )?;
+        let sources =
+            Sources::new(config.region.clone(), config.extra_ca.clone(), config.secrets_manager_endpoint.clone())?;
         let Decided { logins, unavailable } = decide::decide(&mut config, &sources, &drain).await;
         let logins = |target: &Target| match logins.get(&target.name) {
             Some(cache) => Ok(Logins::Shared(Arc::clone(cache))),
@@ -218,7 +215,7 @@ impl Relay {
         log: impl std::io::Write + Send + 'static,
         logins: impl Fn(&Target) -> Result<Logins, tls::TlsConfigError>,
     ) -> Result<Self, StartError> {
-        let upstream_tls = tls::upstream(config.extra_ca_file.as_deref())?;
+        let upstream_tls = tls::upstream(&config.extra_ca)?;
         let client_tls = config.client_tls.as_ref().map(|tls| tls::server(&tls.certificate, &tls.key)).transpose()?;
         let (client_tls, client_binding) = client_tls.unzip();
         let local_password = config.local_password.then(LocalPassword::new).transpose()?;
@@ -241,7 +238,7 @@ impl Relay {
         for served in served.iter().filter(|_| !config.identity.required) {
             plain.push((listen(config.listen, served.target.relay_port).await?, Arc::clone(served)));
         }
-        let aws_tls = tls::aws(config.extra_ca_file.as_deref())?;
+        let aws_tls = tls::aws(&config.extra_ca)?;
         let vaults = vaults(&served);
         let identity = Identity::new(config.identity.clone(), &config.region, config.owner.as_deref(), vaults, aws_tls);
         let audit = Audit::start(&config, log).map_err(StartError::Audit)?;

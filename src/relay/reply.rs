@@ -252,7 +252,8 @@ fn tls(reason: &UpstreamTlsError, target: &Target) -> ErrorText {
             "Configure the endpoint's own name (…rds.amazonaws.com): a CNAME or an address is not in the certificate."
         }
         UpstreamTlsError::UnknownIssuer => {
-            "bastion trusts the Amazon RDS CAs; for another CA set BASTION_EXTRA_CA_FILE to its PEM file in the task."
+            "bastion trusts the Amazon RDS CAs of commercial and GovCloud regions; for another CA give its PEM text as \
+             extra_ca in the relay's configuration, or its file as BASTION_EXTRA_CA_FILE."
         }
         UpstreamTlsError::Expired => "Rotate the database's server certificate in RDS.",
         UpstreamTlsError::Certificate(_) | UpstreamTlsError::Handshake(_) | UpstreamTlsError::Timeout(_) => {

@@ -14,7 +14,7 @@ mod standing_log;
 use super::*;
 use crate::credential::fixed::Fixed;
 use crate::credential::{Cache, Source};
-use crate::types::{CredentialConfig, Engine};
+use crate::types::{CredentialConfig, Engine, ExtraCa};
 
 async fn database(folder: &Path) -> Postgres {
     Postgres::start(folder, &verifier(folder), Flaws::default()).await.unwrap()
@@ -67,7 +67,7 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
         idle_stop: None,
         max_age: None,
         max_connections: 4,
-        extra_ca_file: Some(ca_file.to_owned()),
+        extra_ca: ExtraCa { file: Some(ca_file.to_owned()), pem: None },
         client_tls: None,
         secrets_manager_endpoint: None,
         targets: users.iter().enumerate().map(target).collect(),

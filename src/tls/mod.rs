@@ -8,7 +8,10 @@ mod relay;
 #[cfg(feature = "launcher")]
 pub(crate) use laptop::laptop;
 #[cfg(feature = "relay")]
-pub(crate) use relay::{TlsConfigError, aws, aws_roots, random, random_hex, server, server_end_point, upstream, vault};
+pub(crate) use relay::{
+    TlsConfigError, aws, aws_roots, extra_ca_pem, pem_certificates, random, random_hex, server, server_end_point,
+    upstream, vault,
+};
 
 use std::sync::Arc;
 
