@@ -114,7 +114,10 @@ export class Guard extends Construct {
         detailType: ['ECS Task State Change'],
         detail: {
           clusterArn: [cluster.clusterArn],
-          group: families.map((family) => `family:${family}`),
+          // Not the task group: RunTask lets its caller choose that, and a rule that looks at it sees nothing then.
+          taskDefinitionArn: families.map((family) => ({
+            prefix: stack.formatArn({ service: 'ecs', resource: 'task-definition', resourceName: `${family}:` }),
+          })),
           desiredStatus: ['RUNNING'],
         },
       },

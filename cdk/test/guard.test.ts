@@ -94,8 +94,56 @@ test('the guard looks every quarter of an hour and whenever a task of the famili
     'detail-type': ['ECS Task State Change'],
     detail: {
       clusterArn: ['arn:aws:ecs:eu-west-1:123456789012:cluster/bastion-prod'],
-      group: ['family:bastion-prod-read', 'family:bastion-prod-write', 'family:bastion-prod-admin'],
+      taskDefinitionArn: ['read', 'write', 'admin'].map((level) => ({ prefix: `${DEFINITION}bastion-prod-${level}:` })),
       desiredStatus: ['RUNNING'],
     },
   });
+});
+
+const DEFINITION = 'arn:aws:ecs:eu-west-1:123456789012:task-definition/';
+
+/** What the event says of a task, and of it what the caller of RunTask chooses (ECS API reference, RunTask). */
+const EVENT = {
+  source: 'aws.ecs',
+  'detail-type': 'ECS Task State Change',
+  detail: {
+    clusterArn: 'arn:aws:ecs:eu-west-1:123456789012:cluster/bastion-prod',
+    taskDefinitionArn: `${DEFINITION}bastion-prod-write:7`,
+    desiredStatus: 'RUNNING',
+    lastStatus: 'PROVISIONING',
+  },
+};
+const CHOSEN = {
+  group: 'x',
+  startedBy: 'x',
+  launchType: 'EC2',
+  capacityProviderName: 'x',
+  platformVersion: '1.3.0',
+  enableExecuteCommand: false,
+  cpu: '16384',
+  memory: '32768',
+  overrides: {},
+};
+
+/** EventBridge's rules for the patterns that the guard uses: each field of the pattern is in the event with one of its values. */
+function matches(pattern: Record<string, unknown>, event: Record<string, unknown>): boolean {
+  return Object.entries(pattern).every(([field, wanted]) => {
+    const found = event[field];
+    if (!Array.isArray(wanted)) {
+      return found !== undefined && matches(wanted as typeof pattern, found as typeof event);
+    }
+    return wanted.some((one) => (one.prefix === undefined ? one === found : String(found).startsWith(one.prefix)));
+  });
+}
+
+test('nothing that the caller of RunTask chooses hides a task from the guard', () => {
+  const world = new World();
+  world.threeLevels();
+  const pattern = world.deployed().one('AWS::Events::Rule').EventPattern;
+  const event = (detail: object) => ({ ...EVENT, detail: { ...EVENT.detail, ...detail } });
+  expect(matches(pattern, EVENT)).toBe(true);
+  expect(matches(pattern, event(CHOSEN))).toBe(true);
+  expect(Object.keys(pattern.detail).filter((field) => field in CHOSEN)).toEqual([]);
+  // Another family is not the guard's, not even one whose name begins alike.
+  expect(matches(pattern, event({ taskDefinitionArn: `${DEFINITION}bastion-prod-writer:1` }))).toBe(false);
 });
