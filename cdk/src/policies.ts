@@ -87,10 +87,13 @@ export function developerStatements(scope: PolicyScope, levels: readonly string[
       resources: [arn(scope, 'ssm', 'session', '*')],
       conditions: { StringEquals: { 'ssm:resourceTag/aws:ssmmessages:session-id': CALLER } },
     }),
+    // Sessions of a role are named after its session name, which no policy variable has alone; a pattern with the user id
+    // would match none of them. What opens a channel is the token of StartSession and ResumeSession, which only the
+    // session's owner gets.
     new PolicyStatement({
-      sid: 'OpenOwnDataChannels',
+      sid: 'OpenDataChannels',
       actions: ['ssmmessages:OpenDataChannel'],
-      resources: [arn(scope, 'ssm', 'session', `${CALLER}-*`)],
+      resources: [arn(scope, 'ssm', 'session', '*')],
     }),
     new PolicyStatement({
       sid: 'ReadTheEnvironment',

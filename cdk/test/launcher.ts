@@ -65,8 +65,9 @@ export function requests(call: string, caller: Person, task: RunningTask, deploy
     context: { ...context, ...more },
   });
   const tagged = prefixed('aws:ResourceTag', tags(task));
+  // Session Manager names a session after the name of the role's session, or the user's name.
   const session = (owner: Person) => ({
-    id: `${owner.userid}-0a1b2c3d4e5f60718`,
+    id: `${owner.session}-0a1b2c3d4e5f60718`,
     tags: { 'ssm:resourceTag/aws:ssmmessages:session-id': owner.userid },
   });
   const arn = (service: string, rest: string) => `arn:aws:${service}:${REGION}:${ACCOUNT}:${rest}`;
