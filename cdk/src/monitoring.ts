@@ -5,7 +5,9 @@ import {
   Dashboard,
   GraphWidget,
   type IAlarmAction,
+  type IMetric,
   LogQueryWidget,
+  MathExpression,
   Metric,
   Stats,
   TreatMissingData,
@@ -52,9 +54,21 @@ export class Monitoring extends Construct {
     const stopped = count('TasksStopped', guard.logGroup, { type: 'TaskStateEntered', 'details.name': 'Stop' });
     const refused = count('RefusedIdentities', logGroup, REFUSED_IDENTITIES);
     const failed = count('AuthenticationFailures', logGroup, AUTHENTICATION_FAILURES);
-    const broken = guard.stateMachine.metricFailed({ period: Duration.minutes(15), statistic: Stats.SUM });
+    const runs = { period: Duration.minutes(15), statistic: Stats.SUM };
+    // An execution that runs into the state machine's time limit counts as timed out and not as failed.
+    const broken = new MathExpression({
+      // A metric without a data point is missing, and a sum with it would be missing too.
+      expression: 'FILL(failed, 0) + FILL(timedOut, 0) + FILL(aborted, 0)',
+      usingMetrics: {
+        failed: guard.stateMachine.metricFailed(runs),
+        timedOut: guard.stateMachine.metricTimedOut(runs),
+        aborted: guard.stateMachine.metricAborted(runs),
+      },
+      label: 'Executions that did not succeed',
+      period: runs.period,
+    });
 
-    const alarm = (name: string, metric: Metric, threshold: number, description: string) => {
+    const alarm = (name: string, metric: IMetric, threshold: number, description: string) => {
       const made = new Alarm(this, name, {
         alarmName: `bastion-${environment}-${name}`,
         alarmDescription: `${description} (docs/security.md of bastion)`,
