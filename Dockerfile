@@ -1,5 +1,5 @@
-# The relay as the image of a Fargate task: one static program and nothing else. No shell, no package, no CA bundle (the
-# certificate authorities of RDS and STS are inside the program).
+# The relay as the image of a Fargate task: one static program, its user's name and empty folders. No shell, no package, no
+# CA bundle (the certificate authorities of RDS and STS are inside the program).
 #
 # `docker build .` builds the program from source, for the platform that is asked for, on whatever it runs on.
 # `make image` builds the program outside, with the same script, and puts the same last stage around it.
@@ -13,7 +13,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY tests/sandbox tests/sandbox
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    scripts/static "$TARGETARCH" /out/bastion
+    scripts/static "$TARGETARCH" /out/bastion && scripts/image-root /out/bastion /out/root
 
 # make image: from here on
 FROM scratch
@@ -24,7 +24,7 @@ LABEL org.opencontainers.image.title="bastion" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=build --chmod=0755 /out/bastion /bastion
+COPY --from=build /out/root/ /
 # What the agent of ECS Exec writes; with a read-only root filesystem these must be volumes.
 VOLUME ["/managed-agents", "/var/lib/amazon/ssm", "/var/log/amazon/ssm"]
 USER 65532:65532

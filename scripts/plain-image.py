@@ -25,9 +25,14 @@ def plain_layer(layer: bytes, epoch: int) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(layer)) as source, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as plain:
         for member in sorted(source.getmembers(), key=lambda member: member.name):
-            if not member.isfile():
-                raise SystemExit(f"Error: the image holds {member.name}, which is not a file")
-            add(plain, member.name, source.extractfile(member).read(), epoch, member.mode)
+            if member.isfile():
+                add(plain, member.name, source.extractfile(member).read(), epoch, member.mode)
+            elif member.isdir():
+                folder = tarfile.TarInfo(member.name)
+                folder.type, folder.mtime, folder.mode = tarfile.DIRTYPE, epoch, member.mode
+                plain.addfile(folder)
+            else:
+                raise SystemExit(f"Error: the image holds {member.name}, which is neither a file nor a folder")
     return out.getvalue()
 
 

@@ -84,4 +84,5 @@ pub(super) fn agent_error(task: &TaskState, seconds: u64) -> CommandError {
         .hinted("the task role needs ssmmessages:CreateControlChannel, CreateDataChannel, OpenControlChannel and OpenDataChannel (not the execution role)")
         .hinted("the subnet needs a way to ssmmessages: NAT, or the VPC endpoint ssmmessages whose security group lets the task in on 443")
         .hinted("with a read-only root file system, /managed-agents, /var/lib/amazon/ssm and /var/log/amazon/ssm must be volumes")
+        .hinted("if all that is right, register the task definition without linuxParameters.capabilities: docs/deploy.md has the next steps")
 }

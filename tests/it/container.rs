@@ -119,7 +119,7 @@ impl Running {
 }
 
 #[tokio::test]
-async fn the_image_is_one_program_of_nobody() {
+async fn the_image_is_one_program_with_its_user_and_empty_folders() {
     let container = container().await;
     let image: Value =
         serde_json::from_str(&podman(&container, &["image", "inspect", &container.image]).await).unwrap();
@@ -140,7 +140,24 @@ async fn the_image_is_one_program_of_nobody() {
     let mut tar = Command::new("sh");
     tar.args(["-c", &listing]);
     let (_, out, err) = finish(tar).await;
-    assert!(out.lines().count() == 1 && out.starts_with("-rwxr-xr-x 0/0") && out.ends_with(" bastion"), "{out} {err}");
+    let mut entries: Vec<String> = out
+        .lines()
+        .map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            format!("{} {} {}", fields[0], fields[1], fields[fields.len() - 1])
+        })
+        .collect();
+    entries.sort();
+    let folders = ["etc/", "managed-agents/", "var/", "var/lib/", "var/lib/amazon/", "var/lib/amazon/ssm/"];
+    let mut wanted: Vec<String> = folders
+        .into_iter()
+        .chain(["var/log/", "var/log/amazon/", "var/log/amazon/ssm/"])
+        .map(|folder| format!("drwxr-xr-x 0/0 {folder}"))
+        .chain(["etc/group", "etc/passwd"].map(|file| format!("-rw-r--r-- 0/0 {file}")))
+        .chain(["-rwxr-xr-x 0/0 bastion".to_owned()])
+        .collect();
+    wanted.sort();
+    assert_eq!(entries, wanted, "{err}");
 }
 
 #[tokio::test]
