@@ -29,7 +29,7 @@ IDLE, BUSY = 2000, 100
 class Bench:
     def __init__(self, arguments, stand):
         self.arguments, self.stand = arguments, stand
-        self.port = stand.ready["mysql"]["port"]
+        self.port = stand.ready["mariadb"]["port"]
         stand.mariadb("create database bench")
         for user in ("db_read", "native_user"):
             stand.mariadb(f"grant all on bench.* to {user}@'127.0.0.1'")

@@ -20,6 +20,8 @@ REGION = "ap-northeast-1"
 POSTGRES_HOST = f"orders.cluster-abc123.{REGION}.rds.amazonaws.com"
 MYSQL_HOST = f"events.cluster-def456.{REGION}.rds.amazonaws.com"
 PASSWORD = "correct horse battery staple"
+# Where scripts/setup has put MySQL, if it could be had.
+MYSQL = pathlib.Path(__file__).resolve().parent.parent / ".tools/mysql"
 
 
 def free_port():
@@ -56,7 +58,8 @@ def sign(secret, date, scope, request):
 class Stand:
     """Use as a context manager: what was started ends with it, the latest first."""
 
-    def __init__(self, programs):
+    def __init__(self, programs, with_mysql=False):
+        self.with_mysql = with_mysql
         self.programs = pathlib.Path(programs).resolve()
         self.children = []
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="bastion-stand-"))
@@ -74,7 +77,8 @@ class Stand:
         self.close()
 
     def start(self):
-        sandbox = self.spawn([self.programs / "bastion-sandbox", "up"], stdout=subprocess.PIPE, text=True)
+        options = ["--mysql"] if self.with_mysql else []
+        sandbox = self.spawn([self.programs / "bastion-sandbox", "up", *options], stdout=subprocess.PIPE, text=True)
         line = sandbox.stdout.readline()
         if not line:
             sys.exit("the sandbox did not start; what it said stands above")
@@ -109,6 +113,7 @@ class Stand:
             "env": "stand", "access": "write", "identity": "optional", "region": REGION, "max_connections": 10_000,
             "target": targets, **more,
         }
+        secrets = self.ready.get("secrets_manager")
         relay = self.spawn(
             [program, "relay"],
             stdout=(self.folder / f"audit-{listen}.log").open("w"),
@@ -118,6 +123,7 @@ class Stand:
                 "BASTION_EXTRA_CA_FILE": self.ready["database"]["ca_file"],
                 "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.ready['endpoint']}/credentials/{self.task}",
                 "AWS_ENDPOINT_URL_STS": self.ready["endpoint"], "BASTION_TASK": "stand",
+                **({"AWS_ENDPOINT_URL_SECRETS_MANAGER": secrets} if secrets else {}),
             },
         )
         for target in targets.values():
@@ -182,6 +188,12 @@ class Stand:
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
     def mariadb(self, sql):
-        """As superuser, over the Unix socket."""
-        command = ["mariadb", "--no-defaults", "-S", self.ready["mysql"]["socket"], "-u", "root", "-N", "-e", sql]
+        return self.as_root("mariadb", self.ready["mariadb"]["socket"], sql)
+
+    def mysql(self, sql):
+        return self.as_root(MYSQL / "bin/mysql", self.ready["mysql"]["socket"], sql)
+
+    def as_root(self, program, socket_, sql):
+        """As superuser of MariaDB or MySQL, over the Unix socket."""
+        command = [program, "--no-defaults", "-S", socket_, "-u", "root", "-N", "-e", sql]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

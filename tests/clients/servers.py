@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import typing
 
 import stand
 
@@ -26,6 +27,8 @@ class Server:
     remark: str
     # What the client programs need to be those of this server's version.
     environment: dict = dataclasses.field(default_factory=dict)
+    # Makes the server forget the logins that there were.
+    forget: typing.Callable[[], object] = lambda: None
 
     def ways(self):
         relay = {"host": LISTEN, "port": self.target["relay_port"], "user": "anyone", "password": None, "tls": False}
@@ -108,8 +111,27 @@ def postgres_18(stand_, tools):
     )
 
 
+def mysql(stand_):
+    ready = stand_.ready["mysql"]
+    for way, user in (("direct", ready["direct_user"]), ("relay", ready["secret_user"])):
+        stand_.mysql(f"create database clients_{way}; grant all on clients_{way}.* to {user}@'127.0.0.1'")
+    return Server(
+        name=f"MySQL {stand_.mysql('select version()').split('-')[0]} (Debian unstable)",
+        engine="mysql",
+        direct={"host": "127.0.0.1", "port": ready["port"], "user": ready["direct_user"], "password": stand.PASSWORD},
+        target={
+            "engine": "mysql", "host": ready["host"], "hostaddr": "127.0.0.1", "port": ready["port"], "relay_port": 3307,
+            "credential": {"secrets_manager": {"secret_id": ready["secret"]}},
+        },
+        sample="events",
+        remark="users with `caching_sha2_password`, the relay's out of a secret. Before each run the server forgets the "
+        "passwords that it has checked, so that the first login is one in full and those after it are fast.",
+        forget=lambda: stand_.mysql("flush privileges"),
+    )
+
+
 def mariadb(stand_):
-    port = stand_.ready["mysql"]["port"]
+    port = stand_.ready["mariadb"]["port"]
     for way, user in (("direct", "native_user"), ("relay", "db_read")):
         stand_.mariadb(f"create database clients_{way}; grant all on clients_{way}.* to {user}@'127.0.0.1'")
     stand_.mariadb("grant select on events.* to native_user@'127.0.0.1'")

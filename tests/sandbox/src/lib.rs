@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod iam;
 pub mod mariadb;
 pub mod moto;
+pub mod mysql;
 pub mod postgres;
 pub mod rds;
 pub mod secrets_manager;

@@ -8,7 +8,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use bastion_sandbox::container::Container;
 use bastion_sandbox::mariadb::MariaDb;
+use bastion_sandbox::moto::Moto;
+use bastion_sandbox::mysql::{self, Mysql};
 use bastion_sandbox::postgres::{Flaws, Postgres};
+use bastion_sandbox::secrets_manager::SecretsManager;
 use bastion_sandbox::{Sandbox, demo, rds};
 use clap::{Parser, Subcommand};
 use serde_json::{Map, Value, json};
@@ -36,6 +39,9 @@ enum Command {
         /// Run tasks as containers of this image, with podman, instead of as processes
         #[arg(long)]
         image: Option<String>,
+        /// A MySQL server too, and Secrets Manager with the password of a user of it (scripts/setup clients)
+        #[arg(long = "mysql")]
+        with_mysql: bool,
     },
     /// Pass TCP connections on to a Unix socket: the way out of a network namespace. Prints a line when it listens
     Forward {
@@ -61,12 +67,12 @@ fn tcp_target(text: &str) -> Result<(String, u16), String> {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Up { bastion, tcp_targets, image } => {
+        Command::Up { bastion, tcp_targets, image, with_mysql } => {
             let program = std::env::current_exe()?;
             let bastion = bastion.unwrap_or_else(|| program.with_file_name("bastion"));
             anyhow::ensure!(bastion.exists(), "there is no {}; run cargo build first", bastion.display());
             let bastion = std::path::absolute(bastion)?;
-            tokio::runtime::Runtime::new()?.block_on(up(&program, &bastion, &tcp_targets, image))?;
+            tokio::runtime::Runtime::new()?.block_on(up(&program, &bastion, &tcp_targets, image, with_mysql))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Forward { listen, to } => {
@@ -82,14 +88,15 @@ async fn up(
     bastion: &Path,
     tcp_targets: &[(String, u16)],
     image: Option<String>,
+    with_mysql: bool,
 ) -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let folder = tempfile::Builder::new().prefix("bastion-sandbox-").tempdir()?;
     // The servers run as other users and must get through.
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let database = Postgres::start(folder.path(), program, Flaws::default()).await?;
-    let mysql = MariaDb::start(folder.path(), program, Flaws::default()).await?;
-    let mut config = demo::config(folder.path(), bastion, &database, Some(&mysql));
+    let mariadb = MariaDb::start(folder.path(), program, Flaws::default()).await?;
+    let mut config = demo::config(folder.path(), bastion, &database, Some(&mariadb));
     demo::add_tcp_targets(&mut config, tcp_targets)?;
     config.container = image.map(|image| Container { engine: vec!["podman".to_owned()], image });
     let sandbox = Sandbox::start(config).await?;
@@ -101,11 +108,15 @@ async fn up(
             (name.to_owned(), Value::Object(variables))
         })
         .collect();
-    let ready = json!({
+    let mut ready = json!({
         "endpoint": sandbox.endpoint(), "folder": folder.path(), "callers": callers,
         "database": {"port": database.port, "ca_file": database.ca_file, "socket_folder": database.socket_folder()},
-        "mysql": {"port": mysql.port, "ca_file": mysql.ca_file, "socket": mysql.socket()},
+        "mariadb": {"port": mariadb.port, "ca_file": mariadb.ca_file, "socket": mariadb.socket()},
     });
+    let mysql = match with_mysql {
+        true => Some(start_mysql(folder.path(), &sandbox, &mut ready).await?),
+        false => None,
+    };
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{ready}")?;
     stdout.flush()?;
@@ -115,8 +126,29 @@ async fn up(
     }
     sandbox.stop().await;
     database.stop().await;
-    mysql.stop().await;
+    mariadb.stop().await;
+    if let Some((mysql, ..)) = mysql {
+        mysql.stop().await;
+    }
     folder.close().context("cannot remove the temporary folder")
+}
+
+/// A MySQL server and whoever keeps the password of the relay's user; where they are goes into `ready`.
+async fn start_mysql(
+    folder: &Path,
+    sandbox: &Sandbox,
+    ready: &mut Value,
+) -> anyhow::Result<(Mysql, Moto, SecretsManager)> {
+    const SECRET: &str = "demo/journal";
+    let (mysql, moto) = tokio::try_join!(Mysql::start(folder), Moto::start(folder))?;
+    moto.create_secret(SECRET, &mysql::secret()).await?;
+    let secrets = sandbox.secrets_manager(&moto).await?;
+    ready["mysql"] = json!({
+        "host": mysql::HOST, "port": mysql.port, "ca_file": mysql.ca_file, "socket": mysql.socket(),
+        "direct_user": mysql::DIRECT_USER, "secret_user": mysql::SECRET_USER, "secret": SECRET,
+    });
+    ready["secrets_manager"] = json!(secrets.endpoint());
+    Ok((mysql, moto, secrets))
 }
 
 /// Until somebody ends it.

@@ -6,13 +6,21 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use crate::tools;
+use crate::{REGION, tools};
 
 /// A Python program that imports botocore takes its time.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// For servers on this machine.
+pub(crate) fn http_client() -> reqwest::Client {
+    // The first one in this process stays.
+    let _already = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    reqwest::Client::new()
+}
 
 /// A running server; killed when dropped.
 pub struct Moto {
@@ -42,6 +50,24 @@ impl Moto {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Ok(Self { port, _child: child })
+    }
+
+    /// Keeps a new secret.
+    ///
+    /// # Errors
+    /// When moto does not take it.
+    pub async fn create_secret(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let body = json!({"Name": name, "SecretString": text, "ClientRequestToken": uuid::Uuid::new_v4().to_string()});
+        // moto takes the region from the signature, and checks none.
+        let scope = format!("AKIDKEEPER/20260101/{REGION}/secretsmanager/aws4_request");
+        let call = http_client()
+            .post(self.endpoint())
+            .header("authorization", format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"))
+            .header("content-type", "application/x-amz-json-1.1")
+            .header("x-amz-target", "secretsmanager.CreateSecret")
+            .body(body.to_string());
+        call.send().await?.error_for_status().with_context(|| format!("moto does not take the secret {name}"))?;
+        Ok(())
     }
 
     /// The value for `AWS_ENDPOINT_URL_SECRETS_MANAGER`.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{ApiError, caller, reply, serve_until, text};
 use crate::iam::Identity;
-use crate::moto::Moto;
+use crate::moto::{self, Moto};
 use crate::shared::Shared;
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
@@ -62,12 +62,10 @@ impl Drop for SecretsManager {
 
 impl SecretsManager {
     pub(crate) async fn start(sandbox: Arc<Shared>, moto: &Moto) -> anyhow::Result<Self> {
-        // The first one in this process stays.
-        let _already = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let front = Arc::new(Front {
             sandbox,
             moto: moto.endpoint(),
-            http: reqwest::Client::new(),
+            http: moto::http_client(),
             answer: Mutex::new(Answer::Value),
             calls: AtomicUsize::new(0),
         });

@@ -200,7 +200,7 @@ pub(crate) async fn feed(mut client: Command, statements: &str) -> anyhow::Resul
     Ok(())
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 

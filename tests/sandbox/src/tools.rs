@@ -4,11 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+/// Where `scripts/setup` puts what only this repository needs.
+pub(crate) fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools")
+}
+
 /// # Errors
 /// When the program is neither there nor on PATH, with the way to get it.
 pub fn find(program: &str) -> anyhow::Result<PathBuf> {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools");
-    let own = ["bin", "python/bin"].map(|folder| tools.join(folder).join(program));
+    let own = ["bin", "python/bin"].map(|place| folder().join(place).join(program));
     if let Some(own) = own.into_iter().find(|file| file.exists()) {
         return Ok(own);
     }
