@@ -18,6 +18,8 @@ mod relay;
 #[cfg(feature = "launcher")]
 mod session;
 #[cfg(feature = "launcher")]
+mod state;
+#[cfg(feature = "launcher")]
 mod status;
 #[cfg(feature = "launcher")]
 mod target;

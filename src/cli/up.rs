@@ -16,6 +16,7 @@ use crate::cli::authorize::Badge;
 use crate::cli::error::CommandError;
 use crate::cli::launch::{self, AwsArgs, Patience, Place, interrupted, interruptible};
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
+use crate::cli::state::StateFolder;
 use crate::cli::target::Door;
 use crate::cli::ui::Ui;
 use crate::cli::{explain, hold, target};
@@ -262,9 +263,10 @@ async fn detach(
     let task = place.wait_ready(ui, task, patience).await?;
     let phase = ui.phase("background");
     let program = std::env::current_exe().map_err(CommandError::failed)?;
-    let log_file = std::env::temp_dir().join(format!("bastion-{}.log", task.id));
-    let log = std::fs::File::create(&log_file).map_err(|error| {
-        CommandError::failed(anyhow::anyhow!("cannot write the log {}: {error}", log_file.display()))
+    let state = StateFolder::open()?;
+    let (log_name, log) = state.log(&task.id).map_err(|error| {
+        let folder = state.path("");
+        CommandError::failed(anyhow::anyhow!("cannot write a log into the state folder {}: {error}", folder.display()))
     })?;
     let mut connect = Command::new(program);
     connect.args(["connect", &args.common.env, "--access", &args.common.access, "--json"]);
@@ -303,11 +305,11 @@ async fn detach(
     let Ok(Some(event)) = tokio::time::timeout(patience.left(DETACH_TIMEOUT), ready).await else {
         // It has ended, or it must not go on alone.
         let _ended = child.kill().await;
-        let said = std::fs::read_to_string(&log_file).unwrap_or_default();
+        let said = state.read(&log_name).ok().flatten().unwrap_or_default();
         return Err(CommandError::failed(anyhow::anyhow!("the background tunnel did not come up: {}", said.trim())));
     };
     let pid = child.id().unwrap_or_default();
-    ui.done(phase, &format!("process {pid}, log {}", log_file.display()));
+    ui.done(phase, &format!("process {pid}, log {}", state.path(&log_name).display()));
     if ui.is_json() {
         ui.event(&event);
     } else {

@@ -1,5 +1,6 @@
 //! The launcher against the sandbox: from `bastion up` to nothing left.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -214,6 +215,12 @@ async fn keep_and_detach_leave_it_running_until_down() {
     let mut psql = Command::new("psql");
     psql.args(["-X", "-A", "-t", "-w", "-h", "localhost", "-U", "x", "-p", &port, "-c", "select 1"]);
     assert_eq!(finish(psql).await.1, "1");
+    // Its log is where nobody else can read it or put a link in its place.
+    let state = world.folder.path().join(".local/state/bastion");
+    let log = state.join(format!("{}-1.log", ready["task"].as_str().unwrap()));
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&state), mode(&log)), (0o700, 0o600));
+    assert!(out.contains(&log.display().to_string()), "{out}");
     let (code, out, _) = finish(bastion(&world, "alice", &["status", "demo", "--json"])).await;
     let status: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, status["tasks"][0]["status"].as_str()), (0, Some("RUNNING")));
@@ -227,6 +234,25 @@ async fn keep_and_detach_leave_it_running_until_down() {
         }
     };
     tokio::time::timeout(PATIENCE, closed).await.unwrap();
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_safely_ends_the_start_and_harms_no_file() {
+    let world = World::start().await;
+    // Somebody has put a link to the person's own files in the place of the state folder.
+    let kept = world.folder.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::create_dir_all(world.folder.path().join(".local/state")).unwrap();
+    std::os::unix::fs::symlink(&kept, world.folder.path().join(".local/state/bastion")).unwrap();
+    let mut detached = bastion(&world, "alice", &["up", "demo", "--detach"]);
+    detached.args(ports().await);
+    let (code, _, err) = finish(detached).await;
+    assert_eq!(code, 1, "{err}");
+    for part in ["the state folder", "it is a link or not a folder", "XDG_STATE_HOME"] {
+        assert!(err.contains(part), "{part} is not in {err}");
+    }
+    assert_eq!((std::fs::read_dir(&kept).unwrap().count(), running(&world)), (0, 0));
     world.stop().await;
 }
 
