@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::aws::{Aws, StsPost};
 use crate::cli::error::CommandError;
+use crate::cli::escape;
 use crate::cli::session::Sessions;
 use crate::cli::target::{get, post};
 use crate::cli::ui::Ui;
@@ -94,7 +95,7 @@ impl Badge {
         if self.ui.is_json() {
             self.ui.event(&json!({"event": "password", "password": now}));
         } else {
-            self.ui.data(&format!("the new task has a password of its own: {now}"));
+            self.ui.data(&format!("the new task has a password of its own: {}", escape::line(now)));
         }
     }
 

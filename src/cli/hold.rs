@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::error::CommandError;
+use crate::cli::escape;
 use crate::cli::target::{Door, Relay, Served, Unavailable};
 use crate::cli::ui::Ui;
 use crate::tunnel::State;
@@ -37,7 +38,10 @@ pub(super) struct Port {
 /// Opens a local port for each target: `wishes` from the command line, then the configured one, then the next free.
 pub(super) fn open_ports(ui: &Ui, relay: &Relay, wishes: &BTreeMap<String, u16>) -> Result<Vec<Port>, CommandError> {
     if relay.targets.is_empty() {
-        let problems = relay.unavailable.iter().map(|target| format!("\n  {}: {}", target.name, target.problem));
+        let problems = relay
+            .unavailable
+            .iter()
+            .map(|target| format!("\n{}: {}", escape::line(&target.name), escape::line(&target.problem)));
         return Err(CommandError::failed(anyhow::anyhow!(
             "the relay serves none of its targets{}",
             problems.collect::<String>()

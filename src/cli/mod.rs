@@ -3,8 +3,11 @@
 #[cfg(feature = "launcher")]
 mod authorize;
 #[cfg(feature = "launcher")]
+mod client_command;
+#[cfg(feature = "launcher")]
 mod down;
 mod error;
+mod escape;
 #[cfg(feature = "launcher")]
 mod explain;
 #[cfg(feature = "launcher")]

@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::error::{CommandError, Kind};
+use crate::cli::escape;
 use crate::cli::launch::{self, AwsArgs, interruptible};
 use crate::cli::ui::Ui;
 use crate::config::laptop;
@@ -67,7 +68,7 @@ async fn run(args: &StatusArgs) -> Result<(), CommandError> {
                 })
             })
             .collect();
-        ui.data(&json!({ "tasks": tasks }).to_string());
+        ui.document(&json!({ "tasks": tasks }));
         return Ok(());
     }
     if rows.is_empty() {
@@ -75,7 +76,8 @@ async fn run(args: &StatusArgs) -> Result<(), CommandError> {
     }
     for (env, access, task) in rows {
         let age = age(task.created_at).map(|seconds| format!("{} min", seconds / 60)).unwrap_or_default();
-        ui.data(&format!("{env:<12} {access:<8} {}  {:<13} {age}", task.id, task.last_status));
+        let (id, status) = (escape::line(&task.id), escape::line(&task.last_status));
+        ui.data(&format!("{env:<12} {access:<8} {id}  {status:<13} {age}"));
     }
     Ok(())
 }

@@ -9,6 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::cli::client_command;
+use crate::cli::escape::line;
 use crate::cli::ui::Ui;
 use crate::tunnel::Tunnel;
 use crate::types::Engine;
@@ -132,7 +134,7 @@ async fn exchange(tunnel: &Tunnel, request: &str) -> anyhow::Result<(u16, Vec<u8
 impl Unavailable {
     /// The card for people.
     pub(super) fn card(&self) -> String {
-        format!("{}  (not served)\n  problem   {}", self.name, self.problem)
+        format!("{}  (not served)\n  problem   {}", line(&self.name), line(&self.problem))
     }
 
     /// The card for machines.
@@ -155,20 +157,16 @@ impl Served {
         })
     }
 
-    /// The line that connects a command-line client.
-    fn command(&self, port: u16) -> Option<String> {
+    /// The line that connects a command-line client, if a shell can be given one.
+    fn command(&self, port: u16, door: &Door) -> Option<String> {
+        let user = self.db_user.as_deref().unwrap_or("anyone");
         let database = self.database.as_deref();
         match self.engine() {
-            Engine::Postgres => Some(format!(
-                "psql -h localhost -p {port} -U {}{}",
-                self.db_user.as_deref().unwrap_or("anyone"),
-                database.map(|database| format!(" -d {database}")).unwrap_or_default()
-            )),
-            Engine::Mysql => Some(format!(
-                "mysql -h 127.0.0.1 -P {port} -u {} --protocol=tcp{}",
-                self.db_user.as_deref().unwrap_or("anyone"),
-                database.map(|database| format!(" {database}")).unwrap_or_default()
-            )),
+            Engine::Postgres => {
+                let shows_password = self.is_logged_in() && !matches!(door, Door::Open);
+                client_command::psql(port, user, database, shows_password)
+            }
+            Engine::Mysql => client_command::mysql(port, user, database),
             Engine::Tcp => None,
         }
     }
@@ -203,24 +201,25 @@ impl Served {
         Some(format!("any user, {password}; the relay logs in{user}"))
     }
 
-    /// The card for people.
+    /// The card for people: one line for each value, whatever the relay says.
     pub(super) fn card(&self, port: u16, door: &Door) -> String {
-        let mut lines = vec![format!("{}  ({} at {})", self.name, self.engine, self.upstream())];
-        lines.push(format!("  address   localhost:{port}"));
+        let head = format!("{}  ({} at {})", self.name, self.engine, self.upstream());
+        let mut lines = vec![line(&head), format!("  address   localhost:{port}")];
+        let mut add = |label: &str, value: &str| lines.push(format!("  {label:<9} {}", line(value)));
         if let Some(login) = self.login(door) {
-            lines.push(format!("  login     {login}"));
+            add("login", &login);
         }
         if self.read_only && self.is_logged_in() {
-            lines.push("  session   transactions are read-only".to_owned());
+            add("session", "transactions are read-only");
         }
         if let Some(database) = &self.database {
-            lines.push(format!("  database  {database}"));
+            add("database", database);
         }
         if let Some(problem) = &self.problem {
-            lines.push(format!("  problem   {problem}"));
+            add("problem", problem);
         }
-        if let Some(command) = self.command(port) {
-            lines.push(format!("  command   {command}"));
+        if let Some(command) = self.command(port, door) {
+            add("command", &command);
         }
         lines.join("\n")
     }
@@ -233,13 +232,15 @@ impl Served {
         };
         json!({
             "name": self.name, "engine": self.engine, "host": "127.0.0.1", "port": port, "database": self.database,
-            "db_user": self.db_user, "password": password, "upstream": self.upstream(), "problem": self.problem, "command": self.command(port),
+            "db_user": self.db_user, "password": password, "upstream": self.upstream(), "problem": self.problem, "command": self.command(port, door),
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn served() -> Served {
@@ -297,10 +298,13 @@ mod tests {
         assert!(card.contains("  login     any user, password 0123abcd; the relay logs in as db_read\n"), "{card}");
         assert_eq!(served().json(15432, &door)["password"], "0123abcd");
         assert!(!format!("{door:?}").contains("0123"));
+        // Only where the relay takes the password; the client's own may be asked for as the database likes.
+        assert!(served().command(1, &door).unwrap().starts_with("PGREQUIREAUTH=scram-sha-256 psql "));
         let own = Served { db_user: None, credential: "client".into(), ..served() };
         assert!(
             own.card(15432, &door).contains("your own database user") && own.json(15432, &door)["password"].is_null()
         );
+        assert!(own.command(1, &door).unwrap().starts_with("psql "));
         let unknown = served().card(15432, &Door::Unknown);
         assert!(unknown.contains("a password that the relay tells only callers it knows; the relay"), "{unknown}");
         assert!(served().json(15432, &Door::Unknown)["password"].is_null());
@@ -321,5 +325,32 @@ mod tests {
         assert_eq!(Served { engine: "mysql".into(), ..served() }.wished_port(), 13306);
         assert_eq!(Served { engine: "new".into(), port: Some(60_000), ..served() }.wished_port(), 60_000);
         assert_eq!(Served { local_port: Some(7), ..served() }.wished_port(), 7);
+    }
+
+    proptest! {
+        #[test]
+        fn a_card_is_the_same_lines_whatever_a_relay_says(
+            texts in prop::collection::vec("[a-z =\u{1b}\u{9b}\u{7}\n\r\u{202e}'\";$`-]{0,12}|\\PC{0,8}|(?s:.{0,8})", 6),
+            engine in prop::sample::select(vec!["postgres", "mysql", "tcp", "\n\u{1b}"]),
+        ) {
+            let [name, host, database, user, problem, version] = <[String; 6]>::try_from(texts).unwrap();
+            let all = json!({
+                "name": name, "engine": engine, "host": host, "port": 1, "database": database, "db_user": user,
+                "problem": problem, "read_only": true, "credential": version, "local_port": null,
+            });
+            let served: Served = serde_json::from_value(all).unwrap();
+            let card = served.card(15432, &Door::Password(name.clone().into()));
+            let labels: Vec<&str> = card.split('\n').skip(1).map(|line| line.get(..12).unwrap()).collect();
+            let is_tcp = served.engine() == Engine::Tcp;
+            let mut wanted = vec!["  address   "];
+            wanted.extend((!is_tcp).then_some(["  login     ", "  session   "]).into_iter().flatten());
+            wanted.extend(["  database  ", "  problem   "]);
+            wanted.extend(served.command(1, &Door::Open).map(|_| "  command   "));
+            prop_assert_eq!(labels, wanted);
+            prop_assert_eq!(crate::cli::escape::lines(&card), card);
+            let unavailable = Unavailable { name, problem };
+            prop_assert_eq!(unavailable.card().lines().count(), 2);
+            prop_assert_eq!(crate::cli::escape::lines(&unavailable.card()), unavailable.card());
+        }
     }
 }

@@ -1,4 +1,7 @@
 //! The only printer. stdout is data (connect cards, tables, JSON), stderr is talk (phases, state, hints).
+//!
+//! Whatever comes here may hold text of a relay, of AWS or of a configuration file: it is escaped for a terminal, and in
+//! talk no line but the first begins at the margin. Who puts together data of several lines makes a line of each value.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +10,8 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+
+use crate::cli::escape;
 
 /// How a command talks.
 pub(super) struct Ui {
@@ -37,7 +42,7 @@ impl Phase {
     /// What the phase waits for just now.
     pub(super) fn detail(&self, text: &str) {
         if let Some(bar) = &self.bar {
-            bar.set_message(format!("{} · {text}", self.name));
+            bar.set_message(escape::line(&format!("{} · {text}", self.name)));
         }
     }
 }
@@ -61,7 +66,7 @@ impl Ui {
     pub(super) fn phase(&self, name: &str) -> Phase {
         let bar = self.moves().then(|| {
             let bar = self.bars.insert(0, spinner("  {spinner} {msg} {elapsed}"));
-            bar.set_message(name.to_owned());
+            bar.set_message(escape::line(name));
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
@@ -90,7 +95,7 @@ impl Ui {
     pub(super) fn status(&self, text: &str) {
         if self.moves() {
             let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-            line.get_or_insert_with(|| self.bars.add(spinner("  {wide_msg}"))).set_message(text.to_owned());
+            line.get_or_insert_with(|| self.bars.add(spinner("  {wide_msg}"))).set_message(escape::line(text));
         }
     }
 
@@ -105,7 +110,7 @@ impl Ui {
     #[expect(clippy::print_stderr, reason = "this is the printer")]
     pub(super) fn say(&self, text: &str) {
         if !self.quiet && !self.json {
-            self.bars.suspend(|| eprintln!("{text}"));
+            self.bars.suspend(|| eprintln!("{}", escape::indented(text)));
         }
     }
 
@@ -115,12 +120,21 @@ impl Ui {
         if self.json {
             self.event(&json!({"event": "warning", "message": text}));
         } else {
-            self.bars.suspend(|| eprintln!("{text}"));
+            self.bars.suspend(|| eprintln!("{}", escape::indented(text)));
         }
     }
 
     /// Data for people.
     pub(super) fn data(&self, text: &str) {
+        self.print(&escape::lines(text));
+    }
+
+    /// Data for machines: one JSON document in one line.
+    pub(super) fn document(&self, document: &Value) {
+        self.print(&escape::json(document));
+    }
+
+    fn print(&self, text: &str) {
         self.bars.suspend(|| {
             // A closed pipe means that the reader has had enough.
             let _broken_pipe = writeln!(std::io::stdout(), "{text}");
@@ -130,7 +144,7 @@ impl Ui {
     /// One JSON line, under --json only.
     pub(super) fn event(&self, event: &Value) {
         if self.json {
-            self.data(&event.to_string());
+            self.document(event);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::cli::session::{FurtherSessions, Purpose, Sessions};
 use crate::cli::state::StateFolder;
 use crate::cli::target::Door;
 use crate::cli::ui::Ui;
-use crate::cli::{explain, hold, target};
+use crate::cli::{escape, explain, hold, target};
 use crate::tunnel::Tunnel;
 use crate::tunnel::lanes::Lanes;
 
@@ -314,13 +314,13 @@ async fn detach(
         ui.event(&event);
     } else {
         for target in event["targets"].as_array().into_iter().flatten() {
-            let text = |key: &str| target[key].as_str().unwrap_or_default().to_owned();
-            let password = target["password"].as_str().map(|password| format!("  password {password}"));
+            let text = |key: &str| escape::line(target[key].as_str().unwrap_or_default());
+            let password = target["password"].as_str().map(|password| format!("  password {}", escape::line(password)));
             let password = password.unwrap_or_default();
             ui.data(&format!("{}  localhost:{}  {}{password}", text("name"), target["port"], text("command")));
         }
         for target in event["unavailable"].as_array().into_iter().flatten() {
-            let text = |key: &str| target[key].as_str().unwrap_or_default();
+            let text = |key: &str| escape::line(target[key].as_str().unwrap_or_default());
             ui.data(&format!("{}  not served: {}", text("name"), text("problem")));
         }
         ui.say(&format!(

@@ -114,7 +114,7 @@ async fn ask_postgres(port: u16, served: &Served, password: Option<&SecretString
 fn postgres_error(error: &tokio_postgres::Error) -> String {
     let Some(said) = error.as_db_error() else { return error.to_string() };
     let parts = [Some(said.message()), said.detail(), said.hint()];
-    parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n  ")
+    parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
 async fn ask_mysql(port: u16, password: Option<&SecretString>) -> Result<Found, String> {

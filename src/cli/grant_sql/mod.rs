@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::authorize::Badge;
 use crate::cli::error::{CommandError, Kind};
+use crate::cli::escape;
 use crate::cli::launch::{self, AwsArgs, Patience, Place, interruptible};
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
 use crate::cli::target::{self, Unavailable};
@@ -98,7 +99,7 @@ pub(super) async fn cmd_grant_sql(args: GrantSqlArgs, drain: CancellationToken) 
         let all: Vec<_> = scripts
             .map(|(target, sql)| json!({"target": target.name, "engine": target.engine.as_str(), "sql": sql}))
             .collect();
-        ui.data(&json!({"access": args.access, "targets": all}).to_string());
+        ui.document(&json!({"access": args.access, "targets": all}));
     } else {
         ui.data(&scripts.map(|(_, sql)| sql).collect::<Vec<_>>().join("\n"));
     }
@@ -183,34 +184,35 @@ async fn check_through(
         let Some(checked) = checked else {
             all.push(json!({"target": served.name, "ok": null}));
             if !args.json {
-                ui.data(&format!("{}  not checked: clients log in themselves", served.name));
+                ui.data(&format!("{}  not checked: clients log in themselves", escape::line(&served.name)));
             }
             continue;
         };
         failed = failed.saturating_add(usize::from(checked.is_err()));
+        let name = escape::line(&served.name);
         match &checked {
             Ok(found) if args.json => all.push(json!({
                 "target": served.name, "ok": true, "user": found.user, "server": found.server, "rights": found.rights
             })),
             Err(error) if args.json => all.push(json!({"target": served.name, "ok": false, "error": error})),
             Ok(found) => {
-                ui.data(&format!("{}  ok: {} on {}", served.name, found.user, found.server));
+                ui.data(&format!("{name}  ok: {} on {}", escape::line(&found.user), escape::line(&found.server)));
                 for right in &found.rights {
-                    ui.data(&format!("  {right}"));
+                    ui.data(&format!("  {}", escape::line(right)));
                 }
             }
-            Err(error) => ui.data(&format!("{}  failed: {error}", served.name)),
+            Err(error) => ui.data(&format!("{name}  failed: {}", escape::indented(error))),
         }
     }
     lanes.close().await;
     for Unavailable { name, problem } in &unavailable {
         all.push(json!({"target": name, "ok": false, "error": problem}));
         if !args.json {
-            ui.data(&format!("{name}  not served: {problem}"));
+            ui.data(&format!("{}  not served: {}", escape::line(name), escape::line(problem)));
         }
     }
     if args.json {
-        ui.data(&json!({"access": args.access, "targets": all}).to_string());
+        ui.document(&json!({"access": args.access, "targets": all}));
     }
     let without_login = failed.saturating_add(unavailable.len());
     if without_login == 0 {
