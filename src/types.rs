@@ -1,6 +1,7 @@
 //! The vocabulary that the parts share: plain values, no behaviour beyond parsing and printing.
 
 mod partition;
+mod sts;
 
 #[cfg(feature = "launcher")]
 use std::collections::BTreeMap;
@@ -16,6 +17,9 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 pub(crate) use crate::types::partition::Partition;
+#[cfg(feature = "launcher")]
+pub(crate) use crate::types::sts::StsHost;
+pub(crate) use crate::types::sts::is_region;
 
 /// The port of the relay's HTTP side inside the task, which the Session Manager session is opened to.
 pub(crate) const RELAY_HTTP_PORT: u16 = 7070;

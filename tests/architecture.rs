@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Root modules and the root modules they may name besides themselves. `cli` is not here: it may name all of them.
 const IMPORTS: &[(&str, &[&str])] = &[
-    ("aws", &["types"]),
+    ("aws", &["types", "wire"]),
     ("config", &["credential", "relay", "tls", "tunnel", "types"]),
     ("credential", &["tls", "types", "wire"]),
     ("fuzzing", &["wire"]),

@@ -4,6 +4,7 @@ mod ecs;
 mod error;
 mod sign;
 mod ssm;
+mod sts;
 
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +21,7 @@ use secrecy::SecretString;
 pub(crate) use crate::aws::ecs::{TaskOrder, TaskState};
 pub(crate) use crate::aws::error::AwsError;
 use crate::aws::error::Call;
+pub(crate) use crate::aws::sts::StsPost;
 
 const ATTEMPTS: u32 = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,17 +38,6 @@ pub(crate) struct Caller {
     pub(crate) arn: String,
     /// What policies know as `${aws:userid}`: `AROA…:session` for a role, `AIDA…` for a user.
     pub(crate) user_id: String,
-}
-
-/// A POST to STS that somebody else sends.
-#[derive(Debug)]
-pub(crate) struct StsPost<'a> {
-    pub(crate) host: &'a str,
-    /// Of `host`; the signature is scoped to it.
-    pub(crate) region: &'a str,
-    /// Headers that are signed besides `Host` and those of the signature.
-    pub(crate) extra: &'a [(&'a str, &'a str)],
-    pub(crate) body: &'a [u8],
 }
 
 /// One account, profile and region. Cheap to clone: the clones share connections and cached credentials.
@@ -146,7 +137,7 @@ impl Aws {
     /// The headers for each of `posts`, as [`Aws::sign_upgrade`], all signed with the same credentials.
     pub(crate) async fn sign_for_sts(
         &self,
-        posts: &[StsPost<'_>],
+        posts: &[StsPost],
         now: SystemTime,
     ) -> Result<Vec<Vec<(String, SecretString)>>, AwsError> {
         let call = self.call("SignIdentity", "the source of the AWS credentials");

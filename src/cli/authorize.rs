@@ -14,11 +14,7 @@ use crate::cli::session::Sessions;
 use crate::cli::target::{get, post};
 use crate::cli::ui::Ui;
 use crate::tunnel::{BoxFuture, ControlError, Pass, Tunnel};
-use crate::types::Partition;
-use crate::wire::authorize::{
-    Audience, BODY, CONTENT_TYPE, Challenge, Claim, Granted, HEADER_NONCE, HEADER_TASK, HEADER_VAULT, PATH, Signed,
-    VaultLogin,
-};
+use crate::wire::authorize::{Audience, Challenge, Claim, Granted, PATH, Signed, VaultLogin};
 
 /// The token of this launcher at the relay of one task.
 pub(super) struct Badge {
@@ -104,31 +100,13 @@ impl Badge {
         self.local_password.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Signs only for the task that the tunnel was opened to, for STS, and for Vaults of the environment: whoever answers
-    /// at its end may pass the question of another relay on.
+    /// The answer to `challenge`: a proof, and logins to Vaults of the environment.
     async fn sign(&self, challenge: Challenge) -> anyhow::Result<Claim> {
-        let Challenge { task, region, sts_host: host, nonce, .. } = &challenge;
-        let own_task = self.sessions.task().arn;
-        if *task != own_task {
-            bail!("the relay says that it is task {task}, but the tunnel leads to {own_task}");
-        }
-        let own_region = self.aws.region().unwrap_or_default();
-        if *region != own_region {
-            bail!("the relay asks STS in region {region:?}, and this environment is in {own_region:?}");
-        }
-        if !Partition::is_endpoint(host, "sts", region) && self.aws.endpoint_authority() != Some(host) {
-            bail!("the relay asks at {host:?}, which is not STS in {region}");
-        }
+        let (task, region) = (self.sessions.task().arn, self.aws.region().unwrap_or_default());
+        let proof = StsPost::proof(&challenge, &task, &region, self.aws.endpoint_authority())?;
         let vaults = self.vaults(challenge.vaults.as_deref());
-        let extra = [("content-type", CONTENT_TYPE), (HEADER_NONCE, nonce), (HEADER_TASK, task)];
-        let body = BODY.as_bytes();
-        let hosts: Vec<String> = vaults.iter().map(Audience::sts_host).collect();
-        let extras: Vec<_> =
-            vaults.iter().map(|vault| [("content-type", CONTENT_TYPE), (HEADER_VAULT, &vault.server_id)]).collect();
-        let mut posts = vec![StsPost { host, region, extra: &extra, body }];
-        for ((vault, host), extra) in vaults.iter().zip(&hosts).zip(&extras) {
-            posts.push(StsPost { host, region: vault.region(), extra, body });
-        }
+        let logins = vaults.iter().map(StsPost::vault_login);
+        let posts = std::iter::once(Ok(proof)).chain(logins).collect::<Result<Vec<_>, _>>()?;
         let mut signed = self.aws.sign_for_sts(&posts, self.tunnel.wall_clock()).await?.into_iter();
         let proof = signed.next().context("nothing was signed")?;
         let sts = Signed {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::config::problem::Problems;
 use crate::config::table::{Table, nearest};
-use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target, Undecided, VaultAs, VaultConfig};
+use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target, Undecided, VaultAs, VaultConfig, is_region};
 
 /// Longest name of an environment, access level or target; it becomes part of tags, parameter names and log lines.
 const NAME_MAX: usize = 64;
@@ -238,7 +238,7 @@ fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConf
                    this Vault is good at every other one";
         table.problem(problems, "server_id", "is missing, and login is \"caller\"", fix);
     }
-    if let Some(region) = sts_region.as_ref().filter(|region| !is_host(region)) {
+    if let Some(region) = sts_region.as_ref().filter(|region| !is_region(region)) {
         table.problem(
             problems,
             "sts_region",
