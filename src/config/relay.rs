@@ -83,7 +83,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
 /// The text may be in the configuration, because the image has no place for a file.
 fn extra_ca(table: &mut Table<'_>, env: &impl Env, problems: &mut Problems) -> ExtraCa {
     let file = table.string("extra_ca_file", problems).map(str::to_owned).or_else(|| env.get(vars::EXTRA_CA_FILE));
-    let pem = table.string("extra_ca", problems).map(str::to_owned);
+    let pem = table.text("extra_ca", problems).map(str::to_owned);
     if let Some(Err(wrong)) = pem.as_deref().map(tls::pem_certificates) {
         let fix = "write the text of a PEM file, with \\n for its line ends; for the path of a file use extra_ca_file";
         table.problem(problems, "extra_ca", wrong, fix);

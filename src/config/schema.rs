@@ -184,6 +184,10 @@ fn rds_iam(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialCo
 
 fn secrets_manager(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConfig> {
     let secret_id = table.required("secret_id", "prod/orders", problems).map(str::to_owned);
+    if let Some(id) = secret_id.as_ref().filter(|id| !is_secret_id(id)) {
+        let fix = "write its name or ARN: letters, digits and /_+=.@!:-, for example \"prod/orders\"";
+        table.problem(problems, "secret_id", format!("is {id:?}"), fix);
+    }
     let region = table.string("region", problems).map(str::to_owned);
     table.finish(problems);
     Some(CredentialConfig::SecretsManager { secret_id: secret_id?, region })
@@ -223,6 +227,10 @@ fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConf
             let fix = "write a path of letters, digits and -._/, for example \"database/creds/read\"";
             table.problem(problems, key, format!("is {path:?}"), fix);
         }
+    }
+    if let Some(role) = role.as_ref().filter(|role| !is_vault_path(role) || role.contains('/')) {
+        let fix = "write the name of a role: letters, digits and -._, for example \"bastion-read\"";
+        table.problem(problems, "role", format!("is {role:?}"), fix);
     }
     let mut text = |key| table.string(key, problems).map(str::to_owned);
     let (namespace, ca_file) = (text("namespace"), text("ca_file").map(PathBuf::from));
@@ -271,6 +279,11 @@ fn is_vault_address(url: &str) -> bool {
     let (host, port) = rest.split_once(':').unwrap_or((rest, "8200"));
     let near = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
     is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0) && (near || !loopback)
+}
+
+/// Secrets Manager API Reference, CreateSecret; `:` is in ARNs, `!` in the names of secrets that RDS manages.
+fn is_secret_id(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_alphanumeric() || "/_+=.@!:-".contains(c))
 }
 
 fn is_vault_path(path: &str) -> bool {

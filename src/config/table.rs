@@ -76,7 +76,19 @@ impl<'a> Table<'a> {
         Self::new(self.source, &self.key(key), value, problems)
     }
 
+    /// A string in one line.
     pub(super) fn string(&mut self, key: &'static str, problems: &mut Problems) -> Option<&'a str> {
+        let text = self.text(key, problems)?;
+        if text.chars().any(char::is_control) {
+            let fix = "write it without control characters and line ends";
+            self.problem(problems, key, format!("is {text:?}"), fix);
+            return None;
+        }
+        Some(text)
+    }
+
+    /// A string that may have lines.
+    pub(super) fn text(&mut self, key: &'static str, problems: &mut Problems) -> Option<&'a str> {
         match self.value(key)? {
             Value::String(text) if text.is_empty() => {
                 self.problem(problems, key, "is empty", "give a value or leave the key out");

@@ -3,149 +3,171 @@
 //! RDS and Aurora User Guides, "Creating a database account using IAM authentication"; Vault documentation, "Databases",
 //! PostgreSQL and MySQL secrets engines.
 
+use std::fmt;
+
+use crate::cli::escape;
 use crate::types::{CredentialConfig, Engine, Target, VaultAs};
 
 /// PostgreSQL 15 no longer lets everybody create tables in `public` (release notes, E.15.2).
 const PUBLIC_IS_CLOSED: u16 = 15;
 
+/// The lines. Names come in through [`Script::note`], or quoted into [`Script::run`].
+#[derive(Default)]
+struct Script(Vec<String>);
+
+impl Script {
+    /// A comment: one line, whatever is in it.
+    fn note(&mut self, text: fmt::Arguments<'_>) {
+        self.0.push(format!("-- {}", escape::line(&text.to_string())));
+    }
+
+    /// A statement, whose names are [`Identifier`], [`User`] or [`SchemaPattern`].
+    fn run(&mut self, statement: fmt::Arguments<'_>) {
+        self.0.push(format!("{statement};"));
+    }
+}
+
 /// SQL for an administrator, with comments; it ends with a line end.
 pub(super) fn script(target: &Target, access: &str, version: Option<u16>) -> String {
     let Target { name, engine, .. } = target;
-    let mut lines = vec![format!("-- {name}: {engine} at {}, access level {access}", target.address())];
+    let mut script = Script::default();
+    script.note(format_args!("{name}: {engine} at {}, access level {access}", target.address()));
     match &target.credential {
-        CredentialConfig::Client => {
-            lines.push("-- Clients log in themselves: there is nothing to grant.".to_owned());
-        }
+        CredentialConfig::Client => script.note(format_args!("Clients log in themselves: there is nothing to grant.")),
         CredentialConfig::RdsIam { user } => {
-            lines.push("-- The user logs in with IAM tokens of the task role.".to_owned());
-            let made = match engine {
-                Engine::Mysql => vec![format!(
-                    "CREATE USER {} IDENTIFIED WITH AWSAuthenticationPlugin AS 'RDS' REQUIRE SSL;",
-                    account(user)
-                )],
+            script.note(format_args!("The user logs in with IAM tokens of the task role."));
+            let user = User(*engine, user);
+            match engine {
+                Engine::Mysql => script.run(format_args!(
+                    "CREATE USER {user} IDENTIFIED WITH AWSAuthenticationPlugin AS 'RDS' REQUIRE SSL"
+                )),
                 Engine::Postgres | Engine::Tcp => {
-                    let user = identifier(user);
-                    vec![format!("CREATE USER {user} WITH LOGIN;"), format!("GRANT rds_iam TO {user};")]
+                    script.run(format_args!("CREATE USER {user} WITH LOGIN"));
+                    script.run(format_args!("GRANT rds_iam TO {user}"));
                 }
-            };
-            lines.extend(made);
-            lines.extend(grants(target, &quoted(*engine, user), version, true));
+            }
+            grants(&mut script, target, &user, version, true);
         }
         CredentialConfig::SecretsManager { secret_id, .. } => {
-            lines.push(format!("-- User and password are those of secret {}: put them in place.", comment(secret_id)));
-            lines.push(match engine {
-                Engine::Mysql => "CREATE USER 'USER'@'%' IDENTIFIED BY 'PASSWORD' REQUIRE SSL;".to_owned(),
-                Engine::Postgres | Engine::Tcp => "CREATE USER \"USER\" WITH LOGIN PASSWORD 'PASSWORD';".to_owned(),
-            });
-            lines.extend(grants(target, &quoted(*engine, "USER"), version, true));
+            script.note(format_args!("User and password are those of secret {secret_id}: put them in place."));
+            let user = User(*engine, "USER");
+            match engine {
+                Engine::Mysql => script.run(format_args!("CREATE USER {user} IDENTIFIED BY 'PASSWORD' REQUIRE SSL")),
+                Engine::Postgres | Engine::Tcp => {
+                    script.run(format_args!("CREATE USER {user} WITH LOGIN PASSWORD 'PASSWORD'"));
+                }
+            }
+            grants(&mut script, target, &user, version, true);
         }
         CredentialConfig::Vault(vault) => {
             let (mount, role) = vault.creds.split_once("/creds/").unwrap_or(("database", &vault.creds));
-            lines.push("-- Vault makes the users. Keep what follows as a file and write it into Vault:".to_owned());
-            lines.push(format!(
-                "--   vault write {mount}/roles/{role} db_name=CONNECTION default_ttl=1h max_ttl=8h creation_statements=@FILE"
+            script.note(format_args!("Vault makes the users. Keep what follows as a file and write it into Vault:"));
+            script.note(format_args!(
+                "  vault write {mount}/roles/{role} db_name=CONNECTION default_ttl=1h max_ttl=8h creation_statements=@FILE"
             ));
             if vault.login == VaultAs::Caller {
-                let role = vault.role.as_deref().unwrap_or("named as each one\'s role of IAM");
-                lines.push(format!(
-                    "-- People log in to Vault as themselves: the role {role} of auth/{} says who, their own policies say what.",
+                let role = vault.role.as_deref().unwrap_or("named as each one's role of IAM");
+                script.note(format_args!(
+                    "People log in to Vault as themselves: the role {role} of auth/{} says who, their own policies say what.",
                     vault.mount
                 ));
             }
-            lines.push(match engine {
-                Engine::Mysql => "CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}' REQUIRE SSL;".to_owned(),
-                Engine::Postgres | Engine::Tcp => {
-                    "CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}';"
-                        .to_owned()
+            let user = User(*engine, "{{name}}");
+            match engine {
+                Engine::Mysql => {
+                    script.run(format_args!("CREATE USER {user} IDENTIFIED BY '{{{{password}}}}' REQUIRE SSL"));
                 }
-            });
+                Engine::Postgres | Engine::Tcp => script.run(format_args!(
+                    "CREATE ROLE {user} WITH LOGIN PASSWORD '{{{{password}}}}' VALID UNTIL '{{{{expiration}}}}'"
+                )),
+            }
             // Default privileges would keep Vault from dropping the user.
-            lines.extend(grants(target, &quoted(*engine, "{{name}}"), version, false));
+            grants(&mut script, target, &user, version, false);
         }
     }
-    lines.push(String::new());
-    lines.join("\n")
+    script.0.push(String::new());
+    script.0.join("\n")
 }
 
 /// What the access level needs, for a user that stays or, without `lasting`, for one that is dropped soon.
-fn grants(target: &Target, user: &str, version: Option<u16>, lasting: bool) -> Vec<String> {
+fn grants(script: &mut Script, target: &Target, user: &User<'_>, version: Option<u16>, lasting: bool) {
     let rights = if target.read_only { "SELECT" } else { "SELECT, INSERT, UPDATE, DELETE" };
-    let mut lines = Vec::new();
     if target.engine == Engine::Mysql {
-        let database = match &target.database {
-            Some(database) => schema_pattern(database),
-            None => {
-                lines.push("-- No database is configured: put its name in place.".to_owned());
-                "`DATABASE`".to_owned()
-            }
-        };
-        lines.push(format!("GRANT {rights} ON {database}.* TO {user};"));
-        return lines;
+        if target.database.is_none() {
+            script.note(format_args!("No database is configured: put its name in place."));
+        }
+        let database = SchemaPattern(target.database.as_deref().unwrap_or("DATABASE"));
+        script.run(format_args!("GRANT {rights} ON {database}.* TO {user}"));
+        return;
     }
     match &target.database {
         Some(database) => {
-            lines.push(format!("-- From here on in database {}.", comment(database)));
-            lines.push(format!("GRANT CONNECT ON DATABASE {} TO {user};", identifier(database)));
+            script.note(format_args!("From here on in database {database}."));
+            script.run(format_args!("GRANT CONNECT ON DATABASE {} TO {user}", Identifier(database)));
         }
-        None => lines.push("-- From here on in each database that it may use.".to_owned()),
+        None => script.note(format_args!("From here on in each database that it may use.")),
     }
-    lines.push(format!("GRANT USAGE ON SCHEMA public TO {user};"));
-    lines.push(format!("GRANT {rights} ON ALL TABLES IN SCHEMA public TO {user};"));
+    script.run(format_args!("GRANT USAGE ON SCHEMA public TO {user}"));
+    script.run(format_args!("GRANT {rights} ON ALL TABLES IN SCHEMA public TO {user}"));
     if !target.read_only {
-        lines.push(format!("GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {user};"));
+        script.run(format_args!("GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {user}"));
     }
-    if lasting {
-        lines.push(
-            "-- Tables that this administrator makes later; for those of another owner: FOR ROLE OWNER.".to_owned(),
-        );
-        lines.push(format!("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT {rights} ON TABLES TO {user};"));
-        if !target.read_only {
-            lines
-                .push(format!("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO {user};"));
-        }
-        let close = "REVOKE CREATE ON SCHEMA public FROM PUBLIC;";
-        match version {
-            Some(version) if version >= PUBLIC_IS_CLOSED => {}
-            Some(_) => {
-                lines.push("-- Before PostgreSQL 15 everybody may create tables in public.".to_owned());
-                lines.push(close.to_owned());
-            }
-            None => lines.push(format!("-- Before PostgreSQL 15 also: {close}")),
-        }
+    if !lasting {
+        return;
     }
-    lines
-}
-
-fn quoted(engine: Engine, user: &str) -> String {
-    match engine {
-        Engine::Mysql => account(user),
-        Engine::Postgres | Engine::Tcp => identifier(user),
+    script
+        .note(format_args!("Tables that this administrator makes later; for those of another owner: FOR ROLE OWNER."));
+    script.run(format_args!("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT {rights} ON TABLES TO {user}"));
+    if !target.read_only {
+        script
+            .run(format_args!("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO {user}"));
+    }
+    let close = "REVOKE CREATE ON SCHEMA public FROM PUBLIC";
+    match version {
+        Some(version) if version >= PUBLIC_IS_CLOSED => {}
+        Some(_) => {
+            script.note(format_args!("Before PostgreSQL 15 everybody may create tables in public."));
+            script.run(format_args!("{close}"));
+        }
+        None => script.note(format_args!("Before PostgreSQL 15 also: {close};")),
     }
 }
 
 /// PostgreSQL manual 4.1.1, quoted identifiers.
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
+struct Identifier<'a>(&'a str);
+
+impl fmt::Display for Identifier<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.replace('"', "\"\""))
+    }
 }
 
-/// MySQL Reference Manual, "Specifying Account Names" and "String Literals".
-fn account(user: &str) -> String {
-    format!("'{}'@'%'", user.replace('\\', "\\\\").replace('\'', "''"))
+/// A user of the engine; for MySQL with its host (MySQL Reference Manual, "Specifying Account Names" and "String Literals").
+struct User<'a>(Engine, &'a str);
+
+impl fmt::Display for User<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(Engine::Mysql, name) => write!(f, "'{}'@'%'", name.replace('\\', "\\\\").replace('\'', "''")),
+            Self(Engine::Postgres | Engine::Tcp, name) => Identifier(name).fmt(f),
+        }
+    }
 }
 
 /// In GRANT, `_` and `%` in the name of a database are wildcards (MySQL Reference Manual, "GRANT Statement").
-fn schema_pattern(database: &str) -> String {
-    let escaped = database.replace('\\', "\\\\").replace('_', "\\_").replace('%', "\\%").replace('`', "``");
-    format!("`{escaped}`")
-}
+struct SchemaPattern<'a>(&'a str);
 
-/// Text that stays in its comment.
-fn comment(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
+impl fmt::Display for SchemaPattern<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let escaped = self.0.replace('\\', "\\\\").replace('_', "\\_").replace('%', "\\%").replace('`', "``");
+        write!(f, "`{escaped}`")
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::types::VaultConfig;
 
@@ -230,11 +252,145 @@ mod tests {
 
     #[test]
     fn names_cannot_leave_their_quotes_or_comments() {
-        assert_eq!(identifier("a\"; drop table x; --"), "\"a\"\"; drop table x; --\"");
-        assert_eq!(account("a'\\"), "'a''\\\\'@'%'");
-        assert_eq!(schema_pattern("a`b"), "`a``b`");
+        assert_eq!(Identifier("a\"; drop table x; --").to_string(), "\"a\"\"; drop table x; --\"");
+        assert_eq!(User(Engine::Mysql, "a'\\").to_string(), "'a''\\\\'@'%'");
+        assert_eq!(SchemaPattern("a`b").to_string(), "`a``b`");
         let secret = CredentialConfig::SecretsManager { secret_id: "x\ndrop table y;".to_owned(), region: None };
         let made = script(&target(Engine::Postgres, true, secret), "read", None);
-        assert!(made.contains("-- User and password are those of secret xdrop table y;: put"), "{made}");
+        assert!(made.contains("-- User and password are those of secret x\\ndrop table y;: put"), "{made}");
+    }
+
+    /// A script as its database reads it: comments are gone, and what is quoted is only told by its quotes. Each quoted text
+    /// as the database takes it is beside that.
+    fn read(script: &str, engine: Engine) -> (String, Vec<String>) {
+        let mysql = engine == Engine::Mysql;
+        let (mut statements, mut names) = (String::new(), Vec::new());
+        let mut chars = script.chars().peekable();
+        while let Some(c) = chars.next() {
+            let next = chars.peek().copied();
+            match c {
+                '-' if next == Some('-') => while chars.next_if(|c| !matches!(c, '\n' | '\r')).is_some() {},
+                '#' if mysql => panic!("another comment in {script}"),
+                '/' if next == Some('*') => panic!("another comment in {script}"),
+                '\'' | '"' | '`' => {
+                    let mut name = String::new();
+                    loop {
+                        match chars.next() {
+                            Some(end) if end == c => match chars.next_if_eq(&c) {
+                                Some(doubled) => name.push(doubled),
+                                None => break,
+                            },
+                            Some('\\') if mysql && c == '\'' => name.extend(chars.next()),
+                            Some(inside) => name.push(inside),
+                            None => panic!("an open quote in {script}"),
+                        }
+                    }
+                    statements.extend([c, c]);
+                    names.push(name);
+                }
+                c => statements.push(c),
+            }
+        }
+        (statements, names)
+    }
+
+    /// Credentials with `names` wherever a name is.
+    fn credentials(names: &[String; 4]) -> Vec<CredentialConfig> {
+        let [user, secret_id, role, path] = names.clone();
+        let vault = |login, creds: String, role| {
+            CredentialConfig::Vault(Box::new(VaultConfig {
+                address: "https://vault.example.com:8200".to_owned(),
+                login,
+                mount: path.clone(),
+                role,
+                creds,
+                namespace: None,
+                ca_file: None,
+                server_id: None,
+                sts_region: None,
+            }))
+        };
+        vec![
+            CredentialConfig::Client,
+            CredentialConfig::RdsIam { user },
+            CredentialConfig::SecretsManager { secret_id, region: None },
+            vault(VaultAs::Caller, format!("{path}/creds/{role}"), Some(role.clone())),
+            vault(VaultAs::Caller, path.clone(), None),
+            vault(VaultAs::Task, role.clone(), Some(role)),
+        ]
+    }
+
+    fn hostile() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(vec![
+            "\n",
+            "\r",
+            "\u{85}",
+            "\u{2028}",
+            "\0",
+            "'",
+            "''",
+            "\"",
+            "`",
+            "\\",
+            "\\'",
+            "--",
+            "-- ",
+            "#",
+            "/*",
+            "*/",
+            ";",
+            "ALTER ROLE eve SUPERUSER;",
+            "$$",
+            "_",
+            "%",
+            "{{name}}",
+            "\\! touch x",
+            "é",
+            " ",
+            "orders",
+        ]);
+        prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_adds_or_changes_a_statement(
+            names in [hostile(), hostile(), hostile(), hostile()],
+            place in [hostile(), hostile(), hostile()],
+            database in prop::option::of(hostile()),
+            read_only in any::<bool>(),
+            version in prop::option::of(14..17_u16),
+        ) {
+            let plain = ["u", "s", "r", "p"].map(str::to_owned);
+            for engine in [Engine::Postgres, Engine::Mysql] {
+                for (with, without) in credentials(&names).into_iter().zip(credentials(&plain)) {
+                    let user = match &with {
+                        CredentialConfig::RdsIam { user } => user.clone(),
+                        CredentialConfig::SecretsManager { .. } => "USER".to_owned(),
+                        _ => "{{name}}".to_owned(),
+                    };
+                    let [name, host, access] = place.clone();
+                    let odd = Target { name, host: Some(host), database: database.clone(), ..target(engine, read_only, with) };
+                    let plain_database = database.as_ref().map(|_| "d".to_owned());
+                    let usual = Target { database: plain_database, ..target(engine, read_only, without) };
+                    let (odd, usual) = (script(&odd, &access, version), script(&usual, "read", version));
+                    // The configuration has no names with line ends, which an identifier may have.
+                    if !user.contains('\n') && database.as_ref().is_none_or(|name| !name.contains('\n')) {
+                        prop_assert_eq!(odd.lines().count(), usual.lines().count());
+                    }
+                    let ((odd, found), (usual, expected)) = (read(&odd, engine), read(&usual, engine));
+                    prop_assert_eq!(odd, usual);
+                    // And each name is the configured one.
+                    for (found, expected) in found.into_iter().zip(expected) {
+                        match expected.as_str() {
+                            "u" | "USER" | "{{name}}" => prop_assert_eq!(&found, &user),
+                            "d" if engine == Engine::Postgres => prop_assert_eq!(Some(&found), database.as_ref()),
+                            other if other == "d" || other == "DATABASE" => {}
+                            fixed => prop_assert_eq!(&found, fixed),
+                        }
+                    }
+                }
+            }
+        }
     }
 }

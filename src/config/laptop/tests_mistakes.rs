@@ -133,3 +133,30 @@ fn a_file_that_cannot_be_read_is_a_problem() {
     std::fs::write(&path, "#".repeat((1 << 20) + 1)).unwrap();
     assert!(failed().contains("larger than 1048576 bytes"));
 }
+
+#[test]
+fn names_that_become_text_elsewhere_have_the_characters_of_names() {
+    let target = |credential: &str| {
+        let text = format!(
+            "[env.prod.access.read.target.orders]\nengine = 'postgres'\nhost = 'orders.example.com'\ncredential = {credential}\n"
+        );
+        failed("prod", &files(&text, None), Some(PARAMETER))
+    };
+    let vault =
+        |more: &str| format!("{{ vault = {{ address = 'https://v.example.com', creds = 'd/creds/r', {more} }} }}");
+    for (credential, part) in [
+        (
+            vault(r#"role = "x\nALTER ROLE eve SUPERUSER;\n-- ""#),
+            "vault.role: is \"x\\nALTER ROLE eve SUPERUSER;\\n-- \"",
+        ),
+        (vault("role = 'a b'"), "vault.role: is \"a b\"; write the name of a role"),
+        (vault("role = 'a/b'"), "vault.role: is \"a/b\""),
+        (vault("role = 'r', sts_region = 'evil.example'"), "vault.sts_region: is \"evil.example\""),
+        (vault("role = 'r', sts_region = 'EU'"), "vault.sts_region: is \"EU\""),
+        ("{ secrets_manager = { secret_id = 'a;b' } }".to_owned(), "secret_id: is \"a;b\"; write its name or ARN"),
+        (r#"{ rds_iam = { user = "a\u001b[2J" } }"#.to_owned(), "user: is \"a\\u{1b}[2J\"; write it without control"),
+    ] {
+        let said = target(&credential);
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+}
