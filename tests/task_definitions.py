@@ -45,6 +45,13 @@ def problems_of(definition: dict, ecs) -> list[str]:
     for where, used in enums.items():
         allowed = ecs.meta.service_model.shape_for(known[where]).enum
         found += [f"{where} is {value}, not one of {', '.join(allowed)}" for value in used if value not in allowed]
+    for container in definition["containerDefinitions"]:
+        for variable in container.get("environment", []):
+            config = json.loads(variable["value"]) if variable["name"] == "BASTION_CONFIG" else None
+            # The launcher compares both with what was asked for, and asks for this family.
+            wanted = config and f"bastion-{config.get('env')}-{config.get('access')}"
+            if config and definition["family"].startswith("bastion-") and definition["family"] != wanted:
+                found.append(f"family {definition['family']} and BASTION_CONFIG, of {wanted}, are not of one access level")
     if found:
         return found
     registered = ecs.register_task_definition(**definition)["taskDefinition"]

@@ -11,7 +11,7 @@ use crate::aws::{Aws, StsPost};
 use crate::cli::error::CommandError;
 use crate::cli::escape;
 use crate::cli::session::Sessions;
-use crate::cli::target::{get, post};
+use crate::cli::target::{get, post, said};
 use crate::cli::ui::Ui;
 use crate::tunnel::{BoxFuture, ControlError, Pass, Tunnel};
 use crate::wire::authorize::{Audience, Challenge, Claim, Granted, PATH, Signed, VaultLogin};
@@ -30,10 +30,13 @@ pub(super) struct Badge {
     proving: tokio::sync::Mutex<()>,
     /// What the person has been told about logins to Vault.
     told: Mutex<BTreeSet<String>>,
+    /// The task whose relay is known to be the one that was asked for.
+    expected: Mutex<String>,
 }
 
 impl Badge {
-    /// Proves who is calling, where the relay asks: `identity` is what it says about that.
+    /// Proves who is calling, where the relay asks: `identity` is what it says about that, and it is the relay that was asked
+    /// for.
     ///
     /// # Errors
     /// If the relay requires it and refuses.
@@ -53,6 +56,7 @@ impl Badge {
             local_password: Mutex::default(),
             proving: tokio::sync::Mutex::default(),
             told: Mutex::default(),
+            expected: Mutex::new(sessions.task().arn),
         });
         let Some(identity) = identity else { return Ok(badge) };
         let phase = ui.phase("authorize");
@@ -72,6 +76,7 @@ impl Badge {
 
     /// One challenge and its answer; remembers the token and returns whom the relay has recognised.
     async fn prove(&self) -> anyhow::Result<String> {
+        self.meet().await?;
         let (status, body) = get(&self.tunnel, PATH).await?;
         let challenge: Challenge = answer(status, &body)?;
         let claim = serde_json::to_string(&self.sign(challenge).await?)?;
@@ -81,6 +86,17 @@ impl Badge {
         let password = granted.local_password.map(SecretString::from);
         *self.local_password.lock().unwrap_or_else(PoisonError::into_inner) = password;
         Ok(granted.arn)
+    }
+
+    /// Looks once at the relay of each task: a task that was started for a client may be of another revision.
+    async fn meet(&self) -> anyhow::Result<()> {
+        let task = self.sessions.task().arn;
+        if *self.expected.lock().unwrap_or_else(PoisonError::into_inner) == task {
+            return Ok(());
+        }
+        self.sessions.is_expected(&said(&self.tunnel).await?).map_err(|error| error.source)?;
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = task;
+        Ok(())
     }
 
     /// Tells the person another password than `before`: the task behind the ports is a new one.

@@ -12,7 +12,7 @@ use crate::aws::{Aws, AwsError, Caller, TaskOrder, TaskState};
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::explain;
 use crate::cli::ui::Ui;
-use crate::config::laptop::{self, Files, Flags};
+use crate::config::laptop::{self, Files, Flags, Resolved};
 use crate::config::{Env as _, ProcessEnv};
 use crate::types::{Access, Environment};
 
@@ -67,6 +67,8 @@ pub(super) struct Place {
     pub(super) aws: Aws,
     pub(super) caller: Caller,
     pub(super) environment: Environment,
+    /// The flag, variable, file or parameter that each value of the environment is from, by dotted key.
+    pub(super) origins: BTreeMap<String, String>,
 }
 
 impl From<AwsError> for CommandError {
@@ -109,21 +111,17 @@ pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, 
         Err(error) => return Err(error.into()),
     };
     let resolved = laptop::resolve(name, &files, parameter.as_deref(), &flags, &ProcessEnv);
-    let environment = resolved
-        .map(|resolved| {
-            tracing::debug!(origins = ?resolved.origins, "where each value comes from");
-            resolved.environment
-        })
-        .map_err(|problems| {
-            let error = CommandError::new(Kind::Config, problems);
-            match &failure {
-                Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
-                None => error,
-            }
-        })?;
+    let Resolved { environment, origins } = resolved.map_err(|problems| {
+        let error = CommandError::new(Kind::Config, problems);
+        match &failure {
+            Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
+            None => error,
+        }
+    })?;
+    tracing::debug!(?origins, "where each value comes from");
     ui.done(phase, &format!("{name} in {}, cluster {}", environment.region, environment.cluster));
     let aws = aws.with_region(&environment.region);
-    Ok(Place { aws, caller, environment })
+    Ok(Place { aws, caller, environment, origins })
 }
 
 impl Place {

@@ -12,6 +12,7 @@ use crate::aws::{AwsError, TaskState};
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::explain;
 use crate::cli::launch::{POLL, Patience, Place};
+use crate::cli::target::Relay;
 use crate::cli::ui::Ui;
 use crate::tunnel::lanes::Opener;
 use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, StartError, Tunnel};
@@ -116,6 +117,30 @@ impl Sessions {
             }
         }
         (&environment.name, vaults)
+    }
+
+    /// Whether `relay` is of the environment and the access level that were asked for: which one runs is decided by the task
+    /// definition alone. `false`: it is older and does not say.
+    ///
+    /// # Errors
+    /// If it is of another one. Nothing may be signed or opened then.
+    pub(super) fn is_expected(&self, relay: &Relay) -> Result<bool, CommandError> {
+        let (Some(environment), Some(access)) = (&relay.env, &relay.access) else { return Ok(false) };
+        let wanted = (&self.place.environment.name, &self.purpose.access);
+        if wanted == (environment, access) {
+            return Ok(true);
+        }
+        let key = format!("access.{}.task_definition", wanted.1);
+        let message = anyhow::anyhow!(
+            "the relay in the task is that of environment {environment:?} with access level {access:?}, and you asked for \
+             {:?} with {:?}",
+            wanted.0,
+            wanted.1
+        );
+        Err(CommandError::new(Kind::Config, message).hinted(format!(
+            "which relay runs is decided by {key} in {}; env and access of its own BASTION_CONFIG must be the same",
+            self.place.origins.get(&key).map_or("the environment", String::as_str)
+        )))
     }
 
     /// The task that the tunnel leads to now.

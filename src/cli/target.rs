@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::cli::client_command;
+use crate::cli::error::CommandError;
 use crate::cli::escape::line;
+use crate::cli::session::Sessions;
 use crate::cli::ui::Ui;
 use crate::tunnel::Tunnel;
 use crate::types::Engine;
@@ -22,6 +24,9 @@ const ANSWER_MAX: u64 = 1 << 20;
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Relay {
     pub(super) version: String,
+    /// The environment and the access level that the task definition is for; very old relays do not say.
+    pub(super) env: Option<String>,
+    pub(super) access: Option<String>,
     pub(super) idle_stop_seconds: Option<u64>,
     /// Whether a caller must prove who they are; older relays do not ask.
     pub(super) identity: Option<String>,
@@ -77,7 +82,15 @@ pub(super) enum Door {
 }
 
 /// Asks the relay through the tunnel whether it is ready and what it serves; waits for it to come up.
-pub(super) async fn ask(ui: &Ui, tunnel: &Tunnel, patience: Duration) -> anyhow::Result<Relay> {
+///
+/// # Errors
+/// If it does not come up, or is not the relay of what was asked for.
+pub(super) async fn ask(
+    ui: &Ui,
+    tunnel: &Tunnel,
+    sessions: &Sessions,
+    patience: Duration,
+) -> Result<Relay, CommandError> {
     let phase = ui.phase("relay");
     let asking = async {
         loop {
@@ -86,16 +99,16 @@ pub(super) async fn ask(ui: &Ui, tunnel: &Tunnel, patience: Duration) -> anyhow:
                 Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
         }
-        let (status, body) = get(tunnel, "/v1/targets").await?;
-        if status != 200 {
-            bail!("the relay answered /v1/targets with HTTP status {status}");
-        }
-        serde_json::from_slice(&body).context("the relay's list of targets does not parse; is it a newer version?")
+        said(tunnel).await
     };
     let Ok(answer) = tokio::time::timeout(patience, asking).await else {
-        bail!("the relay in the task is not ready after {} s", patience.as_secs())
+        let message = anyhow::anyhow!("the relay in the task is not ready after {} s", patience.as_secs());
+        return Err(CommandError::failed(message));
     };
-    let relay: Relay = answer?;
+    let relay = answer?;
+    if !sessions.is_expected(&relay)? {
+        ui.warn("  ! the relay is older and does not say which environment and access level it is for: that cannot be checked");
+    }
     let noun = if relay.targets.len() == 1 { "target" } else { "targets" };
     let unavailable = match relay.unavailable.len() {
         0 => String::new(),
@@ -103,6 +116,15 @@ pub(super) async fn ask(ui: &Ui, tunnel: &Tunnel, patience: Duration) -> anyhow:
     };
     ui.done(phase, &format!("version {}, {} {noun}{unavailable}", relay.version, relay.targets.len()));
     Ok(relay)
+}
+
+/// What the relay says about itself.
+pub(super) async fn said(tunnel: &Tunnel) -> anyhow::Result<Relay> {
+    let (status, body) = get(tunnel, "/v1/targets").await?;
+    if status != 200 {
+        bail!("the relay answered /v1/targets with HTTP status {status}");
+    }
+    serde_json::from_slice(&body).context("the relay's list of targets does not parse; is it a newer version?")
 }
 
 /// One small GET: status and body.

@@ -215,8 +215,7 @@ async fn hold_tunnel(
     patience: Patience,
     drain: &CancellationToken,
 ) -> Result<(), CommandError> {
-    let asking = target::ask(ui, tunnel, patience.left(RELAY_TIMEOUT));
-    let relay = interruptible(drain, async { asking.await.map_err(CommandError::from) }).await?;
+    let relay = interruptible(drain, target::ask(ui, tunnel, sessions, patience.left(RELAY_TIMEOUT))).await?;
     let identity = relay.identity.as_deref();
     let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, sessions, identity)).await?;
     let door = match badge.local_password() {

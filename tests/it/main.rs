@@ -8,6 +8,7 @@ mod audit;
 mod cli;
 mod container;
 mod deployed;
+mod fake_relay;
 mod grant_sql;
 mod hold;
 mod identity;

@@ -164,7 +164,7 @@ async fn check_through(
     tunnel: &Tunnel,
     args: &GrantSqlArgs,
 ) -> Result<(), CommandError> {
-    let relay = target::ask(ui, tunnel, RELAY_TIMEOUT).await?;
+    let relay = target::ask(ui, tunnel, sessions, RELAY_TIMEOUT).await?;
     let asked = |target: &&Unavailable| args.target.as_ref().is_none_or(|wanted| *wanted == target.name);
     let unavailable: Vec<&Unavailable> = relay.unavailable.iter().filter(asked).collect();
     let wanted = match args.target {
