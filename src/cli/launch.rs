@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::aws::{Aws, AwsError, Caller, TaskOrder, TaskState};
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::explain;
+use crate::cli::trust;
 use crate::cli::ui::Ui;
 use crate::config::laptop::{self, Files, Flags, Resolved};
 use crate::config::{Env as _, ProcessEnv};
@@ -95,6 +96,7 @@ pub(super) fn files() -> Result<Files, CommandError> {
 /// Asks STS who calls, then reads the environment from files and the SSM parameter.
 pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, CommandError> {
     let files = files()?;
+    trust::check(name, &files)?;
     let flags = Flags { region: args.region.clone(), cluster: args.cluster.clone() };
     let hint = laptop::region_hint(name, &files, &flags, &ProcessEnv);
     let aws = Aws::load(args.profile.as_deref(), hint.as_deref()).await;
@@ -111,13 +113,16 @@ pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, 
         Err(error) => return Err(error.into()),
     };
     let resolved = laptop::resolve(name, &files, parameter.as_deref(), &flags, &ProcessEnv);
-    let Resolved { environment, origins } = resolved.map_err(|problems| {
+    let Resolved { environment, origins, changes } = resolved.map_err(|problems| {
         let error = CommandError::new(Kind::Config, problems);
         match &failure {
             Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
             None => error,
         }
     })?;
+    for change in changes {
+        ui.warn(&format!("  ! {change}"));
+    }
     tracing::debug!(?origins, "where each value comes from");
     ui.done(phase, &format!("{name} in {}, cluster {}", environment.region, environment.cluster));
     let aws = aws.with_region(&environment.region);

@@ -27,6 +27,8 @@ mod status;
 #[cfg(feature = "launcher")]
 mod target;
 #[cfg(feature = "launcher")]
+mod trust;
+#[cfg(feature = "launcher")]
 mod ui;
 #[cfg(feature = "launcher")]
 mod up;
@@ -61,6 +63,8 @@ enum Command {
     Status(status::StatusArgs),
     #[cfg(feature = "launcher")]
     GrantSql(grant_sql::GrantSqlArgs),
+    #[cfg(feature = "launcher")]
+    Trust(trust::TrustArgs),
     #[cfg(feature = "relay")]
     Relay(relay::RelayArgs),
 }
@@ -91,6 +95,8 @@ fn run(command: Command) -> Result<(), CommandError> {
         Command::Status(args) => launcher(|drain| status::cmd_status(args, drain)),
         #[cfg(feature = "launcher")]
         Command::GrantSql(args) => launcher(|drain| grant_sql::cmd_grant_sql(args, drain)),
+        #[cfg(feature = "launcher")]
+        Command::Trust(args) => trust::cmd_trust(&args),
         #[cfg(feature = "relay")]
         Command::Relay(args) => relay::cmd_relay(&args),
     }

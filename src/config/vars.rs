@@ -35,6 +35,9 @@ pub(crate) const LOG: &str = "BASTION_LOG";
 /// AWS region of the environment, above the files.
 #[cfg(feature = "launcher")]
 pub(crate) const REGION: &str = "BASTION_REGION";
+/// SHA-256 of `bastion.toml` files of projects that are trusted, separated by commas or blanks.
+#[cfg(feature = "launcher")]
+pub(crate) const TRUST: &str = "BASTION_TRUST";
 /// ECS cluster of the environment, above the files.
 #[cfg(feature = "launcher")]
 pub(crate) const CLUSTER: &str = "BASTION_CLUSTER";

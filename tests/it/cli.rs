@@ -7,7 +7,7 @@ use crate::support::{BASTION, finish};
 #[tokio::test]
 async fn every_help_page_is_reviewed() {
     let mut pages = String::new();
-    for command in ["", "up", "connect", "down", "status", "grant-sql", "relay"] {
+    for command in ["", "up", "connect", "down", "status", "grant-sql", "trust", "relay"] {
         let mut help = Command::new(BASTION);
         help.args(command.split_whitespace()).arg("--help").env_clear().env("COLUMNS", "100");
         let (code, out, err) = finish(help).await;

@@ -25,6 +25,7 @@ mod support;
 #[path = "../template/mod.rs"]
 mod template;
 mod terminal;
+mod trust;
 mod up;
 mod vault;
 mod vault_ca;

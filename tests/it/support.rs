@@ -180,6 +180,12 @@ pub(crate) async fn finish(mut command: Command) -> (i32, String, String) {
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
+/// As `bastion trust` names a file.
+pub(crate) fn sha256(text: &str) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// `bastion-sandbox` stands beside `bastion`.
 pub(crate) fn sandbox_program() -> PathBuf {
     let program = Path::new(BASTION).with_file_name("bastion-sandbox");

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::support::{BASTION, PATIENCE, World, finish};
+use crate::support::{BASTION, PATIENCE, World, finish, sha256};
 
 /// `bastion` as this caller, hermetic.
 pub(crate) fn bastion(world: &World, caller: &str, arguments: &[&str]) -> Command {
@@ -272,11 +272,8 @@ async fn a_taken_port_gives_the_next_one_with_a_notice() {
 #[tokio::test]
 async fn callers_and_names_that_do_not_work_are_told_why() {
     let world = World::start().await;
-    std::fs::write(
-        world.folder.path().join("bastion.toml"),
-        "[env.prod]\nregion = 'ap-northeast-1'\n[env.prod.access.read]\ntask_definition = 'bastion-nothing'\nsubnets = ['subnet-1']\n",
-    )
-    .unwrap();
+    const PROD: &str = "[env.prod]\nregion = 'ap-northeast-1'\n[env.prod.access.read]\ntask_definition = 'bastion-nothing'\nsubnets = ['subnet-1']\n";
+    std::fs::write(world.folder.path().join("bastion.toml"), PROD).unwrap();
     let cases: [(&str, &[&str], i32, &[&str]); 7] = [
         ("nobody", &["up", "demo"], 1, &["no AWS credentials", "aws sso login"]),
         ("carol", &["up", "demo"], 1, &["expired", "aws sso login"]),
@@ -287,7 +284,9 @@ async fn callers_and_names_that_do_not_work_are_told_why() {
         ("alice", &["up", "prod", "--cluster", "bastion"], 1, &["no active task definition bastion-nothing"]),
     ];
     for (caller, arguments, wanted, parts) in cases {
-        let (code, out, err) = finish(bastion(&world, caller, arguments)).await;
+        let mut command = bastion(&world, caller, arguments);
+        command.env("BASTION_TRUST", sha256(PROD));
+        let (code, out, err) = finish(command).await;
         assert_eq!((code, out.as_str()), (wanted, ""), "{arguments:?}: {err}");
         for part in parts {
             assert!(err.contains(part), "{arguments:?}: {part} is not in {err}");

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::config::problem::Problems;
 
 /// The file in a repository and in the user's configuration folder.
-pub(super) const FILE: &str = "bastion.toml";
+pub(crate) const PROJECT_FILE: &str = "bastion.toml";
 
 /// Far more than hundreds of environments need.
 const MAX_BYTES: u64 = 1 << 20;
@@ -34,7 +34,7 @@ pub(crate) fn find_files(start: &Path, home: Option<&Path>, user_config: Option<
     let repository = start.ancestors().find(|folder| folder.join(".git").exists());
     let root = repository.or_else(|| home.filter(|home| start.starts_with(home))).unwrap_or(start);
     for folder in start.ancestors() {
-        let path = folder.join(FILE);
+        let path = folder.join(PROJECT_FILE);
         let found = read(&path, &mut problems);
         let is_there = found.is_some() || !problems.is_empty();
         files.project = found;
@@ -42,12 +42,12 @@ pub(crate) fn find_files(start: &Path, home: Option<&Path>, user_config: Option<
             break;
         }
     }
-    files.user = user_config.and_then(|folder| read(&folder.join("bastion").join(FILE), &mut problems));
+    files.user = user_config.and_then(|folder| read(&folder.join("bastion").join(PROJECT_FILE), &mut problems));
     problems.finish(Some(files))
 }
 
 fn read(path: &Path, problems: &mut Problems) -> Option<(PathBuf, String)> {
-    match read_text(path) {
+    match read_file(path) {
         Ok(text) => Some((path.to_owned(), text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
@@ -58,7 +58,11 @@ fn read(path: &Path, problems: &mut Problems) -> Option<(PathBuf, String)> {
     }
 }
 
-fn read_text(path: &Path) -> io::Result<String> {
+/// The text of a configuration file.
+///
+/// # Errors
+/// If it is no file, too large, or not text.
+pub(crate) fn read_file(path: &Path) -> io::Result<String> {
     // Opening a pipe would wait for its writer.
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a file"));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 /// One source of keys.
+#[derive(Clone)]
 pub(super) struct Layer {
     /// As messages name it: a file, the parameter, a flag or a variable.
     pub(super) source: String,
@@ -121,7 +122,7 @@ fn overlay(
 }
 
 /// A credential is one choice, not a table to mix: a file's `rds_iam` replaces the parameter's `client`, and the reverse.
-fn is_one_choice(path: &[String]) -> bool {
+pub(super) fn is_one_choice(path: &[String]) -> bool {
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     matches!(path.as_slice(), ["access", _, "target", _, "credential"])
 }

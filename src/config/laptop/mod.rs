@@ -1,10 +1,12 @@
 //! The launcher's environment: from `bastion.toml` files and the SSM parameter, key by key.
 //!
-//! Precedence: flag > `BASTION_*` variable > project file > user file > parameter.
+//! Precedence: flag > `BASTION_*` variable > project file > user file > parameter. The project's file comes with a repository,
+//! so whoever wrote that would decide where the person is sent: the person must trust it once ([`claims`]).
 
 mod environment;
 mod files;
 mod merge;
+mod project;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -21,7 +23,9 @@ use crate::types::Environment;
 
 use merge::{Layer, Merged};
 
-pub(crate) use files::{Files, find_files};
+pub(crate) use files::{Files, PROJECT_FILE, find_files, read_file};
+use project::changes;
+pub(crate) use project::claims;
 
 /// What the command line says.
 #[derive(Debug, Default)]
@@ -37,6 +41,8 @@ pub(crate) struct Resolved {
     /// Dotted key (`access.read.subnets`) → the flag, variable, file or parameter that set it. A key that is not here has
     /// its default.
     pub(crate) origins: BTreeMap<String, String>,
+    /// What the project's file changes in an environment that another source knows, a sentence for each key.
+    pub(crate) changes: Vec<String>,
 }
 
 /// Names of all environments in the files. A file with mistakes counts as empty here; `resolve` reports them.
@@ -89,7 +95,7 @@ pub(crate) fn resolve(
         root.finish(&mut problems);
     }
     if let Some(text) = parameter {
-        let source = format!("SSM parameter /bastion/{name}");
+        let source = format!("{}{name}", project::PARAMETER);
         match serde_json::from_str(text) {
             Ok(document) => found.push((source, String::new(), document)),
             Err(error) => {
@@ -108,10 +114,17 @@ pub(crate) fn resolve(
         problems.add(&format!("environment {name:?}"), "", "is not a name", schema::NAME_FIX);
     }
 
+    let project = files.project.as_ref().map(|(path, _)| path.display().to_string());
     let mut layers = settings(flags, env);
+    // Without the project's file.
+    let mut others = Vec::new();
     for (source, prefix, value) in found {
         if let Value::Object(keys) = value {
-            layers.push(Layer { source, prefix: Some(prefix), keys });
+            let layer = Layer { source, prefix: Some(prefix), keys };
+            if project.as_ref() != Some(&layer.source) {
+                others.push(layer.clone());
+            }
+            layers.push(layer);
         } else {
             complete = false;
             problems.add(&source, &prefix, "is not a table", "write a table of keys and values");
@@ -125,7 +138,9 @@ pub(crate) fn resolve(
         let blame = merged.blame(key);
         (complete || !blame.missing).then_some((blame.source, blame.key))
     });
-    problems.finish(environment.map(|environment| Resolved { environment, origins: merged.origins() }))
+    let origins = merged.origins();
+    let changes = project.map(|project| changes(&project, &merged, &origins, others)).unwrap_or_default();
+    problems.finish(environment.map(|environment| Resolved { environment, origins, changes }))
 }
 
 /// What flags and variables say, highest precedence first.
@@ -154,12 +169,11 @@ fn unknown(name: &str, files: &Files, problems: &mut Problems) {
     let near = nearest(&name.to_ascii_lowercase(), known.iter().map(String::as_str));
     let fix = match near {
         Some(near) => format!("did you mean {near:?}? The files know {names}"),
-        None if known.is_empty() => format!("deploy it, or write env.{name} into {}", files::FILE),
+        None if known.is_empty() => format!("deploy it, or write env.{name} into {PROJECT_FILE}"),
         None => format!("the files know {names}"),
     };
     let message = format!(
-        "there is no environment {name:?}: no {} names it and there is no SSM parameter /bastion/{name}",
-        files::FILE
+        "there is no environment {name:?}: no {PROJECT_FILE} names it and there is no SSM parameter /bastion/{name}"
     );
     problems.add("bastion", "", message, fix);
 }

@@ -92,7 +92,7 @@ fn each_key_comes_from_the_highest_source_that_has_it() {
     );
     let flags = Flags { region: Some("r1".to_owned()), cluster: None };
     let env = BTreeMap::from([(vars::REGION, "r2"), (vars::CLUSTER, "c2")]);
-    let Resolved { environment, origins } = resolve("prod", &files, Some(parameter), &flags, &env).unwrap();
+    let Resolved { environment, origins, .. } = resolve("prod", &files, Some(parameter), &flags, &env).unwrap();
     let access = &environment.access["read"];
     assert_eq!(
         [&environment.region, &environment.cluster, &environment.document, &access.task_definition],
@@ -140,4 +140,60 @@ fn the_region_is_known_before_the_rest() {
     assert_eq!(region_hint("prod", &files, &none, &env).as_deref(), Some("r2"));
     let flags = Flags { region: Some("r1".to_owned()), cluster: None };
     assert_eq!(region_hint("prod", &files, &flags, &env).as_deref(), Some("r1"));
+}
+
+#[test]
+fn a_projects_file_claims_everything_but_what_decides_nothing() {
+    let claims = |text: &str| {
+        let files = project(text);
+        claims(Some("prod"), &files).into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+    };
+    let keys = claims(FULL);
+    for key in
+        ["region", "cluster", "document", "access.read.container", "access.read.subnets", "access.read.security_groups"]
+            .into_iter()
+            .chain(["access.read.assign_public_ip", "access.read.reason_required", "access.write.task_definition"])
+            .chain(["access.read.target.orders.credential", "access.read.target.orders.host"])
+    {
+        assert!(keys.contains(&format!("env.prod.{key}")), "{key} is not in {keys:?}");
+    }
+    assert!(keys.iter().all(|key| !key.contains("lanes") && !key.contains("idle_stop") && !key.contains("max_age")));
+    assert!(keys.iter().all(|key| !key.contains("staging")), "{keys:?}");
+    assert_eq!(claims("[env.prod]\nlanes = 2\nidle_stop = '1h'\nmax_age = '2h'\n"), [""; 0]);
+    // What a later version knows, and what has the name of something harmless elsewhere.
+    let odd = "[env.prod]\nnew = 1\naccess = 3\n[env.prod.x]\nlanes = 2\n[env.prod.empty]\n";
+    assert_eq!(claims(odd), ["env.prod.access", "env.prod.empty", "env.prod.new", "env.prod.x.lanes"]);
+    assert_eq!(claims("not toml"), [""; 0]);
+    // The person's own file claims nothing.
+    assert!(super::claims(None, &both("", FULL)).is_empty());
+    assert_eq!(super::claims(None, &both(FULL, "")).len(), keys.len() + 1);
+    let value = super::claims(Some("prod"), &project(FULL)).into_iter().find(|(key, _)| key.ends_with("credential"));
+    assert_eq!(value.unwrap().1, r#"{"rds_iam":{"user":"db_read"}}"#);
+}
+
+#[test]
+fn what_a_projects_file_changes_elsewhere_is_said_key_by_key() {
+    let over = "[env.prod]\nregion = 'eu-west-1'\nlanes = 2\n[env.prod.access.read]\ntask_definition = 'other'\nassign_public_ip = true\n\
+                [env.prod.access.read.target.orders]\ncredential = 'client'\n";
+    assert_eq!(
+        good(&both(over, "[env.prod.access.read]\nsubnets = ['s']\n"), Some(PARAMETER)).changes,
+        [
+            "p.toml adds access.read.assign_public_ip to u.toml and the deployed environment",
+            "p.toml overrides access.read.target.orders.credential of the deployed environment",
+            "p.toml overrides access.read.task_definition of the deployed environment",
+            "p.toml adds lanes to u.toml and the deployed environment",
+        ]
+    );
+    let user = "[env.prod]\ncluster = 'mine'\n";
+    assert_eq!(
+        good(&both("[env.prod]\ncluster = 'theirs'\n", user), Some(PARAMETER)).changes,
+        ["p.toml overrides cluster of u.toml"]
+    );
+    // Nobody else knows it, or nobody says otherwise, or the command line says the last word.
+    assert!(good(&project(FULL), None).changes.is_empty());
+    assert!(good(&both("", user), Some(PARAMETER)).changes.is_empty());
+    let flags = Flags { region: Some("us-east-1".into()), cluster: None };
+    let found =
+        resolve("prod", &project("[env.prod]\nregion = 'us-west-1'\n"), Some(PARAMETER), &flags, &no_env()).unwrap();
+    assert!(found.changes.is_empty(), "{:?}", found.changes);
 }
