@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cli::error::CommandError;
 use crate::cli::escape;
+use crate::cli::strangers::Strangers;
 use crate::cli::target::{Door, Relay, Served, Unavailable};
 use crate::cli::ui::Ui;
 use crate::tunnel::State;
@@ -114,8 +115,10 @@ pub(super) async fn serve(
 ) -> Option<String> {
     let clients = TaskTracker::new();
     let accepting = CancellationToken::new();
+    let strangers = Strangers::new(ui, ports.first().map_or(0, |port| port.listener.port));
     for port in ports {
-        clients.spawn(accept(Arc::clone(ui), lanes.clone(), port, accepting.clone(), clients.clone()));
+        let (ui, strangers) = (Arc::clone(ui), Arc::clone(&strangers));
+        clients.spawn(accept(ui, lanes.clone(), port, strangers, accepting.clone(), clients.clone()));
     }
     let mut meter = Meter::new(lanes);
     let ended = tokio::select! {
@@ -222,7 +225,14 @@ async fn show_lanes(ui: &Ui, lanes: &Lanes) {
     }
 }
 
-async fn accept(ui: Arc<Ui>, lanes: Lanes, port: Port, accepting: CancellationToken, clients: TaskTracker) {
+async fn accept(
+    ui: Arc<Ui>,
+    lanes: Lanes,
+    port: Port,
+    strangers: Arc<Strangers>,
+    accepting: CancellationToken,
+    clients: TaskTracker,
+) {
     loop {
         let accepted = tokio::select! {
             () = accepting.cancelled() => return,
@@ -233,8 +243,12 @@ async fn accept(ui: Arc<Ui>, lanes: Lanes, port: Port, accepting: CancellationTo
             continue;
         };
         let (ui, lanes, accepting) = (Arc::clone(&ui), lanes.clone(), accepting.clone());
+        let strangers = Arc::clone(&strangers);
         let (name, engine) = (port.served.name.clone(), port.served.engine());
         clients.spawn(async move {
+            if !strangers.admit(&ui, &name, &client).await {
+                return;
+            }
             match client::carry(&lanes, &name, engine, client).await {
                 Ok(()) => {}
                 // Clients come and go; only what the person can act on is worth a line.

@@ -25,6 +25,8 @@ mod state;
 #[cfg(feature = "launcher")]
 mod status;
 #[cfg(feature = "launcher")]
+mod strangers;
+#[cfg(feature = "launcher")]
 mod target;
 #[cfg(feature = "launcher")]
 mod trust;

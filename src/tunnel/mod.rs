@@ -8,6 +8,7 @@ pub(crate) mod client;
 mod driver;
 pub(crate) mod lanes;
 pub(crate) mod listener;
+pub(crate) mod peer;
 mod shared;
 mod socket;
 mod stream;

@@ -12,6 +12,7 @@ use tokio_postgres::NoTls;
 use crate::cli::target::Served;
 use crate::tunnel::client;
 use crate::tunnel::lanes::Lanes;
+use crate::tunnel::peer::Peers;
 use crate::types::Engine;
 
 /// Longer than the relay gives a login.
@@ -54,9 +55,14 @@ pub(super) async fn check(
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(|error| error.to_string())?;
         let port = listener.local_addr().map_err(|error| error.to_string())?.port();
         let carrying = async {
-            if let Ok((stream, _)) = listener.accept().await {
-                // What goes wrong is told to the client.
-                let _told = Box::pin(client::carry(lanes, &served.name, engine, stream)).await;
+            let peers = Peers::new(port);
+            // The port is open to others too; the login is that of this program.
+            while let Ok((stream, _)) = listener.accept().await {
+                if peers.admit(&stream).await.is_ok() {
+                    // What goes wrong is told to the client.
+                    let _told = Box::pin(client::carry(lanes, &served.name, engine, stream)).await;
+                    break;
+                }
             }
             std::future::pending::<()>().await;
         };
