@@ -25,8 +25,6 @@ use crate::wire::proxy::{Action, Peer, Refusal};
 
 /// `COM_INIT_DB`.
 const INIT_DB: u8 = 0x02;
-/// `COM_QUERY`.
-const QUERY: u8 = 0x03;
 /// Number of the packet that answers a step.
 const FIRST: u8 = 1;
 
@@ -160,7 +158,7 @@ impl ChangeUser {
                 let Some(step) = self.steps.pop_front() else { return Err(Refusal::UpstreamGone) };
                 let mut out = BytesMut::new();
                 packet::encode(0, &step, &mut out);
-                self.state = State::Answer { needed: *step == *READ_ONLY };
+                self.state = State::Answer { needed: step == self.read_only() };
                 Ok(Some(Action::Send(Peer::Upstream, out.freeze())))
             }
             &State::Answer { needed } => {
@@ -182,7 +180,7 @@ impl ChangeUser {
         self.sequence = packet.sequence.wrapping_add(1);
         self.steps.push_back(Bytes::from_static(&[RESET_CONNECTION]));
         if self.session.read_only {
-            self.steps.push_back(Bytes::from_static(READ_ONLY));
+            self.steps.push_back(self.read_only());
         }
         self.state = State::Step;
         let mut reader = Reader::new(&packet.payload);
@@ -197,7 +195,7 @@ impl ChangeUser {
         let answer = answer.ok_or(SHORT)?;
         let database = reader.nul().ok_or(SHORT)?;
         if let Some(charset) = reader.u16().filter(|charset| *charset > 0) {
-            self.steps.push_back(set_charset(charset));
+            self.steps.push_back(set_charset(self.session.capabilities, charset));
         }
         if !database.is_empty() {
             let mut step = BytesMut::new();
@@ -214,6 +212,10 @@ impl ChangeUser {
         door::encode_switch(self.sequence, plugin, &self.challenge, &mut out);
         self.state = State::Switched(plugin);
         Ok(Some(Action::Send(Peer::Client, out.freeze())))
+    }
+
+    fn read_only(&self) -> Bytes {
+        packet::query(self.session.capabilities, READ_ONLY)
     }
 
     /// The last answer of the upstream is the client's, and so is the first that is an error: the session goes on, unless
@@ -248,21 +250,18 @@ impl ChangeUser {
 }
 
 /// The statement for a character set by its number, as mysqlbinlog writes it too.
-fn set_charset(number: u16) -> Bytes {
+fn set_charset(capabilities: u32, number: u16) -> Bytes {
     let statement = format!(
         "SET @@session.character_set_client={number},@@session.character_set_results={number},\
          @@session.collation_connection={number}"
     );
-    let mut step = BytesMut::new();
-    step.put_u8(QUERY);
-    step.put_slice(statement.as_bytes());
-    step.freeze()
+    packet::query(capabilities, &statement)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::auth::{self, CACHING_SHA2, NATIVE};
-    use super::super::capability::NEEDED;
+    use super::super::capability::{NEEDED, QUERY_ATTRIBUTES};
     use super::super::commands::CHANGE_USER;
     use super::*;
 
@@ -389,10 +388,13 @@ mod tests {
 
     #[test]
     fn a_reset_sets_a_read_only_session_up_again() {
-        let mut change = ChangeUser::new(session(NEEDED, true), [3; SCRAMBLE], &packed(0, &[RESET_CONNECTION]));
-        let (steps, action) = finish(&mut change);
-        assert_eq!(steps, [vec![RESET_CONNECTION], READ_ONLY.to_vec()]);
-        assert!(matches!(action, Action::Splice { to_client, .. } if to_client == packed(1, FINE)));
+        for (capabilities, front) in [(NEEDED, &b"\x03"[..]), (NEEDED | QUERY_ATTRIBUTES, b"\x03\0\x01")] {
+            let session = session(capabilities, true);
+            let mut change = ChangeUser::new(session, [3; SCRAMBLE], &packed(0, &[RESET_CONNECTION]));
+            let (steps, action) = finish(&mut change);
+            assert_eq!(steps, [vec![RESET_CONNECTION], [front, READ_ONLY.as_bytes()].concat()]);
+            assert!(matches!(action, Action::Splice { to_client, .. } if to_client == packed(1, FINE)));
+        }
     }
 
     #[test]

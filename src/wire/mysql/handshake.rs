@@ -452,7 +452,7 @@ impl Handshake {
         let answer = match packet.payload.split_first() {
             Some((&OK, _)) if self.settings.read_only => {
                 let mut out = BytesMut::new();
-                packet::encode(0, READ_ONLY, &mut out);
+                packet::encode(0, &packet::query(self.capabilities(), READ_ONLY), &mut out);
                 self.queue.push_back(Action::Send(Peer::Upstream, out.freeze()));
                 self.state = State::Settling(packet.payload.clone());
                 return None;
@@ -520,8 +520,8 @@ impl Handshake {
     }
 }
 
-/// COM_QUERY that makes the transactions of the session read-only.
-pub const READ_ONLY: &[u8] = b"\x03SET SESSION TRANSACTION READ ONLY";
+/// Makes the transactions of the session read-only.
+pub const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
 
 /// First byte of the packet that asks for another factor.
 const NEXT_FACTOR: u8 = 0x02;

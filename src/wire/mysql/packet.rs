@@ -5,6 +5,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::capability::QUERY_ATTRIBUTES;
 use crate::wire::Malformed;
 
 /// Longest packet of a login. MySQL itself takes `net_buffer_length` (16 KiB) before the login; connection attributes may
@@ -15,6 +16,8 @@ pub const PAYLOAD_MAX: usize = 0xff_ff_ff;
 /// libmysql cuts error texts here (`MYSQL_ERRMSG_SIZE`).
 pub const ERROR_TEXT_MAX: usize = 511;
 
+/// First byte of a COM_QUERY.
+const QUERY: u8 = 0x03;
 /// First byte of an OK packet.
 pub const OK: u8 = 0x00;
 /// First byte of an ERR packet.
@@ -51,6 +54,18 @@ pub fn encode(sequence: u8, payload: &[u8], out: &mut impl BufMut) {
     out.put_uint_le(u64::from(length), 3);
     out.put_u8(sequence);
     out.put_slice(payload);
+}
+
+/// The payload of a COM_QUERY of the relay's own. Where the session has query attributes, which MySQL's clients agree to and
+/// MariaDB does not know, the number of attributes and of their sets, always 1, stand before the statement.
+pub fn query(capabilities: u32, statement: &str) -> Bytes {
+    let mut payload = BytesMut::new();
+    payload.put_u8(QUERY);
+    if capabilities & QUERY_ATTRIBUTES != 0 {
+        payload.put_slice(&[0, 1]);
+    }
+    payload.put_slice(statement.as_bytes());
+    payload.freeze()
 }
 
 /// What an ERR packet says.
@@ -201,6 +216,12 @@ mod tests {
         whole.put_slice(b"next");
         let packet = decode(&mut whole).unwrap().unwrap();
         assert_eq!((packet.sequence, &packet.payload[..], &whole[..]), (7, &b"payload"[..], &b"next"[..]));
+    }
+
+    #[test]
+    fn a_statement_stands_behind_its_attributes_where_there_are_any() {
+        assert_eq!(query(!QUERY_ATTRIBUTES, "select 1")[..], b"\x03select 1"[..]);
+        assert_eq!(query(QUERY_ATTRIBUTES, "select 1")[..], b"\x03\0\x01select 1"[..]);
     }
 
     #[test]

@@ -165,14 +165,19 @@ fn a_token_goes_out_when_the_server_asks_for_it_and_the_ok_passes() {
 
 #[test]
 fn a_read_only_session_is_set_up_before_the_client_hears_of_it() {
-    let (mut handshake, _) = greeted(Settings { read_only: true, ..settings() });
-    handshake.handle_data(Peer::Client, &response_packet(1, &response()));
-    up_to_login(&mut handshake, SecretKind::Token);
-    handshake.handle_data(Peer::Upstream, &packed(3, USER_OK));
-    assert_eq!(handshake.poll_action(), Action::Send(Peer::Upstream, packed(0, READ_ONLY).into()));
-    assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
-    handshake.handle_data(Peer::Upstream, &packed(1, b"\0\0\0\x03\0\0\0"));
-    assert!(matches!(handshake.poll_action(), Action::Splice { to_client, .. } if to_client == packed(2, USER_OK)));
+    for (attributes, front) in [(0, &b"\x03"[..]), (QUERY_ATTRIBUTES, b"\x03\0\x01")] {
+        let (mut handshake, _) = greeted(Settings { read_only: true, ..settings() });
+        let mut client = response();
+        client.head.capabilities = (client.head.capabilities & !QUERY_ATTRIBUTES) | attributes;
+        handshake.handle_data(Peer::Client, &response_packet(1, &client));
+        up_to_login(&mut handshake, SecretKind::Token);
+        handshake.handle_data(Peer::Upstream, &packed(3, USER_OK));
+        let statement = packed(0, &[front, READ_ONLY.as_bytes()].concat());
+        assert_eq!(handshake.poll_action(), Action::Send(Peer::Upstream, statement.into()));
+        assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
+        handshake.handle_data(Peer::Upstream, &packed(1, b"\0\0\0\x03\0\0\0"));
+        assert!(matches!(handshake.poll_action(), Action::Splice { to_client, .. } if to_client == packed(2, USER_OK)));
+    }
 }
 
 #[test]
