@@ -13,18 +13,23 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 
-/** The sibling of check.py for JDBC, with both drivers: java Jdbc.java ENGINE HOST PORT USER PASSWORD DATABASE TLS [CHECK] */
+/** The sibling of check.py for JDBC; DRIVER is postgresql, mariadb or mysql: java Jdbc.java DRIVER HOST PORT USER PASSWORD DATABASE TLS [CHECK] */
 final class Jdbc {
     private static final String UNICODE = "片山 葵 · žluťoučký · 𝄞🐘 · \u202eعربي";
+    private static final String TEXT =
+        "select @@character_set_client, @@character_set_results, @@collation_connection, hex('\u00e9')";
     private final boolean postgres;
+    /** Connector/J, and not MariaDB's driver. */
+    private final boolean oracle;
     private final String url;
     private final String database;
     private final Properties properties = new Properties();
 
     private Jdbc(String[] arguments) {
-        postgres = arguments[0].equals("postgres");
+        postgres = arguments[0].equals("postgresql");
+        oracle = arguments[0].equals("mysql");
         database = arguments[5];
-        url = (postgres ? "jdbc:postgresql://" : "jdbc:mariadb://") + arguments[1] + ":" + arguments[2] + "/" + database;
+        url = "jdbc:" + arguments[0] + "://" + arguments[1] + ":" + arguments[2] + "/" + database;
         properties.setProperty("user", arguments[3]);
         properties.setProperty("password", arguments[4]);
         boolean tls = arguments[6].equals("true");
@@ -32,9 +37,15 @@ final class Jdbc {
             properties.setProperty("sslmode", tls ? "require" : "disable");
             properties.setProperty("prepareThreshold", "1");
         } else {
-            properties.setProperty("useSsl", Boolean.toString(tls));
-            properties.setProperty("trustServerCertificate", "true");
+            if (oracle) {
+                properties.setProperty("sslMode", tls ? "REQUIRED" : "DISABLED");
+            } else {
+                properties.setProperty("useSsl", Boolean.toString(tls));
+                properties.setProperty("trustServerCertificate", "true");
+                properties.setProperty("useResetConnection", "true");
+            }
             properties.setProperty("useServerPrepStmts", "true");
+            properties.setProperty("allowMultiQueries", "true");
         }
     }
 
@@ -53,12 +64,17 @@ final class Jdbc {
         checks.put("big_result", jdbc::bigResult);
         checks.put("big_parameter", jdbc::bigParameter);
         checks.put("unicode", jdbc::unicode);
+        if (!jdbc.postgres) {
+            checks.put("character_sets", jdbc::characterSets);
+            checks.put("several", jdbc::several);
+            checks.put("anew", jdbc::anew);
+        }
         checks.put("reconnect", jdbc::reconnect);
         if (arguments.length > 7) {
             checks.keySet().retainAll(List.of(arguments[7]));
         } else {
             try (Connection connection = jdbc.connect()) {
-                report("version", "got", connection.getMetaData().getDriverVersion());
+                report("version", "got", connection.getMetaData().getDriverVersion().replaceAll("^mysql-connector-j-| .*$", ""));
             }
         }
         for (Map.Entry<String, Check> check : checks.entrySet()) {
@@ -78,8 +94,7 @@ final class Jdbc {
         demand(value(connection, postgres ? "select current_database()" : "select database()").equals(database));
         return postgres
             ? value(connection, "select ssl from pg_stat_ssl where pid = pg_backend_pid()")
-            : !value(connection, "select variable_value from information_schema.session_status"
-                + " where variable_name = 'Ssl_cipher'").isEmpty();
+            : !row(connection, "show session status like 'Ssl_cipher'").get(1).isEmpty();
     }
 
     private Object prepared(Connection connection) throws SQLException {
@@ -141,7 +156,8 @@ final class Jdbc {
                 state = error.getSQLState();
             }
             canceller.join();
-            return state + " " + value(connection, "select 7");
+            // Connector/J tells what it did itself or what the server said, whichever it sees first.
+            return (oracle ? "" : state) + " " + value(connection, "select 7");
         }
     }
 
@@ -165,13 +181,65 @@ final class Jdbc {
     }
 
     private Object bigParameter(Connection connection) throws SQLException {
-        return parameter(connection, "length(x), md5(x)", "p".repeat(20_000_000));
+        return parameter(connection, postgres ? "length(?), md5(?)" : "length(?), sha2(?, 256)", "p".repeat(20_000_000));
     }
 
     private Object unicode(Connection connection) throws SQLException {
-        String answer = parameter(connection, "x, char_length(x)", UNICODE);
+        String answer = parameter(connection, "?, char_length(?)", UNICODE);
         demand(answer.startsWith(UNICODE));
         return answer;
+    }
+
+    private Object characterSets(Connection connection) throws SQLException {
+        List<Object> answers = new ArrayList<>();
+        answers.add(row(connection, TEXT));
+        for (String collation : List.of("latin2_czech_cs", "utf8mb4_bin", "utf8mb4_unicode_ci", "utf8mb4_0900_as_cs")) {
+            Properties more = new Properties();
+            more.putAll(properties);
+            more.setProperty(oracle ? "connectionCollation" : "sessionVariables", oracle ? collation : "collation_connection=" + collation);
+            try (Connection other = DriverManager.getConnection(url, more)) {
+                answers.add(row(other, TEXT));
+            } catch (SQLException error) {
+                answers.add(error.getErrorCode() + " " + error.getSQLState());
+            }
+        }
+        return answers;
+    }
+
+    private Object several(Connection connection) throws SQLException {
+        List<Object> answers = new ArrayList<>();
+        String sql = "select 1; create temporary table m (n int); insert into m values (1), (2); select n from m";
+        try (Statement statement = connection.createStatement()) {
+            boolean rows = statement.execute(sql);
+            while (rows || statement.getUpdateCount() != -1) {
+                answers.add(rows ? "rows" : statement.getUpdateCount());
+                rows = statement.getMoreResults();
+            }
+        }
+        answers.add(state(connection, "select 1; selec 2; select 3"));
+        answers.add(value(connection, "select 7"));
+        return answers;
+    }
+
+    /** Methods of the drivers, which are not on the path together. */
+    private Object anew(Connection connection) throws Exception {
+        List<Object> answers = new ArrayList<>();
+        for (String way : oracle ? List.of("changeUser", "resetServerState") : List.of("reset")) {
+            try (Connection other = connect()) {
+                execute(other, "create temporary table left_over (n int)");
+                execute(other, "set @kept = 1, sql_mode = ''");
+                if (way.equals("changeUser")) {
+                    other.getClass().getMethod(way, String.class, String.class)
+                        .invoke(other, properties.getProperty("user"), properties.getProperty("password"));
+                } else {
+                    other.getClass().getMethod(way).invoke(other);
+                }
+                answers.add(row(other, "select @kept, @@sql_mode = '', database() = '" + database + "'"));
+                answers.add(row(other, TEXT));
+                answers.add(state(other, "select * from left_over"));
+            }
+        }
+        return answers;
     }
 
     private Object reconnect(Connection connection) throws Exception {
@@ -186,10 +254,10 @@ final class Jdbc {
     }
 
     private String parameter(Connection connection, String columns, String parameter) throws SQLException {
-        String cast = postgres ? "?::text" : "?";
-        String sql = "select " + columns + " from (select " + cast + " x) t";
+        String sql = "select " + (postgres ? columns.replace("?", "?::text") : columns);
         try (PreparedStatement statement = connection.prepareStatement(sql)) {
             statement.setString(1, parameter);
+            statement.setString(2, parameter);
             try (ResultSet result = statement.executeQuery()) {
                 result.next();
                 return result.getString(1) + " " + result.getString(2);
@@ -202,6 +270,17 @@ final class Jdbc {
             result.next();
             return result.getString(1);
         }
+    }
+
+    private static List<String> row(Connection connection, String sql) throws SQLException {
+        List<String> row = new ArrayList<>();
+        try (Statement statement = connection.createStatement(); ResultSet result = statement.executeQuery(sql)) {
+            result.next();
+            for (int column = 1; column <= result.getMetaData().getColumnCount(); column++) {
+                row.add(result.getString(column));
+            }
+        }
+        return row;
     }
 
     private static void execute(Connection connection, String sql) throws SQLException {

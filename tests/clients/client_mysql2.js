@@ -5,7 +5,7 @@ const check = require('./check.js');
 const { parameters } = check;
 const ACTIVE = "select count(*) from information_schema.processlist where info like 'select sleep%'";
 
-async function connect() {
+async function connect(options = {}) {
   const connection = await mysql.createConnection({
     host: parameters.host,
     port: parameters.port,
@@ -15,6 +15,7 @@ async function connect() {
     ssl: parameters.tls ? { rejectUnauthorized: false } : undefined,
     rowsAsArray: true,
     charset: 'utf8mb4',
+    ...options,
   });
   // A connection that ends is looked for where it is used.
   connection.on('error', () => {});
@@ -70,8 +71,65 @@ check.run(require('mysql2/package.json').version, connect, {
     return check.summary((await rows(connection, sql)).map(([value]) => value));
   },
   big_parameter: (connection) =>
-    rows(connection, 'select length(x), md5(x) from (select ? x) t', [check.BIG_PARAMETER]),
+    rows(connection, 'select length(x), sha2(x, 256) from (select ? x) t', [check.BIG_PARAMETER]),
   unicode: (connection) => rows(connection, 'select x, char_length(x) from (select ? x) t', [check.UNICODE]),
+  async character_sets() {
+    const answers = [];
+    const names = 'select @@character_set_client, @@character_set_results, @@collation_connection, hex(?)';
+    for (const charset of [undefined, 'latin1', 'LATIN2_CZECH_CS', 'UTF8MB4_BIN', 'UTF8MB4_UNICODE_CI', 'UTF8MB4_0900_AI_CI']) {
+      try {
+        const connection = await connect({ charset });
+        answers.push(await rows(connection, names, ['é']));
+        await connection.end();
+      } catch (error) {
+        answers.push(error.errno ?? error.message);
+      }
+    }
+    return answers;
+  },
+  async several() {
+    const connection = await connect({ multipleStatements: true });
+    const sql = 'select 1; create temporary table m (n int); insert into m values (1), (2); select n from m';
+    const [results] = await connection.query(sql);
+    const answers = results.map((result) => (Array.isArray(result) ? result : result.affectedRows));
+    answers.push(await state(connection, 'select 1; selec 2; select 3'), await rows(connection, 'select 7'));
+    await connection.end();
+    return answers;
+  },
+  // With the character set of the options and with the driver's own, with a database and without.
+  async anew() {
+    const { user, password, database } = parameters;
+    const answers = {};
+    const ways = {
+      change_user: (connection) => connection.changeUser({ user, password: password ?? undefined, database }),
+      change_nothing_else: (connection) => connection.changeUser({ user, password: password ?? undefined }),
+      change_character_set: (connection) => connection.changeUser({ user, password: password ?? undefined, charset: 'latin2' }),
+      reset: (connection) => connection.reset(),
+    };
+    for (const [name, startAnew] of Object.entries(ways)) {
+      for (const charset of ['utf8mb4', 'latin1', undefined]) {
+        const connection = await connect({ charset });
+        await connection.query('create temporary table left_over (n int)');
+        await connection.query("set @kept = 1, sql_mode = ''");
+        await startAnew(connection);
+        const session = `select @kept, @@sql_mode = '', @@character_set_client, @@character_set_results, @@collation_connection`;
+        await connection.query(`use ${database}`);
+        answers[`${name} ${charset}`] = [await rows(connection, session), await state(connection, 'select * from left_over')];
+        await connection.end();
+      }
+    }
+    return answers;
+  },
+  // What the server tells of its session beside its answers.
+  async tracking(connection) {
+    await connection.query("set session_track_system_variables = 'time_zone,autocommit,sql_mode', session_track_schema = on");
+    const changes = [];
+    for (const sql of ["set time_zone = '+01:00'", "set sql_mode = ''", `use ${parameters.database}`, 'set autocommit = 0']) {
+      changes.push((await connection.query(sql))[0].stateChanges ?? null);
+    }
+    changes[2] = changes[2]?.schema === parameters.database;
+    return changes;
+  },
   async reconnect(connection) {
     const other = await connect();
     await other.query(`kill ${connection.threadId}`);
