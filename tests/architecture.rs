@@ -328,7 +328,7 @@ mod planted {
             "    let t: SystemTime;",
             "use rustls::ClientConfig;",
             "    tokio_util::sync::CancellationToken::new();",
-            "use crate::types::Engine;",
+            "use crate::tls::Roots;",
         ] {
             assert_eq!(about("wire/ssm/channel.rs", line).len(), 1, "{line}");
         }
