@@ -43,10 +43,6 @@ pub(crate) struct TaskState {
     pub(crate) id: String,
     pub(crate) last_status: String,
     pub(crate) desired_status: String,
-    /// Of the first container that has an ExecuteCommandAgent; each container has its own too.
-    pub(crate) agent_status: Option<String>,
-    /// Of the same container.
-    pub(crate) runtime_id: Option<String>,
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) stop_code: Option<String>,
     pub(crate) stopped_reason: Option<String>,
@@ -64,16 +60,22 @@ pub(crate) struct ContainerState {
     pub(crate) reason: Option<String>,
     /// Of its ExecuteCommandAgent: `PENDING`, `RUNNING` or `STOPPED`.
     pub(crate) agent_status: Option<String>,
+    /// What ECS says about the agent, for example why it does not start.
+    pub(crate) agent_reason: Option<String>,
     pub(crate) runtime_id: Option<String>,
 }
 
 impl TaskState {
+    /// The container of this name. With ExecuteCommand on, each container of a task has an agent of its own.
+    pub(crate) fn container(&self, name: &str) -> Option<&ContainerState> {
+        self.containers.iter().find(|container| container.name == name)
+    }
+
     /// The Session Manager target of a container, `ecs:<cluster>_<task id>_<runtime id>`; `cluster` is a name or an ARN.
     /// `None` while the container has no runtime id. The agent in the task registers under the same name
     /// (amazon-ssm-agent, its ECS identity).
     pub(crate) fn session_target(&self, cluster: &str, container: &str) -> Option<String> {
-        let container = self.containers.iter().find(|known| known.name == container)?;
-        let runtime = container.runtime_id.as_deref()?;
+        let runtime = self.container(container)?.runtime_id.as_deref()?;
         Some(format!("ecs:{}_{}_{runtime}", last_part(cluster), self.id))
     }
 }
@@ -83,16 +85,10 @@ impl From<&Task> for TaskState {
         let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
         let arn = text(task.task_arn());
         let containers: Vec<ContainerState> = task.containers().iter().map(ContainerState::from).collect();
-        let reached = containers
-            .iter()
-            .find(|container| container.agent_status.is_some())
-            .or_else(|| containers.iter().find(|container| container.runtime_id.is_some()));
         Self {
             id: last_part(&arn).to_owned(),
             last_status: text(task.last_status()),
             desired_status: text(task.desired_status()),
-            agent_status: reached.and_then(|container| container.agent_status.clone()),
-            runtime_id: reached.and_then(|container| container.runtime_id.clone()),
             tags: task.tags().iter().filter_map(|tag| Some((tag.key()?.to_owned(), text(tag.value())))).collect(),
             stop_code: task.stop_code().map(|code| code.as_str().to_owned()),
             stopped_reason: task.stopped_reason().map(str::to_owned),
@@ -114,6 +110,7 @@ impl From<&Container> for ContainerState {
             exit_code: container.exit_code(),
             reason: container.reason().map(str::to_owned),
             agent_status: agent.and_then(|agent| agent.last_status()).map(str::to_owned),
+            agent_reason: agent.and_then(|agent| agent.reason()).map(short).filter(|reason| !reason.is_empty()),
             runtime_id: container.runtime_id().map(str::to_owned),
         }
     }
@@ -242,7 +239,8 @@ mod tests {
 
     fn container(name: &str, agent: Option<&str>) -> Container {
         let agent = agent.map(|status| {
-            ManagedAgent::builder().name(ManagedAgentName::ExecuteCommandAgent).last_status(status).build()
+            let agent = ManagedAgent::builder().name(ManagedAgentName::ExecuteCommandAgent).last_status(status);
+            agent.reason("it starts\nagain.").build()
         });
         Container::builder()
             .name(name)
@@ -261,12 +259,14 @@ mod tests {
             .created_at(DateTime::from_secs(1_800_000_000))
             .tags(Tag::builder().key("bastion:env").value("demo").build())
             .tags(Tag::builder().key("empty").build())
-            .containers(container("sidecar", None))
+            .containers(container("sidecar", Some("RUNNING")))
             .containers(container("relay", Some("PENDING")))
             .build();
         let state = TaskState::from(&task);
         assert_eq!(state.id, "0123456789abcdef0123456789abcdef");
-        assert_eq!((state.agent_status.as_deref(), state.runtime_id.as_deref()), (Some("PENDING"), Some("relay-1")));
+        let relay = state.container("relay").unwrap();
+        assert_eq!((relay.agent_status.as_deref(), relay.runtime_id.as_deref()), (Some("PENDING"), Some("relay-1")));
+        assert_eq!(relay.agent_reason.as_deref(), Some("it starts again"));
         assert_eq!(state.tags.get("bastion:env").map(String::as_str), Some("demo"));
         assert_eq!(state.tags.get("empty").map(String::as_str), Some(""));
         assert_eq!(state.created_at, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)));
@@ -295,7 +295,8 @@ mod tests {
         assert_eq!(state.stopped_reason.as_deref(), Some("Essential container in task exited"));
         assert_eq!(state.containers[0].reason.as_deref(), Some("CannotPullContainerError"));
         assert_eq!(state.containers[1].exit_code, Some(137));
-        assert_eq!((state.agent_status.as_deref(), state.runtime_id.as_deref()), (None, None));
+        let relay = state.container("relay").unwrap();
+        assert_eq!((relay.agent_status.as_deref(), relay.runtime_id.as_deref()), (None, None));
         assert_eq!(state.session_target("bastion", "relay"), None);
     }
 

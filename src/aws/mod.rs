@@ -18,7 +18,7 @@ use aws_credential_types::provider::ProvideCredentials as _;
 use aws_smithy_http_client::tls;
 use secrecy::SecretString;
 
-pub(crate) use crate::aws::ecs::{TaskOrder, TaskState};
+pub(crate) use crate::aws::ecs::{ContainerState, TaskOrder, TaskState};
 pub(crate) use crate::aws::error::AwsError;
 use crate::aws::error::Call;
 pub(crate) use crate::aws::sts::StsPost;

@@ -1,6 +1,8 @@
 //! Why a task did not come up or has ended, in words that lead to the fix.
 
-use crate::aws::TaskState;
+use std::time::Duration;
+
+use crate::aws::{ContainerState, TaskState};
 use crate::cli::error::CommandError;
 
 /// What ECS says (a part of it), what it means, what to do. The order matters: the first that fits is told.
@@ -78,11 +80,27 @@ pub(super) fn stopped_error(task: &TaskState) -> CommandError {
 }
 
 /// The error for an ExecuteCommandAgent that does not come up.
-pub(super) fn agent_error(task: &TaskState, seconds: u64) -> CommandError {
-    let status = task.agent_status.as_deref().unwrap_or("unknown");
-    CommandError::failed(anyhow::anyhow!("the ExecuteCommandAgent of task {} is {status} after {seconds} s", task.id))
+pub(super) fn agent_error(task: &TaskState, container: &ContainerState, waited: Duration) -> CommandError {
+    let status = container.agent_status.as_deref().unwrap_or("unknown");
+    let reason = container.agent_reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let (name, id, seconds) = (&container.name, &task.id, waited.as_secs());
+    CommandError::failed(anyhow::anyhow!(
+        "the ExecuteCommandAgent in container {name:?} of task {id} is {status} after {seconds} s{reason}"
+    ))
+}
+
+/// Adds what may be the cause.
+pub(super) fn agent_hints(error: CommandError) -> CommandError {
+    error
         .hinted("the task role needs ssmmessages:CreateControlChannel, CreateDataChannel, OpenControlChannel and OpenDataChannel (not the execution role)")
         .hinted("the subnet needs a way to ssmmessages: NAT, or the VPC endpoint ssmmessages whose security group lets the task in on 443")
         .hinted("with a read-only root file system, /managed-agents, /var/lib/amazon/ssm and /var/log/amazon/ssm must be volumes")
         .hinted("if all that is right, register the task definition without linuxParameters.capabilities: docs/deploy.md has the next steps")
+}
+
+/// The error for a task without the container that the environment names.
+pub(super) fn no_container(task: &TaskState, name: &str) -> CommandError {
+    let names: Vec<&str> = task.containers.iter().map(|container| container.name.as_str()).collect();
+    CommandError::failed(anyhow::anyhow!("task {} has no container {name:?}: it has {}", task.id, names.join(", ")))
+        .hinted("set container to the name of the relay's container in the task definition")
 }

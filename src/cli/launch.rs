@@ -21,6 +21,8 @@ use crate::types::{Access, Environment};
 const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// The agent comes up some seconds after the container.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
+/// ECS starts an agent again that has stopped, several times with pauses between.
+const AGENT_RESTART: Duration = Duration::from_secs(30);
 /// SIGTERM, up to 30 s of drain, and the network interface.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) const POLL: Duration = Duration::from_millis(700);
@@ -192,10 +194,11 @@ impl Place {
         })
     }
 
-    /// Waits until the task and its agent run.
+    /// Waits until the task and the agent in its relay's container run.
     pub(super) async fn wait_ready(
         &self,
         ui: &Ui,
+        access: &str,
         mut task: TaskState,
         patience: Patience,
     ) -> Result<TaskState, CommandError> {
@@ -218,13 +221,31 @@ impl Place {
         let phase = ui.phase("agent");
         began = Instant::now();
         budget = patience.left(AGENT_TIMEOUT);
-        while task.agent_status.as_deref() != Some("RUNNING") {
+        let name = &self.access(access)?.container;
+        let mut stopped: Option<Instant> = None;
+        loop {
+            let Some(container) = task.container(name) else {
+                return Err(explain::no_container(&task, name));
+            };
+            let status = container.agent_status.as_deref();
+            if status == Some("RUNNING") {
+                break;
+            }
             if task.last_status == "STOPPED" || task.desired_status == "STOPPED" {
                 return Err(explain::stopped_error(&self.settled(task).await));
             }
-            if began.elapsed() >= budget || task.agent_status.as_deref() == Some("STOPPED") {
-                return Err(explain::agent_error(&task, began.elapsed().as_secs()));
+            stopped = (status == Some("STOPPED")).then(|| stopped.unwrap_or_else(Instant::now));
+            let given_up = stopped.is_some_and(|since| since.elapsed() >= AGENT_RESTART);
+            if began.elapsed() >= budget && budget < AGENT_TIMEOUT {
+                return Err(explain::agent_error(&task, container, began.elapsed()).hinted(format!(
+                    "--timeout left {} s for it, and it may take a minute: give more time",
+                    budget.as_secs()
+                )));
             }
+            if began.elapsed() >= budget || given_up {
+                return Err(explain::agent_hints(explain::agent_error(&task, container, began.elapsed())));
+            }
+            phase.detail(status.unwrap_or("unknown").to_lowercase().as_str());
             task = self.look_again(task).await?;
         }
         ui.done(phase, "session agent running");

@@ -238,7 +238,8 @@ impl Sessions {
                 Err(error) => return Err(StartError::Asleep(error.to_string())),
             }
         }
-        let task = self.place.wait_ready(&self.ui, self.task(), Patience::new(None)).await.map_err(asleep)?;
+        let access = &self.purpose.access;
+        let task = self.place.wait_ready(&self.ui, access, self.task(), Patience::new(None)).await.map_err(asleep)?;
         self.current().task = task.clone();
         Ok(task)
     }

@@ -52,19 +52,20 @@ async fn run(args: &StatusArgs) -> Result<(), CommandError> {
     let mut rows = Vec::new();
     for name in names {
         let place = launch::place(&ui, &name, &args.aws).await?;
-        for access in place.environment.access.keys() {
+        for (access, level) in &place.environment.access {
             for task in place.own_tasks(access).await? {
-                rows.push((name.clone(), access.clone(), task));
+                let agent = task.container(&level.container).and_then(|container| container.agent_status.clone());
+                rows.push((name.clone(), access.clone(), task, agent));
             }
         }
     }
     if args.json {
         let tasks: Vec<_> = rows
             .iter()
-            .map(|(env, access, task)| {
+            .map(|(env, access, task, agent)| {
                 json!({
                     "env": env, "access": access, "task": task.id, "status": task.last_status,
-                    "agent": task.agent_status, "age_seconds": age(task.created_at),
+                    "agent": agent, "age_seconds": age(task.created_at),
                 })
             })
             .collect();
@@ -74,7 +75,7 @@ async fn run(args: &StatusArgs) -> Result<(), CommandError> {
     if rows.is_empty() {
         Ui::new(false, args.quiet).say("you have no running bastion");
     }
-    for (env, access, task) in rows {
+    for (env, access, task, _) in rows {
         let age = age(task.created_at).map(|seconds| format!("{} min", seconds / 60)).unwrap_or_default();
         let (id, status) = (escape::line(&task.id), escape::line(&task.last_status));
         ui.data(&format!("{env:<12} {access:<8} {id}  {status:<13} {age}"));

@@ -188,7 +188,7 @@ async fn attach(
     patience: Patience,
     drain: &CancellationToken,
 ) -> Result<(), CommandError> {
-    let task = interruptible(drain, place.wait_ready(ui, task, patience)).await?;
+    let task = interruptible(drain, place.wait_ready(ui, &args.access, task, patience)).await?;
     // Its own token: Ctrl-C ends the tunnel gently below.
     let cut = CancellationToken::new();
     let purpose = Purpose { access: args.access.clone(), reason, wake: args.wake };
@@ -259,7 +259,7 @@ async fn detach(
     args: &UpArgs,
     patience: Patience,
 ) -> Result<(), CommandError> {
-    let task = place.wait_ready(ui, task, patience).await?;
+    let task = place.wait_ready(ui, &args.common.access, task, patience).await?;
     let phase = ui.phase("background");
     let program = std::env::current_exe().map_err(CommandError::failed)?;
     let state = StateFolder::open()?;

@@ -356,11 +356,28 @@ async fn an_agent_that_never_runs_ends_the_wait_with_its_causes_and_nothing_is_l
     world.sandbox.set_faults(Faults { agent_never_runs: true, ..Faults::default() });
     let (code, out, err) = finish(bastion(&world, "alice", &["up", "demo", "--timeout", "2s"])).await;
     assert_eq!((code, out.as_str()), (1, ""), "{err}");
-    for part in
-        ["the ExecuteCommandAgent of task", "is PENDING after", "ssmmessages:CreateControlChannel", "must be volumes"]
-    {
+    // The limit of the person is the cause, so roles and subnets are not blamed.
+    let parts = [
+        "the ExecuteCommandAgent in container \"bastion\"",
+        "is PENDING after",
+        ": the agent cannot reach its endpoint",
+        "--timeout left",
+    ];
+    for part in parts {
         assert!(err.contains(part), "{part} is not in {err}");
     }
+    assert_eq!(running(&world), 0);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_again_is_waited_for_and_that_of_another_container_does_not_count() {
+    let world = World::start().await;
+    let again = Some(Duration::from_secs(2));
+    world.sandbox.set_faults(Faults { sidecar: true, agent_restarts_after: again, ..Faults::default() });
+    let up = Up::start(&world, &[]).await;
+    assert_eq!(up.psql("orders", "select 1").await, (0, "1".to_owned(), String::new()));
+    assert_eq!(up.end().await.0, Some(0));
     assert_eq!(running(&world), 0);
     world.stop().await;
 }

@@ -141,7 +141,7 @@ async fn check_all(
             .hinted(format!("start one: bastion up {} --access {}", args.env, args.access)));
     };
     let patience = Patience::new(None);
-    let task = interruptible(drain, place.wait_ready(ui, task, patience)).await?;
+    let task = interruptible(drain, place.wait_ready(ui, &args.access, task, patience)).await?;
     let purpose = Purpose { access: args.access.clone(), reason: None, wake: false };
     let sessions = Sessions::new(place, ui, task, purpose)?;
     // Ctrl-C ends the tunnel and its session too.

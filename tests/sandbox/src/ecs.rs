@@ -20,7 +20,7 @@ use crate::{ACCOUNT, CLUSTER, REGION, Shared};
 #[derive(Debug, Clone)]
 pub struct TaskDefinition {
     pub family: String,
-    /// Name of the only container.
+    /// Name of the relay's container.
     pub container: String,
     pub environment: BTreeMap<String, String>,
     /// Name of the task role.
@@ -61,6 +61,9 @@ pub(crate) struct Task {
     container_reason: Option<String>,
     exit_code: Option<i32>,
     pub(crate) agent_status: &'static str,
+    agent_reason: Option<&'static str>,
+    /// Of a second container, if there is one.
+    sidecar_runtime_id: Option<String>,
     created_at: f64,
     started_at: Option<f64>,
     stopped_at: Option<f64>,
@@ -114,6 +117,9 @@ impl Task {
             "lastStatus": container_status,
             "managedAgents": [{"name": "ExecuteCommandAgent", "lastStatus": self.agent_status}],
         });
+        if let Some(reason) = self.agent_reason {
+            container["managedAgents"][0]["reason"] = json!(reason);
+        }
         if started && self.started_at.is_some() {
             container["runtimeId"] = json!(self.runtime_id);
         }
@@ -123,13 +129,26 @@ impl Task {
         if let Some(reason) = &self.container_reason {
             container["reason"] = json!(reason);
         }
+        let mut containers = vec![container];
+        if let Some(runtime_id) = &self.sidecar_runtime_id {
+            let agent = if container_status == "RUNNING" { "RUNNING" } else { "PENDING" };
+            let sidecar = json!({
+                "containerArn": format!("arn:aws:ecs:{REGION}:{ACCOUNT}:container/{CLUSTER}/{}/2", self.id),
+                "taskArn": self.arn(),
+                "name": "sidecar",
+                "lastStatus": container_status,
+                "runtimeId": runtime_id,
+                "managedAgents": [{"name": "ExecuteCommandAgent", "lastStatus": agent}],
+            });
+            containers.insert(0, sidecar);
+        }
         let overrides: Vec<Value> =
             self.overrides.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         let mut task = json!({
             "taskArn": self.arn(),
             "clusterArn": format!("arn:aws:ecs:{REGION}:{ACCOUNT}:cluster/{CLUSTER}"),
             "taskDefinitionArn": self.definition.arn(),
-            "containers": [container],
+            "containers": containers,
             "lastStatus": self.last_status,
             "desiredStatus": self.desired_status,
             "launchType": "FARGATE",
@@ -313,6 +332,7 @@ fn new_task(
     let [a, b, c, ..] = *uuid::Uuid::new_v4().as_bytes();
     Task {
         runtime_id: format!("{id}-{:010}", u32::from_be_bytes([0, a, b, c])),
+        sidecar_runtime_id: shared.faults().sidecar.then(|| format!("{id}-{:010}", u32::from_be_bytes([1, a, b, c]))),
         // 127.64.0.0/10: away from what else listens on loopback.
         address: Ipv4Addr::new(127, 64 | (a & 63), b, c.clamp(2, 254)),
         id,
@@ -329,6 +349,7 @@ fn new_task(
         container_reason: None,
         exit_code: None,
         agent_status: "PENDING",
+        agent_reason: None,
         created_at: epoch(),
         started_at: None,
         stopped_at: None,
@@ -426,7 +447,16 @@ async fn live(shared: Arc<Shared>, id: String, stop: CancellationToken) {
     });
     let agent = async {
         if faults.agent_never_runs {
+            shared.tasks.update(&id, |task| task.agent_reason = Some("the agent cannot reach its endpoint"));
             std::future::pending::<()>().await;
+        }
+        if let Some(pause) = faults.agent_restarts_after {
+            shared.tasks.update(&id, |task| {
+                task.agent_status = "STOPPED";
+                task.agent_reason = Some("Received exit code 1");
+            });
+            tokio::time::sleep(pause).await;
+            shared.tasks.update(&id, |task| task.agent_reason = None);
         }
         tokio::time::sleep(phase).await;
         shared.tasks.update(&id, |task| task.agent_status = "RUNNING");

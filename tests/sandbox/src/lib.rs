@@ -64,8 +64,12 @@ pub struct Faults {
     pub run_task_failure: Option<String>,
     /// The task ends before it runs, with this reason, for example `CannotPullContainerError: …`.
     pub start_failure: Option<String>,
-    /// The ExecuteCommandAgent stays PENDING.
+    /// The ExecuteCommandAgent stays PENDING, and ECS gives a reason.
     pub agent_never_runs: bool,
+    /// The ExecuteCommandAgent ends before it has run, and ECS starts it again after this time.
+    pub agent_restarts_after: Option<Duration>,
+    /// Each task has a second container, named first, with an agent of its own that runs at once.
+    pub sidecar: bool,
 }
 
 /// What the sandbox holds.
