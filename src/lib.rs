@@ -16,7 +16,8 @@
 //! | `credential` | what a target logs in with: RDS IAM tokens, secrets, users that Vault makes for the task or for each person; redacted, cached | relay |
 //! | `link` | streams over several byte pipes: the runtime's side of `wire::lane`, for both ends | both |
 //! | `tunnel` | the laptop's path into the task: websocket, driver loop, local listeners | launcher |
-//! | `aws` | the AWS calls of the launcher in our own types | launcher |
+//! | `aws` | the profiles, the login and the AWS calls of the launcher in our own types | launcher |
+//! | `network` | the laptop's way to AWS: proxies, `CONNECT`, trusted certificates | launcher |
 //! | `tls` | rustls configurations and trust roots | both |
 //! | `telemetry`, `shutdown` | logging fields and subscriber; signals → cancellation | both |
 //! | `fuzzing` | what the fuzz targets run, and the replay of their corpora | tests |
@@ -32,6 +33,8 @@ mod credential;
 #[cfg(all(test, feature = "relay"))]
 pub mod fuzzing;
 mod link;
+#[cfg(feature = "launcher")]
+mod network;
 #[cfg(feature = "relay")]
 mod relay;
 mod shutdown;

@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 
 /// Root modules and the root modules they may name besides themselves. `cli` is not here: it may name all of them.
 const IMPORTS: &[(&str, &[&str])] = &[
-    ("aws", &["types", "wire"]),
+    ("aws", &["network", "types", "wire"]),
     ("config", &["credential", "relay", "tls", "tunnel", "types"]),
     ("credential", &["tls", "types", "wire"]),
     ("fuzzing", &["wire"]),
     ("link", &["wire"]),
+    ("network", &["tls"]),
     ("relay", &["credential", "link", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("shutdown", &["types"]),
     ("telemetry", &["types"]),
     ("tls", &["types"]),
-    ("tunnel", &["link", "shutdown", "telemetry", "tls", "types", "wire"]),
+    ("tunnel", &["link", "network", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("types", &[]),
     ("wire", &["types"]),
 ];

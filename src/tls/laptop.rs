@@ -1,25 +1,24 @@
 //! TLS of the laptop towards AWS: the trust store of the operating system, so that company proxies work.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::tls::provider;
 
-/// The configuration for the websocket to the message gateway, made once.
+/// The configuration for the message gateway and for proxies. With `trusted` nothing else is trusted.
 ///
 /// # Errors
 /// A sentence, if the machine has no trusted certificates.
-pub(crate) fn laptop() -> Result<Arc<ClientConfig>, String> {
-    static CONFIG: OnceLock<Result<Arc<ClientConfig>, String>> = OnceLock::new();
-    CONFIG.get_or_init(load).clone()
-}
-
-fn load() -> Result<Arc<ClientConfig>, String> {
+pub(crate) fn laptop(trusted: Option<&[CertificateDer<'static>]>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
+    let found = match trusted {
+        Some(certificates) => certificates.to_vec(),
+        None => rustls_native_certs::load_native_certs().certs,
+    };
     // One broken certificate in the store must not lock everybody out.
-    let (added, _) = roots.add_parsable_certificates(found.certs);
+    let (added, _) = roots.add_parsable_certificates(found);
     if added == 0 {
         return Err(
             "this machine has no trusted CA certificates; install ca-certificates or set SSL_CERT_FILE".to_owned()

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::network::Network;
 use crate::tunnel::shared::Shared;
 pub(crate) use crate::tunnel::stream::Stream;
 use crate::types::SessionGrant;
@@ -35,6 +36,11 @@ pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the tunnel needs from the control plane; the command line implements it over the AWS calls.
 pub(crate) trait Control: Send + Sync + 'static {
+    /// How the message gateway is reached.
+    fn network(&self) -> &Network {
+        Network::direct()
+    }
+
     /// Headers for the websocket upgrade of `url`, signed anew with fresh credentials as of `now`.
     fn sign_upgrade<'a>(
         &'a self,

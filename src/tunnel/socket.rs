@@ -1,23 +1,18 @@
 //! The websocket to the message gateway: connect, TLS, signed upgrade, first frame.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::header::{DATE, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
-use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-use crate::tls;
+use crate::network::{Io, Network};
 use crate::tunnel::shared::Correction;
 use crate::tunnel::{Control, ControlError};
 use crate::types::{Partition, SessionGrant};
@@ -29,9 +24,6 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(240);
 const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
 /// Frames of the agent are about 1.1 KiB; this is far above, and far below what could hurt.
 const MESSAGE_MAX: usize = 4 << 20;
-pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
 pub(super) type Socket = WebSocketStream<Box<dyn Io>>;
 
 /// Why there is no socket. Holds no URL and no token.
@@ -65,7 +57,7 @@ pub(super) async fn connect(
     check_host(&host, secure)?;
     let attempt = async |now: SystemTime| {
         let headers = control.sign_upgrade(url, now).await?;
-        let stream = dial(&uri, &host, secure).await?;
+        let stream = dial(control.network(), &uri, &host, secure).await?;
         upgrade(url, &host, headers, stream).await
     };
     let upgrading = async {
@@ -86,9 +78,11 @@ pub(super) async fn connect(
             }
         }
     };
-    let timeout = || SocketError::Connect {
-        host: host.clone(),
-        reason: format!("no websocket within {} s", CONNECT_TIMEOUT.as_secs()),
+    let timeout = || {
+        let proxy = control.network().proxy_to(&host, uri.port_u16().unwrap_or(443), secure);
+        let through = proxy.ok().flatten().map(|proxy| format!(" through {proxy}")).unwrap_or_default();
+        let reason = format!("no websocket within {} s{through}", CONNECT_TIMEOUT.as_secs());
+        SocketError::Connect { host: host.clone(), reason }
     };
     let (mut socket, clock) = tokio::time::timeout(CONNECT_TIMEOUT, upgrading).await.map_err(|_| timeout())??;
     open_data_channel(&mut socket, grant, client_id, &host).await?;
@@ -104,19 +98,11 @@ fn check_host(host: &str, secure: bool) -> Result<(), SocketError> {
     if allowed { Ok(()) } else { Err(SocketError::Foreign(host.to_owned())) }
 }
 
-async fn dial(uri: &Uri, host: &str, secure: bool) -> Result<Box<dyn Io>, SocketError> {
-    let failed =
-        |reason: &dyn std::fmt::Display| SocketError::Connect { host: host.to_owned(), reason: reason.to_string() };
+/// A connection to the gateway, through a proxy where the network has one.
+async fn dial(network: &Network, uri: &Uri, host: &str, secure: bool) -> Result<Box<dyn Io>, SocketError> {
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let stream = TcpStream::connect((host, port)).await.map_err(|error| failed(&error))?;
-    stream.set_nodelay(true).map_err(|error| failed(&error))?;
-    if !secure {
-        return Ok(Box::new(stream));
-    }
-    let config = tls::laptop().map_err(|error| failed(&error))?;
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(&error))?;
-    let stream = TlsConnector::from(Arc::clone(&config)).connect(name, stream).await.map_err(|error| failed(&error))?;
-    Ok(Box::new(stream))
+    let failed = |reason: String| SocketError::Connect { host: host.to_owned(), reason };
+    network.connect(host, port, secure).await.map_err(failed)
 }
 
 /// What the gateway made of a signed upgrade.
@@ -183,7 +169,11 @@ async fn open_data_channel(
 
 #[cfg(test)]
 mod tests {
+    use bastion_sandbox::proxy::{Options, Proxy};
+
     use super::*;
+    use crate::network::{Bundle, Proxies};
+    use crate::tunnel::{BoxFuture, StartError};
 
     #[test]
     fn secrets_go_to_aws_or_to_this_machine_only() {
@@ -206,5 +196,59 @@ mod tests {
         ] {
             assert!(check_host(host, secure).is_err(), "{host}");
         }
+    }
+
+    /// A control plane behind a proxy.
+    struct Behind(Network);
+
+    impl Control for Behind {
+        fn network(&self) -> &Network {
+            &self.0
+        }
+
+        fn sign_upgrade<'a>(
+            &'a self,
+            _: &'a str,
+            _: SystemTime,
+        ) -> BoxFuture<'a, Result<Vec<(String, SecretString)>, ControlError>> {
+            Box::pin(std::future::ready(Ok(vec![("authorization".to_owned(), "signed".into())])))
+        }
+
+        fn start(&self, _: bool) -> BoxFuture<'_, Result<SessionGrant, StartError>> {
+            Box::pin(std::future::ready(Err(StartError::Gone("no".to_owned()))))
+        }
+
+        fn resume<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<SessionGrant>, ControlError>> {
+            Box::pin(std::future::ready(Ok(None)))
+        }
+    }
+
+    #[tokio::test]
+    async fn the_websocket_goes_through_a_proxy_that_looks_into_tls() {
+        use futures_util::StreamExt as _;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = listener.local_addr().unwrap();
+        let served = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            socket.next().await.unwrap().unwrap().into_text().unwrap().to_string()
+        };
+        let options = Options { inspects: true, credentials: Some("alice:S3CRET"), ..Options::default() };
+        let proxy = Proxy::start(options, gateway).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, proxy.ca()).unwrap();
+        let url = format!("http://alice:S3CRET@{}", proxy.address());
+        let proxies = Proxies::new(|name| (name == "HTTPS_PROXY").then(|| url.clone()));
+        let control = Behind(Network::new(proxies, Some(Bundle::read("AWS_CA_BUNDLE", &file).unwrap())));
+        let grant = SessionGrant {
+            session_id: "s".to_owned(),
+            token: "token".to_owned().into(),
+            stream_url: "wss://ssmmessages.eu-west-1.amazonaws.com/v1/data-channel/s?role=x".to_owned().into(),
+        };
+        let (connected, first) =
+            tokio::join!(connect(&grant, "c", &control, || SystemTime::UNIX_EPOCH, Correction::default()), served);
+        assert!(connected.is_ok() && first.contains("\"TokenValue\":\"token\""), "{first}");
+        assert_eq!(proxy.seen(), ["CONNECT ssmmessages.eu-west-1.amazonaws.com:443 HTTP/1.1"]);
     }
 }

@@ -19,6 +19,7 @@ pub mod mariadb;
 pub mod moto;
 pub mod mysql;
 pub mod postgres;
+pub mod proxy;
 pub mod rds;
 pub mod secrets_manager;
 mod server;
