@@ -7,19 +7,26 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
+use crate::aws::advice::{again, denied_by};
+use crate::aws::profile::{Kind, shown};
+
 /// The longest text of AWS that an error repeats, in characters.
 const MESSAGE_MAX: usize = 300;
 
 /// Why an AWS call failed. `Display` is one sentence without secrets; [`AwsError::hint`] is the next step.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AwsError {
-    #[error("no AWS credentials were found")]
-    NoCredentials,
-    /// The login of IAM Identity Center or the session token is over, or AWS does not know the key (any more).
-    #[error("AWS does not accept the credentials{}: they have expired or do not exist any more", of(profile.as_deref()))]
-    ExpiredCredentials { profile: Option<String> },
+    /// `looked`: the files, and the profiles in them.
+    #[error("no AWS credentials were found{}", after(": ", looked))]
+    NoCredentials { looked: String },
+    /// The login is over, or AWS does not know the key (any more).
+    #[error("AWS does not accept the credentials{}: they have expired or do not exist any more", of(profile.as_deref(), *kind))]
+    ExpiredCredentials { profile: Option<String>, kind: Kind },
+    /// The profile or its login, in a sentence of its own.
+    #[error("{said}")]
+    Login { said: String, hint: Option<String> },
     #[error("access denied: {message}")]
-    AccessDenied { message: String },
+    AccessDenied { message: String, denied_by: Option<String> },
     #[error("there is no ECS cluster {cluster} in this account and region")]
     ClusterNotFound { cluster: String },
     #[error("there is no active task definition {task_definition} in this account and region")]
@@ -35,14 +42,25 @@ pub(crate) enum AwsError {
     Unreachable { service: String, reason: String },
     #[error("AWS refuses the date of the request: the clock of this machine is wrong")]
     ClockSkew,
-    #[error("no AWS region is set")]
-    NoRegion,
+    #[error("no AWS region is set{}", after(": ", looked))]
+    NoRegion { looked: String },
     #[error("{operation} failed: {code}{}{}", after(": ", message), after(", request ", request_id.as_deref().unwrap_or_default()))]
     Other { operation: String, code: String, message: String, request_id: Option<String> },
 }
 
-fn of(profile: Option<&str>) -> String {
-    profile.map(|profile| format!(" of profile {profile}")).unwrap_or_default()
+fn of(profile: Option<&str>, kind: Kind) -> String {
+    match (kind, profile) {
+        (Kind::Environment, _) => " of AWS_ACCESS_KEY_ID in the environment".to_owned(),
+        (_, Some(profile)) => format!(" of profile {}", shown(profile)),
+        (_, None) => String::new(),
+    }
+}
+
+/// Whether credentials could not be had because something was not reached.
+pub(super) fn is_network(error: &CredentialsError) -> bool {
+    let io = |cause: &ConnectorError| cause.is_io() || cause.is_timeout();
+    matches!(error, CredentialsError::ProviderTimedOut(_))
+        || chain(error).any(|cause| cause.downcast_ref::<ConnectorError>().is_some_and(io))
 }
 
 fn after(separator: &str, text: &str) -> String {
@@ -50,16 +68,22 @@ fn after(separator: &str, text: &str) -> String {
 }
 
 impl AwsError {
+    pub(super) fn login(said: String, hint: Option<String>) -> Self {
+        Self::Login { said, hint }
+    }
+
     /// What the user can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::NoCredentials => "log in with `aws sso login` or name a profile with --profile or AWS_PROFILE",
-            Self::ExpiredCredentials { profile: Some(profile) } => {
-                return Some(format!("run `aws sso login --profile {profile}`, or get new keys for it"));
+            Self::NoCredentials { .. } => {
+                "log in with `aws login` or `aws sso login`, or name a profile with --profile or AWS_PROFILE"
             }
-            Self::ExpiredCredentials { profile: None } => "run `aws sso login`, or get new keys",
-            Self::AccessDenied { .. } => {
-                "check that this is the right profile, and ask an administrator for the developer policy of bastion"
+            Self::ExpiredCredentials { profile, kind } => return Some(again(profile.as_deref(), *kind)),
+            Self::Login { hint, .. } => return hint.clone(),
+            Self::AccessDenied { denied_by: Some(hint), .. } => hint,
+            Self::AccessDenied { denied_by: None, .. } => {
+                "check that this is the right profile, and ask an administrator for the developer policy of bastion, \
+                 bastion-ENV-developer"
             }
             Self::ClusterNotFound { .. } | Self::TaskDefinitionNotFound { .. } => {
                 "check the environment's name and region, and that it is deployed in the account of this profile"
@@ -70,9 +94,18 @@ impl AwsError {
                  subnets to ssmmessages"
             }
             Self::Throttled => "try again in a minute",
-            Self::Unreachable { .. } => "check the network, VPN and proxy of this machine, and AWS_ENDPOINT_URL if set",
+            Self::Unreachable { reason, .. } if reason.contains("UnknownIssuer") => {
+                "if a proxy here inspects TLS, set AWS_CA_BUNDLE to a PEM file with its CA"
+            }
+            Self::Unreachable { reason, .. } if reason.contains("lookup address") => {
+                "check the name of the region, the network, VPN and proxy (HTTPS_PROXY) of this machine, and AWS_ENDPOINT_URL \
+                 if set"
+            }
+            Self::Unreachable { .. } => {
+                "check the network, VPN and proxy (HTTPS_PROXY) of this machine, and AWS_ENDPOINT_URL if set"
+            }
             Self::ClockSkew => "set the clock of this machine",
-            Self::NoRegion => "give --region, or set `region` in the profile or AWS_REGION",
+            Self::NoRegion { .. } => "give --region, or set `region` in the profile or AWS_REGION",
             Self::Other { .. } => return None,
         };
         Some(text.to_owned())
@@ -104,6 +137,9 @@ pub(super) struct Call<'a> {
     /// The service as the user knows it: `ECS in ap-northeast-1`.
     pub(super) service: &'a str,
     pub(super) profile: Option<&'a str>,
+    pub(super) kind: Kind,
+    /// Where credentials and region were looked for.
+    pub(super) looked: &'a str,
     pub(super) cluster: &'a str,
     pub(super) task_definition: &'a str,
 }
@@ -123,7 +159,7 @@ impl Call<'_> {
             SdkError::TimeoutError(_) => self.unreachable("no answer in time"),
             SdkError::ResponseError(_) => self.other("UnreadableAnswer", "the answer is not one of AWS"),
             SdkError::DispatchFailure(failure) if failure.is_timeout() => self.unreachable("no connection in time"),
-            SdkError::DispatchFailure(failure) if failure.is_io() => self.unreachable(&short(&innermost(error))),
+            SdkError::DispatchFailure(failure) if failure.is_io() => self.unreachable(&reason(error)),
             _ => self.not_sent(error),
         }
     }
@@ -138,7 +174,7 @@ impl Call<'_> {
             | "ExpiredToken"
             | "ExpiredTokenException" => self.expired(),
             "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" => {
-                AwsError::AccessDenied { message: short(message) }
+                AwsError::AccessDenied { message: short(message), denied_by: denied_by(message) }
             }
             "Throttling" | "ThrottlingException" | "TooManyRequestsException" | "RequestLimitExceeded" => {
                 AwsError::Throttled
@@ -175,7 +211,13 @@ impl Call<'_> {
             Some(credentials) => self.no_login(credentials),
             None => {
                 let text = innermost(error);
-                if text.to_lowercase().contains("region") { AwsError::NoRegion } else { self.other("NotSent", &text) }
+                if text.to_lowercase().contains("region") {
+                    AwsError::NoRegion { looked: self.looked.to_owned() }
+                } else if text.contains("certificate") {
+                    self.unreachable(&short(&text))
+                } else {
+                    self.other("NotSent", &text)
+                }
             }
         }
     }
@@ -183,8 +225,11 @@ impl Call<'_> {
     /// Maps what the chain of credential providers says. The text of a provider is not repeated: a program of the
     /// user may have written it.
     pub(super) fn no_login(&self, error: &CredentialsError) -> AwsError {
+        if let Some(told) = chain(error).find_map(|cause| cause.downcast_ref::<AwsError>()) {
+            return told.clone();
+        }
         if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
-            return AwsError::NoCredentials;
+            return AwsError::NoCredentials { looked: self.looked.to_owned() };
         }
         let causes = || chain(error).map(|cause| cause.to_string().to_lowercase());
         // The SDK keeps the types of these private: "the SSO token has expired and cannot be refreshed",
@@ -194,11 +239,10 @@ impl Call<'_> {
         if causes().any(|text| login(&text)) {
             return self.expired();
         }
-        let connector = chain(error).find_map(|cause| cause.downcast_ref::<ConnectorError>());
-        if connector.is_some_and(|cause| cause.is_io() || cause.is_timeout()) {
+        if is_network(error) && !matches!(error, CredentialsError::ProviderTimedOut(_)) {
             return AwsError::Unreachable {
                 service: "the source of the AWS credentials".to_owned(),
-                reason: short(&innermost(error)),
+                reason: reason(error),
             };
         }
         match error {
@@ -225,7 +269,7 @@ impl Call<'_> {
     }
 
     fn expired(&self) -> AwsError {
-        AwsError::ExpiredCredentials { profile: self.profile.map(str::to_owned) }
+        AwsError::ExpiredCredentials { profile: self.profile.map(str::to_owned), kind: self.kind }
     }
 }
 
@@ -240,6 +284,21 @@ fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn 
 
 fn innermost(error: &(dyn Error + 'static)) -> String {
     chain(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+/// Why something was not reached. The SDK's words for what a proxy answers are translated.
+fn reason(error: &(dyn Error + 'static)) -> String {
+    let said = short(&innermost(error));
+    match said.strip_prefix("tunnel error: ") {
+        Some("proxy authorization required") => {
+            "the proxy wants a user name and a password, or others (HTTP status 407); write them into its variable as \
+             http://USER:PASSWORD@HOST:PORT"
+                .to_owned()
+        }
+        Some("unsuccessful") => "the proxy does not let the connection through".to_owned(),
+        Some("unexpected end of file") => "the proxy closed the connection".to_owned(),
+        _ => said,
+    }
 }
 
 /// One line of bounded length, as it can stand within a sentence.
@@ -263,12 +322,14 @@ mod tests {
         operation: "RunTask",
         service: "ECS in ap-northeast-1",
         profile: Some("dev"),
+        kind: Kind::Sso,
+        looked: "nowhere",
         cluster: "bastion",
         task_definition: "bastion-demo",
     };
 
     fn expired() -> AwsError {
-        AwsError::ExpiredCredentials { profile: Some("dev".to_owned()) }
+        AwsError::ExpiredCredentials { profile: Some("dev".to_owned()), kind: Kind::Sso }
     }
 
     fn answer(code: &str, message: &str) -> AwsError {
@@ -280,7 +341,7 @@ mod tests {
     fn codes_of_the_services() {
         let invalid = "The security token included in the request is invalid.";
         let gone = AwsError::TaskDefinitionNotFound { task_definition: "bastion-demo".to_owned() };
-        let denied = AwsError::AccessDenied { message: "User: x is not authorized".to_owned() };
+        let denied = AwsError::AccessDenied { message: "User: x is not authorized".to_owned(), denied_by: None };
         for (code, message, expected) in [
             ("UnrecognizedClientException", invalid, expired()),
             ("InvalidClientTokenId", invalid, expired()),
@@ -320,7 +381,7 @@ mod tests {
     fn the_credential_chain() {
         assert_eq!(
             dispatch(CredentialsError::not_loaded("no providers in chain provided credentials")),
-            AwsError::NoCredentials
+            AwsError::NoCredentials { looked: "nowhere".to_owned() }
         );
         let sso = "the SSO token has expired and cannot be refreshed";
         assert_eq!(dispatch(CredentialsError::provider_error(sso)), expired());
@@ -332,7 +393,34 @@ mod tests {
         assert!(!format!("{leaked} {leaked:?}").contains("AKIASECRET"));
         let offline = CredentialsError::provider_error(ConnectorError::io("dns error".into()));
         assert!(matches!(dispatch(offline), AwsError::Unreachable { .. }));
-        assert!(matches!(dispatch("A region must be set"), AwsError::NoRegion));
+        assert!(matches!(dispatch("A region must be set"), AwsError::NoRegion { .. }));
+        let told = AwsError::login("the token file is not there".to_owned(), None);
+        assert_eq!(dispatch(CredentialsError::provider_error(told.clone())), told);
+    }
+
+    #[test]
+    fn a_refusal_keeps_who_denied_it_even_behind_a_long_name() {
+        let arn = format!("arn:aws:sts::1:assumed-role/x/{}", "a".repeat(MESSAGE_MAX));
+        let denied =
+            |end: &str| answer("AccessDeniedException", &format!("User: {arn} is not authorized to perform: x {end}"));
+        let hint = denied("with an explicit deny in a service control policy").hint().unwrap();
+        assert!(hint.contains("the AWS organisation"), "{hint}");
+        let hint = denied("because no identity-based policy allows the x action").hint().unwrap();
+        assert!(hint.contains("the developer policy of bastion"), "{hint}");
+        let said = AwsError::ExpiredCredentials { profile: None, kind: Kind::Environment }.to_string();
+        assert!(said.contains("of AWS_ACCESS_KEY_ID in the environment"), "{said}");
+    }
+
+    #[test]
+    fn what_a_proxy_answers_is_told_in_words() {
+        let refused =
+            |said: &'static str| SdkError::<RunTaskError, ()>::dispatch_failure(ConnectorError::io(said.into()));
+        let said = CALL.failed(&refused("tunnel error: proxy authorization required")).to_string();
+        assert!(said.contains("wants a user name and a password"), "{said}");
+        let said = CALL.failed(&refused("tunnel error: unsuccessful")).to_string();
+        assert!(said.contains("the proxy does not let the connection through"), "{said}");
+        let hint = CALL.failed(&refused("invalid peer certificate: UnknownIssuer")).hint().unwrap();
+        assert!(hint.contains("AWS_CA_BUNDLE"), "{hint}");
     }
 
     #[test]

@@ -1,34 +1,34 @@
 //! The AWS calls of the launcher in our own types; nothing above this module sees an SDK type.
 
+mod advice;
 mod ecs;
 mod error;
+mod http;
+mod load;
+mod login;
+mod profile;
 mod sign;
 mod ssm;
 mod sts;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_config::profile::ProfileFileCredentialsProvider;
-use aws_config::provider_config::ProviderConfig;
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use ::http::Uri;
+use aws_config::{Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials as _;
-use aws_smithy_http_client::tls;
 use secrecy::SecretString;
 
 pub(crate) use crate::aws::ecs::{ContainerState, TaskOrder, TaskState};
 pub(crate) use crate::aws::error::AwsError;
 use crate::aws::error::Call;
+pub(crate) use crate::aws::load::Wanted;
+use crate::aws::profile::Kind;
 pub(crate) use crate::aws::sts::StsPost;
+use crate::network::Network;
+use crate::types::Partition;
 
-const ATTEMPTS: u32 = 3;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Of one attempt, so that a request that is lost with its connection leaves time for another.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that was not used for so long is not used again: the network may be another one since, and nobody says so.
-const REUSE: Duration = Duration::from_secs(2);
 /// Of one call with all its attempts.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -38,63 +38,58 @@ pub(crate) struct Caller {
     pub(crate) arn: String,
     /// What policies know as `${aws:userid}`: `AROA…:session` for a role, `AIDA…` for a user.
     pub(crate) user_id: String,
+    pub(crate) account: String,
 }
 
 /// One account, profile and region. Cheap to clone: the clones share connections and cached credentials.
 #[derive(Debug, Clone)]
 pub(crate) struct Aws {
     config: SdkConfig,
-    profile: Option<String>,
+    login: Arc<Login>,
+    network: Arc<Network>,
     ecs: aws_sdk_ecs::Client,
     ssm: aws_sdk_ssm::Client,
     sts: aws_sdk_sts::Client,
 }
 
-impl Aws {
-    /// Reads the SDK's usual sources: environment, profile files, IAM Identity Center, `credential_process`, and
-    /// `AWS_ENDPOINT_URL`. A profile that is named here wins over keys in the environment, as in the AWS CLI. Without a
-    /// region the calls give [`AwsError::NoRegion`].
-    pub(crate) async fn load(profile: Option<&str>, region: Option<&str>) -> Self {
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-            .pool_idle_timeout(REUSE)
-            .build_https();
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .operation_timeout(OPERATION_TIMEOUT)
-            .build();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http.clone())
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
-            .timeout_config(timeouts);
-        if let Some(region) = region {
-            loader = loader.region(Region::new(region.to_owned()));
-        }
-        if let Some(profile) = profile {
-            // A role of the profile is assumed at the STS of a region.
-            let region = match region {
-                Some(region) => Some(Region::new(region.to_owned())),
-                // The chain of regions by itself has no HTTP client and panics without one.
-                None => {
-                    let defaults = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
-                    defaults.profile_name(profile).no_credentials().load().await.region().cloned()
-                }
-            };
-            let settings = ProviderConfig::without_region().with_http_client(http).with_region(region);
-            let provider = ProfileFileCredentialsProvider::builder().configure(&settings).profile_name(profile).build();
-            loader = loader.profile_name(profile).credentials_provider(provider);
-        }
-        Self::new(loader.load().await, profile.map(str::to_owned))
-    }
+/// Where the credentials come from, for sentences.
+#[derive(Debug, Default)]
+struct Login {
+    /// The profile to log in to; `None` if none is used.
+    profile: Option<String>,
+    kind: Kind,
+    /// The profile that was chosen, if a person was asked for a code of MFA for it.
+    asked_for: Option<String>,
+    /// Where credentials were looked for.
+    credentials: String,
+    /// Where a region was looked for.
+    region: String,
+}
 
-    fn new(config: SdkConfig, profile: Option<String>) -> Self {
+impl Aws {
+    fn new(config: SdkConfig, login: Arc<Login>, network: Arc<Network>) -> Self {
         Self {
             ecs: aws_sdk_ecs::Client::new(&config),
             ssm: aws_sdk_ssm::Client::new(&config),
             sts: aws_sdk_sts::Client::new(&config),
             config,
-            profile,
+            login,
+            network,
+        }
+    }
+
+    /// How AWS is reached, for what no SDK call sends.
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The profile that the credentials come from, or what else they come from.
+    pub(crate) fn login(&self) -> String {
+        match (&self.login.profile, self.login.kind) {
+            (_, Kind::Environment) => "the keys of AWS_ACCESS_KEY_ID".to_owned(),
+            (Some(profile), _) => format!("profile {}", profile::shown(profile)),
+            (None, Kind::WebIdentity) => "the token of AWS_WEB_IDENTITY_TOKEN_FILE".to_owned(),
+            (None, _) => "the role of this machine".to_owned(),
         }
     }
 
@@ -105,7 +100,7 @@ impl Aws {
     /// The same account and credentials in another region.
     pub(crate) fn with_region(&self, region: &str) -> Self {
         let config = self.config.to_builder().region(Region::new(region.to_owned())).build();
-        Self::new(config, self.profile.clone())
+        Self::new(config, Arc::clone(&self.login), Arc::clone(&self.network))
     }
 
     /// Whom the credentials stand for.
@@ -117,6 +112,7 @@ impl Aws {
         Ok(Caller {
             arn: answer.arn.ok_or_else(|| missing("Arn"))?,
             user_id: answer.user_id.ok_or_else(|| missing("UserId"))?,
+            account: answer.account.ok_or_else(|| missing("Account"))?,
         })
     }
 
@@ -127,7 +123,7 @@ impl Aws {
         url: &str,
         now: SystemTime,
     ) -> Result<Vec<(String, SecretString)>, AwsError> {
-        let region = self.region().ok_or(AwsError::NoRegion)?;
+        let region = self.known_region()?;
         let call = self.call("SignUpgrade", "the source of the AWS credentials");
         let credentials = self.credentials(&call).await?;
         sign::upgrade_headers(url, &region, &credentials, now)
@@ -150,11 +146,28 @@ impl Aws {
     }
 
     async fn credentials(&self, call: &Call<'_>) -> Result<Credentials, AwsError> {
-        let provider = self.config.credentials_provider().ok_or(AwsError::NoCredentials)?;
+        let none = || AwsError::NoCredentials { looked: self.login.credentials.clone() };
+        let provider = self.config.credentials_provider().ok_or_else(none)?;
         tokio::time::timeout(OPERATION_TIMEOUT, provider.provide_credentials())
             .await
             .map_err(|_| call.unreachable("no answer in time"))?
             .map_err(|error| call.no_login(&error))
+    }
+
+    /// Variables that make another program the same caller, for as long as these credentials are good, without asking the
+    /// person for a code once more; empty if nobody was asked for one.
+    pub(crate) async fn handed_over(&self) -> Result<Vec<(&'static str, SecretString)>, AwsError> {
+        let Some(profile) = &self.login.asked_for else { return Ok(Vec::new()) };
+        let call = self.call("Login", "the source of the AWS credentials");
+        let credentials = self.credentials(&call).await?;
+        let mut variables = vec![
+            // Of the profile come the settings; keys in variables win over its login.
+            ("AWS_PROFILE", profile.clone().into()),
+            ("AWS_ACCESS_KEY_ID", credentials.access_key_id().into()),
+            ("AWS_SECRET_ACCESS_KEY", credentials.secret_access_key().into()),
+        ];
+        variables.extend(credentials.session_token().map(|token| ("AWS_SESSION_TOKEN", token.into())));
+        Ok(variables)
     }
 
     /// The host and port of `AWS_ENDPOINT_URL`, if all calls go to another endpoint than AWS's own.
@@ -163,17 +176,31 @@ impl Aws {
         rest.split('/').next()
     }
 
-    /// How an error names the service; no call is sent without a region.
+    fn known_region(&self) -> Result<String, AwsError> {
+        self.region().ok_or_else(|| AwsError::NoRegion { looked: self.login.region.clone() })
+    }
+
+    /// How an error names the service, and the proxy on the way to it; no call is sent without a region.
     fn service(&self, name: &str) -> Result<String, AwsError> {
-        let region = self.region().ok_or(AwsError::NoRegion)?;
-        Ok(match self.config.endpoint_url() {
-            Some(endpoint) => format!("{name} at {endpoint}"),
-            None => format!("{name} in {region}"),
+        let region = self.known_region()?;
+        let (service, url) = match self.config.endpoint_url() {
+            Some(endpoint) => (format!("{name} at {endpoint}"), endpoint.to_owned()),
+            None => {
+                let host = if name == "Systems Manager" { "ssm" } else { name };
+                let url = format!("https://{}/", Partition::endpoint(&host.to_lowercase(), &region));
+                (format!("{name} in {region}"), url)
+            }
+        };
+        let proxy = url.parse::<Uri>().ok().and_then(|url| self.network.proxies.to(&url).ok().flatten());
+        Ok(match proxy {
+            Some(proxy) => format!("{service} through {proxy}"),
+            None => service,
         })
     }
 
     fn call<'a>(&'a self, operation: &'a str, service: &'a str) -> Call<'a> {
-        Call { operation, service, profile: self.profile.as_deref(), ..Call::default() }
+        let Login { profile, kind, credentials, .. } = self.login.as_ref();
+        Call { operation, service, profile: profile.as_deref(), kind: *kind, looked: credentials, ..Call::default() }
     }
 }
 

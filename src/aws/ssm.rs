@@ -23,6 +23,19 @@ impl Aws {
         }
     }
 
+    /// Names of parameters below a path. The developer policy does not have this call: whoever may not make it gets nothing.
+    pub(crate) async fn parameters_below(&self, path: &str) -> Vec<String> {
+        match self.ssm.get_parameters_by_path().path(path).recursive(false).send().await {
+            Ok(answer) => {
+                answer.parameters().iter().filter_map(|parameter| parameter.name()).map(str::to_owned).collect()
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot list parameters");
+                Vec::new()
+            }
+        }
+    }
+
     /// Opens a port session to `target` (see [`crate::aws::TaskState::session_target`]).
     ///
     /// # Errors

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::aws::{Aws, AwsError, Caller, TaskOrder, TaskState};
+use crate::aws::{Aws, AwsError, Caller, TaskOrder, TaskState, Wanted};
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::explain;
 use crate::cli::trust;
 use crate::cli::ui::Ui;
 use crate::config::laptop::{self, Files, Flags, Resolved};
-use crate::config::{Env as _, ProcessEnv};
+use crate::config::{Env as _, ProcessEnv, vars};
 use crate::types::{Access, Environment};
 
 /// Fargate needs about half a minute; image pulls and busy zones take longer.
@@ -100,28 +101,40 @@ pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, 
     let files = files()?;
     trust::check(name, &files)?;
     let flags = Flags { region: args.region.clone(), cluster: args.cluster.clone() };
-    let hint = laptop::region_hint(name, &files, &flags, &ProcessEnv);
-    let aws = Aws::load(args.profile.as_deref(), hint.as_deref()).await;
+    let region = laptop::region_hint(name, &files, &flags, &ProcessEnv);
+    // A typo must not hide behind a login that is not there yet.
+    let known = laptop::known(&files);
+    let in_file = known.iter().any(|known| known == name);
+    let unknown = |error: CommandError| match in_file || known.is_empty() {
+        true => error,
+        false => error.hinted(format!("no file names the environment {name:?}: they know {}", known.join(", "))),
+    };
+    let aws = login(args, region).await.map_err(unknown)?;
 
     let phase = ui.phase("identity");
-    let caller = aws.caller().await?;
+    let caller = aws.caller().await.map_err(|error| unknown(error.into()))?;
     ui.done(phase, &caller.arn);
 
     let phase = ui.phase("environment");
     // Somebody without the permission may still have it all in a file.
     let (parameter, failure) = match aws.parameter(&format!("/bastion/{name}")).await {
         Ok(parameter) => (parameter, None),
-        Err(error) if laptop::known(&files).iter().any(|known| known == name) => (None, Some(error)),
+        Err(error) if in_file => (None, Some(error)),
         Err(error) => return Err(error.into()),
     };
+    let nowhere = parameter.is_none() && !in_file;
     let resolved = laptop::resolve(name, &files, parameter.as_deref(), &flags, &ProcessEnv);
-    let Resolved { environment, origins, changes } = resolved.map_err(|problems| {
-        let error = CommandError::new(Kind::Config, problems);
-        match &failure {
-            Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
-            None => error,
+    let Resolved { environment, origins, changes } = match resolved {
+        Ok(resolved) => resolved,
+        Err(problems) => {
+            let error = CommandError::new(Kind::Config, problems);
+            return Err(match &failure {
+                Some(failure) => error.hinted(format!("the parameter /bastion/{name} could not be read: {failure}")),
+                None if nowhere => looked_here(error, &aws, &caller).await,
+                None => error,
+            });
         }
-    })?;
+    };
     for change in changes {
         ui.warn(&format!("  ! {change}"));
     }
@@ -129,6 +142,43 @@ pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, 
     ui.done(phase, &format!("{name} in {}, cluster {}", environment.region, environment.cluster));
     let aws = aws.with_region(&environment.region);
     Ok(Place { aws, caller, environment, origins })
+}
+
+/// Credentials, region and network as AWS's own tools find them. `region` is what is known of the environment's.
+async fn login(args: &AwsArgs, region: Option<String>) -> Result<Aws, CommandError> {
+    let source = |region: &String| match region {
+        region if args.region.as_ref() == Some(region) => "--region",
+        region if ProcessEnv.get(vars::REGION).as_ref() == Some(region) => vars::REGION,
+        _ => "the region of the environment in bastion.toml",
+    };
+    let wanted = Wanted {
+        profile: args.profile.as_deref(),
+        region: region.map(|region| (region.clone(), source(&region).to_owned())),
+        env: &|name| ProcessEnv.get(name),
+        home: etcetera::home_dir().ok(),
+        ask: Arc::new(|question| Ui::ask(&question)),
+        now: wall_clock,
+    };
+    Ok(Aws::load(wanted).await?)
+}
+
+/// Adds to the error for an environment that nobody knows where it was looked for, and what there is instead.
+async fn looked_here(error: CommandError, aws: &Aws, caller: &Caller) -> CommandError {
+    let region = aws.region().unwrap_or_default();
+    let error = error.hinted(format!(
+        "it was looked for in account {}, region {region}, as {} with {}",
+        caller.account,
+        caller.arn,
+        aws.login()
+    ));
+    let there = aws.parameters_below("/bastion/").await;
+    let names: Vec<&str> = there.iter().filter_map(|path| path.strip_prefix("/bastion/")).collect();
+    if names.is_empty() { error } else { error.hinted(format!("there the environments are {}", names.join(", "))) }
+}
+
+#[expect(clippy::disallowed_methods, reason = "credentials end by the time of day")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }
 
 impl Place {

@@ -14,6 +14,7 @@ use crate::cli::explain;
 use crate::cli::launch::{POLL, Patience, Place};
 use crate::cli::target::Relay;
 use crate::cli::ui::Ui;
+use crate::network::Network;
 use crate::tunnel::lanes::Opener;
 use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, StartError, Tunnel};
 use crate::types::{CredentialConfig, RELAY_HTTP_PORT, SessionGrant, VaultAs};
@@ -246,6 +247,10 @@ impl Sessions {
 }
 
 impl Control for Sessions {
+    fn network(&self) -> &Network {
+        self.place.aws.network()
+    }
+
     fn sign_upgrade<'a>(
         &'a self,
         url: &'a str,
@@ -307,6 +312,10 @@ impl Opener for FurtherSessions {
 struct OneSession(Arc<Sessions>);
 
 impl Control for OneSession {
+    fn network(&self) -> &Network {
+        self.0.network()
+    }
+
     fn sign_upgrade<'a>(
         &'a self,
         url: &'a str,

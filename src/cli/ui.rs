@@ -124,6 +124,18 @@ impl Ui {
         }
     }
 
+    /// Asks the person for a line; `None` without a terminal at both ends.
+    #[expect(clippy::print_stderr, reason = "this is the printer")]
+    pub(super) fn ask(question: &str) -> Option<String> {
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        eprint!("{}", escape::line(question));
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).ok().filter(|bytes| *bytes > 0)?;
+        Some(line)
+    }
+
     /// Data for people.
     pub(super) fn data(&self, text: &str) {
         self.print(&escape::lines(text));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -278,11 +279,13 @@ async fn detach(
     for (name, port) in &args.common.local_port {
         connect.arg("--local-port").arg(format!("{name}={port}"));
     }
-    for (flag, value) in [
-        ("--profile", &args.common.aws.profile),
-        ("--region", &args.common.aws.region),
-        ("--cluster", &args.common.aws.cluster),
-    ] {
+    // What a person has typed a code for is not asked for again where there is no terminal.
+    let login = place.aws.handed_over().await?;
+    let profile = args.common.aws.profile.clone().filter(|_| login.is_empty());
+    connect.envs(login.iter().map(|(name, value)| (name, value.expose_secret())));
+    for (flag, value) in
+        [("--profile", &profile), ("--region", &args.common.aws.region), ("--cluster", &args.common.aws.cluster)]
+    {
         if let Some(value) = value {
             connect.args([flag, value]);
         }

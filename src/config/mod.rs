@@ -25,7 +25,8 @@ pub(crate) struct ProcessEnv;
 impl Env for ProcessEnv {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     fn get(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
+        // What is not UTF-8 is shown as such where it is refused; it must not count as not set.
+        std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
     }
 }
 

@@ -5,6 +5,7 @@
 mod access;
 mod alive;
 mod audit;
+mod aws_login;
 mod cli;
 mod container;
 mod deployed;
@@ -16,6 +17,7 @@ mod lease_end;
 mod local_password;
 mod markers;
 mod network;
+mod proxy;
 mod relay;
 mod relay_mysql;
 mod secrets;

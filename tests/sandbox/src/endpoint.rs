@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -12,6 +13,7 @@ use axum::routing::{delete, get, post};
 use serde_json::{Value, json};
 
 use crate::api::{ApiError, caller, ok, query_rejection, reply};
+use crate::iam::Identity;
 use crate::{ACCOUNT, Faults, Shared, agent, ecs, gateway, sigv4, ssm, wall_clock};
 
 /// Small frames leave at once, as at AWS; Nagle's algorithm would hold each second one back for 40 ms.
@@ -67,6 +69,9 @@ fn query_call(shared: &Arc<Shared>, parts: &Parts, body: &Bytes) -> Result<Respo
     let caller = caller(parts, body, "sts", &shared.identities).map_err(query_rejection)?;
     let form = sigv4::pairs(std::str::from_utf8(body).unwrap_or_default());
     let action = form.iter().find(|(name, _)| name == "Action").map(|(_, value)| value.as_str()).unwrap_or_default();
+    if action == "AssumeRole" {
+        return assume_role(shared, caller, &form);
+    }
     if action != "GetCallerIdentity" {
         return Err(ApiError::new("InvalidAction", format!("Could not find operation {action}")));
     }
@@ -80,6 +85,55 @@ fn query_call(shared: &Arc<Shared>, parts: &Parts, body: &Bytes) -> Result<Respo
         uuid::Uuid::new_v4()
     );
     Ok(reply(StatusCode::OK, "text/xml", answer))
+}
+
+/// Whoever may assume a role becomes the session of this name that the sandbox knows. Roles that begin with `Mfa` want the
+/// code 123456.
+fn assume_role(shared: &Shared, caller: &Identity, form: &[(String, String)]) -> Result<Response<Body>, ApiError> {
+    let field =
+        |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).unwrap_or_default();
+    let denied = |message: String| ApiError::new("AccessDenied", message);
+    let (role_arn, session) = (field("RoleArn"), field("RoleSessionName"));
+    let role = role_arn.rsplit('/').next().unwrap_or_default();
+    caller.authorize("sts:AssumeRole", role_arn).map_err(denied)?;
+    if role.starts_with("Mfa") {
+        match (field("SerialNumber"), field("TokenCode")) {
+            ("", _) | (_, "") => {
+                let message = format!(
+                    "User: {} is not authorized to perform: sts:AssumeRole on resource: {role_arn}",
+                    caller.arn
+                );
+                return Err(denied(message));
+            }
+            (_, "123456") => {}
+            _ => {
+                let message = "MultiFactorAuthentication failed with invalid MFA one time pass code. ";
+                return Err(denied(message.to_owned()));
+            }
+        }
+    }
+    let arn = format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{session}");
+    let Some(identity) = shared.identities.iter().find(|identity| identity.arn == arn) else {
+        let message =
+            format!("User: {} is not authorized to perform: sts:AssumeRole on resource: {role_arn}", caller.arn);
+        return Err(denied(message));
+    };
+    let end = humantime::format_rfc3339_seconds(wall_clock() + Duration::from_secs(3600));
+    Ok(reply(
+        StatusCode::OK,
+        "text/xml",
+        format!(
+            "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><AssumedRoleUser>\
+             <AssumedRoleId>{}</AssumedRoleId><Arn>{arn}</Arn></AssumedRoleUser><Credentials><AccessKeyId>{}</AccessKeyId>\
+             <SecretAccessKey>{}</SecretAccessKey><SessionToken>{}</SessionToken><Expiration>{end}</Expiration></Credentials>\
+             </AssumeRoleResult><ResponseMetadata><RequestId>{}</RequestId></ResponseMetadata></AssumeRoleResponse>",
+            identity.user_id(),
+            identity.access_key,
+            identity.secret_key,
+            identity.session_token.as_deref().unwrap_or_default(),
+            uuid::Uuid::new_v4()
+        ),
+    ))
 }
 
 async fn credentials(State(shared): State<Arc<Shared>>, Path(task): Path<String>) -> Response<Body> {

@@ -1,4 +1,4 @@
-//! SSM: StartSession, ResumeSession, TerminateSession, GetParameter.
+//! SSM: StartSession, ResumeSession, TerminateSession, GetParameter, GetParametersByPath.
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
@@ -30,6 +30,7 @@ pub(crate) fn call(shared: &Arc<Shared>, operation: &str, input: &Value, caller:
             Ok(json!({"SessionId": id}))
         }
         "GetParameter" => get_parameter(shared, input, caller),
+        "GetParametersByPath" => parameters_below(shared, input, caller),
         _ => Err(ApiError::new("InvalidAction", format!("the sandbox has no ssm:{operation}"))),
     }
 }
@@ -120,4 +121,14 @@ fn get_parameter(shared: &Shared, input: &Value, caller: &Identity) -> Result<Va
         }})),
         None => Err(ApiError::new("ParameterNotFound", "")),
     }
+}
+
+fn parameters_below(shared: &Shared, input: &Value, caller: &Identity) -> Result<Value, ApiError> {
+    let path = text(input, "Path")?;
+    authorize(caller, "ssm:GetParametersByPath", &format!("arn:aws:ssm:{REGION}:{ACCOUNT}:parameter{path}"))?;
+    let below = |(name, value): (&String, &String)| {
+        let rest = name.strip_prefix(path)?.trim_start_matches('/');
+        (!rest.is_empty() && !rest.contains('/')).then(|| json!({"Name": name, "Type": "String", "Value": value}))
+    };
+    Ok(json!({"Parameters": shared.parameters.iter().filter_map(below).collect::<Vec<_>>()}))
 }
