@@ -1,5 +1,7 @@
 //! What can go wrong between client and agent, as data: read from JSON, changed while sessions run.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -72,8 +74,15 @@ impl Knobs {
                     }
                 }
             }
-            if path.bytes_per_second == Some(0) {
+            let rates = path.phases.iter().map(|phase| phase.bytes_per_second).chain([path.bytes_per_second]);
+            if rates.into_iter().any(|rate| rate == Some(0)) {
                 return Err(format!("{name}.bytes_per_second is 0: use black_hole to stop every byte"));
+            }
+            if path.phases.iter().any(|phase| phase.for_ms == 0) {
+                return Err(format!("{name}.phases has one of 0 ms: give at least 1"));
+            }
+            if path.drop_burst == 0 {
+                return Err(format!("{name}.drop_burst is 0: give at least 1, and data.drop 0 to lose nothing"));
             }
         }
         for (value, knob) in
@@ -95,8 +104,17 @@ pub struct Path {
     pub latency_ms: u64,
     /// Added to the latency, evenly from 0 to this. Frames keep their order.
     pub jitter_ms: u64,
-    /// A link of this rate in front of the latency; the sender is held back when it is ahead.
+    /// A link of this rate in front of the latency.
     pub bytes_per_second: Option<u64>,
+    /// Bytes that wait in front of that link before the sender is held back, as TCP does; `None`: 50 ms of it.
+    pub queue_bytes: Option<u64>,
+    /// What does not fit in the queue is lost, as in a gateway that has no room; nobody is held back.
+    pub tail_drop: bool,
+    /// Rates and latencies, one after the other and from the start again, counted from the first frame. Frames that wait
+    /// already keep the rate that they came with.
+    pub phases: Vec<Phase>,
+    /// So many frames in a row are lost when one is.
+    pub drop_burst: u32,
     /// How much later a reordered frame comes than its neighbours.
     pub reorder_by_ms: u64,
     /// `input_stream_data` or `output_stream_data`.
@@ -111,11 +129,43 @@ impl Default for Path {
             latency_ms: 0,
             jitter_ms: 0,
             bytes_per_second: None,
+            queue_bytes: None,
+            tail_drop: false,
+            phases: Vec::new(),
+            drop_burst: 1,
             reorder_by_ms: 5,
             data: Odds::default(),
             ack: Odds::default(),
         }
     }
+}
+
+impl Path {
+    /// What it is like so long after its first frame.
+    pub(crate) fn at(&self, since: Duration) -> Self {
+        let mut now = Self { phases: Vec::new(), ..self.clone() };
+        let all: u64 = self.phases.iter().map(|phase| phase.for_ms).sum();
+        let mut left = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).checked_rem(all).unwrap_or(0);
+        for phase in &self.phases {
+            if left < phase.for_ms {
+                (now.bytes_per_second, now.latency_ms) = (phase.bytes_per_second, phase.latency_ms);
+                break;
+            }
+            left -= phase.for_ms;
+        }
+        now
+    }
+}
+
+/// What a path is like for a while.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    pub for_ms: u64,
+    #[serde(default)]
+    pub bytes_per_second: Option<u64>,
+    #[serde(default)]
+    pub latency_ms: u64,
 }
 
 /// Probabilities, 0.0 to 1.0, drawn per frame from a seeded sequence.
@@ -221,6 +271,22 @@ mod tests {
         assert_eq!(change.event, Some(Event::DropNext { direction: Direction::Down, kind: Kind::Ack, count: 3 }));
         let cut: Change = serde_json::from_str(r#"{"event":"cut_client"}"#).unwrap();
         assert_eq!(cut.event, Some(Event::CutClient));
+    }
+
+    #[test]
+    fn a_path_goes_through_its_phases_again_and_again() {
+        let path: Path = serde_json::from_str(
+            r#"{"phases":[{"for_ms":1000,"bytes_per_second":64000,"latency_ms":2},{"for_ms":500,"latency_ms":750}]}"#,
+        )
+        .unwrap();
+        for (ms, rate, latency) in
+            [(0, Some(64_000), 2), (999, Some(64_000), 2), (1000, None, 750), (1500, Some(64_000), 2)]
+        {
+            let now = path.at(Duration::from_millis(ms));
+            assert_eq!((now.bytes_per_second, now.latency_ms), (rate, latency), "{ms}");
+        }
+        let steady = Path { latency_ms: 7, ..Path::default() };
+        assert_eq!(steady.at(Duration::from_secs(9)), steady);
     }
 
     #[test]

@@ -67,10 +67,13 @@ struct State {
     order: u64,
     last_due: Instant,
     free_at: Instant,
+    first_at: Option<Instant>,
     data_odds: Rng,
     ack_odds: Rng,
     skip_data: u32,
     skip_acks: u32,
+    /// Frames still to be lost of a burst.
+    lose_more: u32,
     muted: bool,
     closed: bool,
     counts: Counts,
@@ -96,6 +99,8 @@ impl Link {
                 order: 0,
                 last_due: now,
                 free_at: now,
+                first_at: None,
+                lose_more: 0,
                 data_odds: odds(1),
                 ack_odds: odds(2),
                 skip_data: 0,
@@ -114,10 +119,12 @@ impl Link {
     }
 
     fn path(&self) -> Path {
+        let now = Instant::now();
+        let since = now.duration_since(*self.state().first_at.get_or_insert(now));
         let knobs = self.knobs.borrow();
         match self.direction {
-            Direction::Up => knobs.up.clone(),
-            Direction::Down => knobs.down.clone(),
+            Direction::Up => knobs.up.at(since),
+            Direction::Down => knobs.down.at(since),
         }
     }
 
@@ -262,12 +269,23 @@ impl State {
         let mut ahead_until = None;
         let mut leaves = now;
         if let Some(rate) = path.bytes_per_second {
-            let took = Duration::from_nanos((frame.len() as u64).saturating_mul(1_000_000_000) / rate.max(1));
-            self.free_at = self.free_at.max(now) + took;
+            let takes = |bytes: u64| Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate.max(1));
+            let ahead = path.queue_bytes.map_or(AHEAD, takes);
+            if path.tail_drop && self.free_at.saturating_duration_since(now) > ahead {
+                self.counts.dropped += 1;
+                return None;
+            }
+            self.free_at = self.free_at.max(now) + takes(frame.len() as u64);
             leaves = self.free_at;
-            ahead_until = self.free_at.checked_sub(AHEAD).filter(|until| *until > now);
+            ahead_until = self.free_at.checked_sub(ahead).filter(|until| *until > now && !path.tail_drop);
         }
-        if skipped || dropped {
+        let in_burst = self.lose_more > 0 && kind != Kind::Other;
+        if dropped {
+            self.lose_more = path.drop_burst.saturating_sub(1);
+        } else if in_burst {
+            self.lose_more -= 1;
+        }
+        if skipped || dropped || in_burst {
             self.counts.dropped += 1;
             return ahead_until;
         }
@@ -334,3 +352,46 @@ impl PartialEq for Item {
 }
 
 impl Eq for Item {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line() -> Link {
+        Link::new(Direction::Up, &[1], watch::channel(Arc::new(Knobs::default())).1)
+    }
+
+    /// Data of 1000 bytes; true if it was kept.
+    fn push(link: &Link, path: &Path) -> (bool, Option<Instant>) {
+        let mut frame = vec![0; 1000];
+        frame[4..36].copy_from_slice(format!("{:<32}", "input_stream_data").as_bytes());
+        let mut state = link.state();
+        let before = state.queue.len();
+        let held_until = state.accept(frame.into(), None, path);
+        (state.queue.len() > before, held_until)
+    }
+
+    #[test]
+    fn a_full_queue_holds_the_sender_back_or_loses_what_comes() {
+        let mut path = Path { bytes_per_second: Some(1000), queue_bytes: Some(2000), ..Path::default() };
+        let link = line();
+        let held: Vec<bool> = (0..5).map(|_| push(&link, &path).1.is_some()).collect();
+        assert_eq!(held, [false, false, true, true, true]);
+        assert_eq!(link.counts().dropped, 0);
+        path.tail_drop = true;
+        let link = line();
+        let kept: Vec<bool> = (0..5).map(|_| push(&link, &path).0).collect();
+        assert_eq!(kept, [true, true, true, false, false]);
+        assert_eq!(link.counts().dropped, 2);
+    }
+
+    #[test]
+    fn losses_come_in_bursts() {
+        let data = Odds { drop: 0.05, ..Odds::default() };
+        let path = Path { data, drop_burst: 4, ..Path::default() };
+        let link = line();
+        let kept: String = (0..2000).map(|_| if push(&link, &path).0 { ' ' } else { 'x' }).collect();
+        let bursts: Vec<usize> = kept.split(' ').map(str::len).filter(|length| *length > 0).collect();
+        assert!(bursts.len() > 20 && bursts.iter().rev().skip(1).all(|length| *length >= 4), "{bursts:?}");
+    }
+}

@@ -27,6 +27,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ pub use knobs::Kind;
 pub use knobs::Knobs;
 pub use knobs::Odds;
 pub use knobs::Path;
+pub use knobs::Phase;
 pub use knobs::WhenDown;
 pub use link::Counts;
 pub use session::Snapshot;
@@ -139,6 +141,7 @@ pub(crate) struct Inner {
     knobs: Mutex<Arc<Knobs>>,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
     started: AtomicU64,
+    workers: Workers,
     tracker: TaskTracker,
     cancel: CancellationToken,
 }
@@ -165,6 +168,7 @@ impl Gateway {
             verify,
             sessions: Mutex::default(),
             started: AtomicU64::new(0),
+            workers: Workers::default(),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
         }))
@@ -193,9 +197,10 @@ impl Gateway {
             old.end("");
         }
         let (options, cancel) = (self.0.options.clone(), self.0.cancel.clone());
+        let inner = Arc::clone(&self.0);
         self.0.tracker.spawn(async move {
             tokio::select! {
-                () = live(&session, options) => {}
+                () = live(&session, options, &inner.workers) => {}
                 () = cancel.cancelled() => session.end(""),
             }
         });
@@ -224,6 +229,11 @@ impl Gateway {
         }
     }
 
+    /// Session workers of the agent: now, and the most there were at once.
+    pub fn workers(&self) -> (usize, usize) {
+        (self.0.workers.now.load(Ordering::Relaxed), self.0.workers.most.load(Ordering::Relaxed))
+    }
+
     pub fn faults(&self) -> Faults {
         Faults(Arc::clone(&self.0))
     }
@@ -245,12 +255,42 @@ impl Gateway {
     }
 }
 
+/// Megabytes that a session worker of the real agent takes.
+pub const WORKER_MB: usize = 28;
+
+/// The agent's workers, one a session.
+#[derive(Default)]
+struct Workers {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Workers {
+    /// `None`: there are `limit` already.
+    fn take(&self, limit: Option<usize>) -> Option<Worker<'_>> {
+        let more = |now: usize| limit.is_none_or(|limit| now < limit).then_some(now + 1);
+        let before = self.now.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        self.most.fetch_max(before + 1, Ordering::Relaxed);
+        Some(Worker(self))
+    }
+}
+
+struct Worker<'a>(&'a Workers);
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The life of a session: its agent, its idle limit, its end.
-async fn live(session: &Arc<Session>, options: Options) {
+async fn live(session: &Arc<Session>, options: Options, workers: &Workers) {
     let agent = async {
         if options.trigger == Trigger::ClientOpens {
             session.opened.notified().await;
         }
+        // Without a worker nobody ever greets, and nobody says so.
+        let Some(_worker) = workers.take(options.agent.workers) else { return std::future::pending().await };
         let (leg, reader) = Leg::new(Arc::clone(session));
         let output = agent::run(&session.spec, &options.agent, leg, reader).await;
         tokio::time::sleep(options.close_delay).await;
