@@ -133,6 +133,31 @@ impl PortSession {
         self.channel.oldest_unacked(now)
     }
 
+    /// What came through so far, in messages: of ours without a gap, and of the agent.
+    pub fn progress(&self) -> (i64, i64) {
+        self.channel.progress()
+    }
+
+    /// Payload bytes of the largest message that waits for its acknowledgement.
+    pub fn largest_open(&self) -> usize {
+        self.channel.largest_open()
+    }
+
+    /// Payload bytes of a message that may be tried at most.
+    pub fn size_limit(&self) -> usize {
+        self.channel.size_limit()
+    }
+
+    /// No message gets larger than that from now on, unless it has a number already.
+    pub fn limit_size(&mut self, bytes: usize) {
+        self.channel.limit_size(bytes);
+    }
+
+    /// Since when something of the agent's is missing behind which other messages wait.
+    pub fn missing_since(&self) -> Option<Instant> {
+        self.channel.missing_since()
+    }
+
     /// False: read nothing from the socket for now.
     pub fn wants_frames(&self) -> bool {
         self.channel.wants_frames()

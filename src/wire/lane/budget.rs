@@ -16,7 +16,7 @@ pub struct Filling {
     pub first: usize,
     /// Parts in a hundred of what the path holds.
     pub gain: u64,
-    /// Bytes beyond that.
+    /// Bytes beyond that, as far as they take no longer than [`SLACK_FOR`].
     pub slack: usize,
     /// An acknowledgement is asked for after so many bytes at least.
     pub ask: usize,
@@ -26,9 +26,13 @@ impl Filling {
     /// Towards the laptop: behind the agent's slow clock every byte in the queue is time.
     pub const DOWN: Self = Self { first: 32 * 1024, gain: 125, slack: 3 * 1024, ask: 2 * 1024 };
     /// Towards the database: the channel below paces and grows, and must be kept busy for that.
-    pub const UP: Self = Self { first: 128 * 1024, gain: 200, slack: 128 * 1024, ask: 16 * 1024 };
+    pub const UP: Self = Self { first: 64 * 1024, gain: 150, slack: 128 * 1024, ask: 16 * 1024 };
 }
 
+/// What is under way beyond what the path holds waits in front of what somebody types next, so on a slow path it is less;
+/// but not less than [`SLACK_MIN`].
+const SLACK_FOR: Duration = Duration::from_millis(25);
+const SLACK_MIN: usize = 4 * 1024;
 /// The rate is the highest of so many rounds.
 const ROUNDS: usize = 10;
 /// A round is a round trip, but not shorter than this: single acknowledgements say little.
@@ -98,7 +102,8 @@ impl Budget {
         let gain = if self.flat < 2 { self.filling.gain.max(GROWTH_GAIN) } else { self.filling.gain };
         let holds = u64::try_from(self.holds()).unwrap_or(u64::MAX);
         let bytes = usize::try_from(holds.saturating_mul(gain) / 100).unwrap_or(usize::MAX);
-        bytes.saturating_add(self.filling.slack)
+        let in_time = bytes_in(self.rate().unwrap_or(USUAL), SLACK_FOR).max(SLACK_MIN);
+        bytes.saturating_add(self.filling.slack.min(in_time))
     }
 
     /// After so many bytes an acknowledgement is asked for.

@@ -1,79 +1,16 @@
 //! A port session against a model of the agent over a simulated link; the clock belongs to the test.
 
-use std::collections::BinaryHeap;
-
 mod adversity;
+mod line;
+mod paths;
 mod scenarios;
+
+use line::{Faults, Link};
 
 use super::*;
 use crate::wire::smux::frame::{Command, Frame};
 use crate::wire::ssm::message::{FLAG_SYN, Message, MessageId, MessageType, SCHEMA_VERSION};
 use crate::wire::ssm::payload::{Acknowledge, HandshakeComplete, RequestedAction};
-
-/// Chance of each fault for one frame, in percent.
-#[derive(Debug, Clone, Copy, Default)]
-struct Faults {
-    drop: u64,
-    duplicate: u64,
-    reorder: u64,
-    corrupt: u64,
-}
-
-/// A link that keeps frames until they are due.
-struct Link {
-    latency: Duration,
-    faults: Faults,
-    /// Bytes a second; what does not fit waits.
-    rate: Option<u64>,
-    free_at: Option<Instant>,
-    queue: BinaryHeap<std::cmp::Reverse<(Instant, u64, Vec<u8>)>>,
-    count: u64,
-    random: u64,
-}
-
-impl Link {
-    fn new(latency: Duration, faults: Faults, seed: u64) -> Self {
-        Self { latency, faults, rate: None, free_at: None, queue: BinaryHeap::new(), count: 0, random: seed | 1 }
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        // xorshift64, enough to shuffle faults.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % 100 < percent
-    }
-
-    fn push(&mut self, now: Instant, frame: &[u8]) {
-        let faults = self.faults;
-        let copies = if self.chance(faults.drop) { 0 } else { 1 + usize::from(self.chance(faults.duplicate)) };
-        for _ in 0..copies {
-            let late = if self.chance(faults.reorder) { Duration::from_millis(7) } else { Duration::ZERO };
-            let mut frame = frame.to_vec();
-            if self.chance(faults.corrupt) {
-                let last = frame.len() - 1;
-                frame[last] ^= 0x20;
-            }
-            self.count += 1;
-            let mut leaves = now;
-            if let Some(rate) = self.rate {
-                let takes = Duration::from_nanos(frame.len() as u64 * 1_000_000_000 / rate);
-                leaves = self.free_at.map_or(now, |at| at.max(now)) + takes;
-                self.free_at = Some(leaves);
-            }
-            self.queue.push(std::cmp::Reverse((leaves + self.latency + late, self.count, frame)));
-        }
-    }
-
-    fn pop(&mut self, now: Instant) -> Option<Vec<u8>> {
-        let due = self.queue.peek().is_some_and(|first| first.0.0 <= now);
-        due.then(|| self.queue.pop().unwrap().0.2)
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.queue.peek().map(|first| first.0.0)
-    }
-}
 
 /// The agent as measured: 1024 bytes a message and one a millisecond, repeats only its oldest unacknowledged message
 /// every 100 ms, acknowledges what it takes, acknowledges duplicates again.
@@ -302,7 +239,7 @@ impl Pair {
             }
             self.events.push(event);
         }
-        while self.connected {
+        while self.connected && self.up.takes() {
             self.stamps += 1;
             let mut id = [0; 16];
             id[..8].copy_from_slice(&self.stamps.to_be_bytes());
@@ -323,6 +260,7 @@ impl Pair {
             }
             self.up.push(self.now, &frame);
         }
+        self.up.serve(self.now);
         while let Some(frame) = self.up.pop(self.now) {
             self.agent.handle(self.now, frame, &mut self.down);
         }
@@ -336,6 +274,7 @@ impl Pair {
     fn cut(&mut self) {
         self.connected = false;
         self.up.queue.clear();
+        self.up.waiting.clear();
         self.down.queue.clear();
     }
 

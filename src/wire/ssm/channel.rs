@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::super::smux::frame::NOP;
-use super::message::{FLAG_FIN, FLAG_SYN, Message, MessageId, MessageType, PayloadType, SCHEMA_VERSION};
-use super::pace::{PaceConfig, Pacer, Size, is_quick, later};
+use super::message::{FLAG_FIN, FLAG_SYN, HEADER_SIZE, Message, MessageId, MessageType, PayloadType, SCHEMA_VERSION};
+use super::pace::{PaceConfig, Pacer, Size, later};
+use super::path::Path;
 use super::payload::{Acknowledge, ChannelClosed, from_json, to_json};
 use super::retransmit::{Cargo, Unacked};
 
@@ -55,6 +56,8 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     pub resent: u64,
+    /// Those of them whose first copy was only late.
+    pub needless: u64,
     /// Frames that were dropped because they do not parse or do not match their digest.
     pub bad_frames: u64,
     pub duplicates: u64,
@@ -67,14 +70,17 @@ pub struct Channel {
     expected: i64,
     early: BTreeMap<i64, (PayloadType, Bytes)>,
     early_bytes: usize,
+    missing_since: Option<Instant>,
     acks: VecDeque<(MessageId, i64)>,
     /// Small messages of our own that go before tunnel bytes: handshake and flags.
     control: VecDeque<(PayloadType, Bytes)>,
     events: VecDeque<Event>,
     paused: Option<Instant>,
     closed: bool,
+    path: Path,
     pacer: Pacer,
     size: Size,
+    first_size: usize,
     window: usize,
     counts: Counts,
 }
@@ -86,30 +92,34 @@ impl Channel {
             expected: 0,
             early: BTreeMap::new(),
             early_bytes: 0,
+            missing_since: None,
             acks: VecDeque::new(),
             control: VecDeque::new(),
             events: VecDeque::new(),
             paused: None,
             closed: false,
+            path: Path::new(),
             pacer: Pacer::new(config.first_rate),
             size: Size::new(config.first_size, config.max_size),
+            first_size: config.first_size,
             window: config.window,
             counts: Counts::default(),
         }
     }
 
     pub fn counts(&self) -> Counts {
-        Counts { resent: self.unacked.resends(), ..self.counts }
+        let (resent, needless) = self.unacked.resends();
+        Counts { resent, needless, ..self.counts }
     }
 
     /// Smoothed time from a message to its acknowledgement; zero before the first.
     pub fn round_trip(&self) -> Duration {
-        self.unacked.round_trip().map(|(_, smoothed)| smoothed).unwrap_or_default()
+        self.unacked.round_trip().unwrap_or_default()
     }
 
     /// Payload bytes of the largest message that may be sent now.
     pub fn message_size(&self) -> usize {
-        self.size.current()
+        self.path.message_size(self.first_size, self.size.current())
     }
 
     /// Nothing of ours waits for an acknowledgement or for the socket.
@@ -127,9 +137,29 @@ impl Channel {
         self.unacked.oldest().map(|sent| now.saturating_duration_since(sent))
     }
 
-    /// Messages without an acknowledgement.
-    pub fn unacked_messages(&self) -> usize {
-        self.unacked.len()
+    /// What came through so far: messages of ours up to the first that is open, and those of the agent that were delivered.
+    pub fn progress(&self) -> (i64, i64) {
+        (self.unacked.first(), self.expected)
+    }
+
+    /// Payload bytes of the largest message that waits for its acknowledgement.
+    pub fn largest_open(&self) -> usize {
+        self.unacked.largest()
+    }
+
+    /// Payload bytes of a message that may be tried at most.
+    pub fn size_limit(&self) -> usize {
+        self.size.limit()
+    }
+
+    /// No message gets larger than that from now on, unless it has a number already.
+    pub fn limit_size(&mut self, bytes: usize) {
+        self.size.limit_to(bytes.max(self.first_size));
+    }
+
+    /// Since when something of the agent's is missing behind which other messages wait.
+    pub fn missing_since(&self) -> Option<Instant> {
+        self.missing_since
     }
 
     /// False: read nothing from the socket until the acknowledgements are out.
@@ -153,12 +183,13 @@ impl Channel {
             MessageType::Acknowledge => {
                 self.paused = None;
                 if let Ok(ack) = Acknowledge::decode(&message.payload) {
-                    self.acknowledged(now, ack.acknowledged_message_sequence_number);
+                    self.acknowledged(now, &ack);
                 }
             }
             MessageType::OutputStreamData => {
                 self.paused = None;
                 self.receive(message);
+                self.missing_since = (!self.early.is_empty()).then(|| self.missing_since.unwrap_or(now));
             }
             MessageType::ChannelClosed if !self.closed => {
                 let closed: ChannelClosed = from_json(&message.payload).unwrap_or_default();
@@ -205,16 +236,21 @@ impl Channel {
         self.expected = self.expected.saturating_add(1);
     }
 
-    fn acknowledged(&mut self, now: Instant, sequence: i64) {
-        let Some(acked) = self.unacked.acknowledge(now, sequence) else { return };
-        let best = self.unacked.round_trip().map(|(best, _)| best).unwrap_or_default();
+    fn acknowledged(&mut self, now: Instant, ack: &Acknowledge<'_>) {
+        let (sequence, id) = (ack.acknowledged_message_sequence_number, ack.acknowledged_message_id.as_ref());
+        let shortest = self.path.shortest().unwrap_or_default();
+        let Some(acked) = self.unacked.acknowledge(now, sequence, id, shortest) else { return };
+        if let Some(sample) = acked.sample {
+            self.path.on_ack(now, sample, self.unacked.delivery(), self.window);
+            self.pacer.follow(now, self.path.pace());
+        }
         match acked.cargo {
             Cargo::Control => return,
-            Cargo::Data => self.size.on_ack(acked.bytes, acked.delay.is_some_and(|delay| is_quick(delay, best))),
+            Cargo::Data => self.size.on_ack(acked.bytes),
             Cargo::Probe => self.size.on_probe_ack(acked.bytes),
         }
-        if let Some(delay) = acked.delay {
-            self.pacer.on_ack(now, delay, best);
+        if let Some(shortest) = self.path.shortest() {
+            self.pacer.on_ack(now, shortest, self.path.is_doubling());
         }
     }
 
@@ -228,6 +264,8 @@ impl Channel {
             self.size.on_probe_close();
         }
         self.unacked.resume();
+        self.path = Path::new();
+        self.pacer.follow(now, None);
     }
 
     /// Fires what is due.
@@ -252,11 +290,22 @@ impl Channel {
 
     /// True if tunnel bytes may go out now, as far as window, pause and pace allow.
     pub fn can_send(&mut self, now: Instant) -> bool {
-        self.has_room() && self.pacer.allows(now)
+        if self.has_room() {
+            return self.pacer.allows(now);
+        }
+        if self.path.is_doubling() {
+            self.pacer.keep_up();
+        }
+        false
     }
 
     fn has_room(&self) -> bool {
-        self.paused.is_none() && !self.closed && self.unacked.bytes() < self.window && self.unacked.len() < UNACKED_MAX
+        self.paused.is_none()
+            && !self.closed
+            && !self.unacked.has_due()
+            && self.unacked.bytes() < self.window
+            && self.unacked.len() < UNACKED_MAX
+            && self.path.allows(self.unacked.flight(), self.message_size().saturating_add(HEADER_SIZE))
     }
 
     /// The next frame: acknowledgements first, then what must be repeated, then control messages. Tunnel bytes come
@@ -265,7 +314,8 @@ impl Channel {
         if let Some((id, sequence)) = self.acks.pop_front() {
             return Some(acknowledge(id, sequence, stamp));
         }
-        if let Some(frame) = self.unacked.transmit(now) {
+        let path = &self.path;
+        if let Some(frame) = self.unacked.send_again(now, stamp.id, |flight, bytes| path.allows(flight, bytes)) {
             return Some(frame);
         }
         let (payload_type, payload) = self.control.pop_front()?;
@@ -274,7 +324,8 @@ impl Channel {
 
     /// A message that carries only keepalives, if a larger size is to be tried now; as [`Channel::transmit_data`].
     pub fn transmit_probe(&mut self, now: Instant, stamp: Stamp) -> Option<Bytes> {
-        let payload = NOP.repeat(self.size.probe()?.checked_div(NOP.len())?);
+        let useful = self.path.message_size(self.first_size, usize::MAX);
+        let payload = NOP.repeat(self.size.probe(useful)?.checked_div(NOP.len())?);
         self.pacer.spend(payload.len());
         self.transmit(now, PayloadType::OUTPUT, payload.into(), Cargo::Probe, stamp)
     }
@@ -304,8 +355,7 @@ impl Channel {
             payload_type,
             payload,
         };
-        self.unacked.push(message, cargo);
-        self.unacked.transmit(now)
+        self.unacked.send(now, message, cargo)
     }
 }
 

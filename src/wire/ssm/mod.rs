@@ -4,10 +4,14 @@
 //! (`docs/session-manager-protocol.md`). Left out: KMS encryption and shell sessions; a port session has neither.
 
 pub mod channel;
+mod entry;
 pub mod message;
 pub mod pace;
+mod path;
 pub mod payload;
+mod rate;
 mod retransmit;
+mod round_trip;
 
 #[cfg(test)]
 pub(crate) mod vectors;

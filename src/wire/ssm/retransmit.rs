@@ -3,21 +3,25 @@
 //! The peers look at the oldest message only, every 100 ms. Acknowledgements are selective, so we can do better, as QUIC
 //! does (RFC 9002): every transmission has a number; a message is lost when one sent sufficiently later was acknowledged,
 //! and when nothing comes back at all the oldest is sent again as a probe, whose acknowledgement then shows all losses.
+//! An acknowledgement counts for the copy that it names (`entry`), so one that is only late is never taken for that of a
+//! repeat: it gives its round trip, however long, and ends the back-off of the probes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub(super) use super::entry::Cargo;
+use super::entry::Entry;
 use super::message::Message;
 use super::pace::later;
+use super::path::Sample;
+use super::rate::{Delivery, time_for};
+use super::round_trip::RoundTrip;
 
-/// A message is lost when one this many transmissions later was acknowledged.
+/// A message is lost when one this many transmissions later was acknowledged; more once that was wrong.
 const REORDER: u64 = 3;
-/// Before the first round trip is known.
-const INITIAL_TIMEOUT: Duration = Duration::from_millis(200);
-/// Added to the round trip at least.
-const MIN_VARIATION: Duration = Duration::from_millis(25);
+const REORDER_MAX: u64 = 256;
 /// The longest wait before the next probe, at first: the path is TCP, so probes crowd nobody out, and whoever waits behind a
 /// loss waits no longer than that once it is over. The peers repeat five times as often.
 const QUICK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -25,91 +29,69 @@ const QUICK_TIMEOUT: Duration = Duration::from_millis(500);
 const QUICK_PROBES: u32 = 40;
 /// The longest wait then.
 const MAX_TIMEOUT: Duration = Duration::from_secs(5);
-/// The first wait just after the handshake, when the agent may refuse data without a word.
-const EARLY_TIMEOUT: Duration = Duration::from_millis(20);
-
-/// What a message carries, as far as its loss matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cargo {
-    /// Handshake and flags.
-    Control,
-    Data,
-    /// Nothing but NOPs: a larger size is being tried.
-    Probe,
-}
 
 /// What an acknowledgement told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Acked {
     pub(super) cargo: Cargo,
     pub(super) bytes: usize,
-    /// Since it was sent; `None` when it was sent more than once.
-    pub(super) delay: Option<Duration>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    message: Message,
-    cargo: Cargo,
-    first_sent: Option<Instant>,
-    /// Number and time of the last transmission.
-    sent: Option<(u64, Instant)>,
-    resent: bool,
-    acked: bool,
-}
-
-/// Round-trip estimates as in RFC 6298.
-#[derive(Debug, Default)]
-struct RoundTrip {
-    smoothed: Option<Duration>,
-    variation: Duration,
-    best: Option<Duration>,
-}
-
-impl RoundTrip {
-    fn sample(&mut self, delay: Duration) {
-        self.best = Some(self.best.map_or(delay, |best| best.min(delay)));
-        let Some(smoothed) = self.smoothed else {
-            self.smoothed = Some(delay);
-            self.variation = part(delay, 1);
-            return;
-        };
-        self.variation = weigh(self.variation, smoothed.abs_diff(delay), 2);
-        self.smoothed = Some(weigh(smoothed, delay, 3));
-    }
-
-    fn timeout(&self) -> Duration {
-        self.smoothed.map_or(INITIAL_TIMEOUT, |smoothed| {
-            smoothed.saturating_add(self.variation.saturating_mul(4).max(MIN_VARIATION))
-        })
-    }
-}
-
-/// `old` weighted with `1 - 2^-shift`, `new` with the rest.
-fn weigh(old: Duration, new: Duration, shift: u32) -> Duration {
-    old.saturating_sub(part(old, shift)).saturating_add(part(new, shift))
+    /// `None`: it cannot be told which copy arrived, or that went over another websocket.
+    pub(super) sample: Option<Sample>,
 }
 
 /// Everything with a sequence number that is not acknowledged.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Unacked {
     /// Sequence number of the front of `entries`.
     base: i64,
     /// Without gaps; acknowledged ones stay until they are at the front.
     entries: VecDeque<Entry>,
     bytes: usize,
-    /// Sequence numbers to send, now or again.
+    /// Sequence numbers to send again.
     due: BTreeSet<i64>,
-    /// On their way: number of the transmission → sequence number.
+    /// One of them that goes out whatever is under way.
+    probe: Option<i64>,
+    /// On their way: number of the newest transmission → sequence number.
     in_flight: BTreeMap<u64, i64>,
+    /// Bytes of their frames.
+    flight: usize,
     next_transmission: u64,
     largest_acked: Option<u64>,
+    reorder: u64,
     round_trip: RoundTrip,
+    delivery: Delivery,
     backoff: u32,
-    probed: Option<Instant>,
+    /// The last time that a probe was due or an acknowledgement came.
+    restarted: Option<Instant>,
     loss_at: Option<Instant>,
     early: bool,
     resends: u64,
+    needless: u64,
+}
+
+impl Default for Unacked {
+    fn default() -> Self {
+        Self {
+            base: 0,
+            entries: VecDeque::new(),
+            bytes: 0,
+            due: BTreeSet::new(),
+            probe: None,
+            in_flight: BTreeMap::new(),
+            flight: 0,
+            next_transmission: 0,
+            largest_acked: None,
+            reorder: REORDER,
+            round_trip: RoundTrip::default(),
+            delivery: Delivery::default(),
+            backoff: 0,
+            restarted: None,
+            loss_at: None,
+            early: false,
+            resends: 0,
+            needless: 0,
+        }
+    }
 }
 
 impl Unacked {
@@ -118,9 +100,24 @@ impl Unacked {
         self.base.saturating_add(i64::try_from(self.entries.len()).unwrap_or(i64::MAX))
     }
 
+    /// The number of the first message without an acknowledgement.
+    pub(super) fn first(&self) -> i64 {
+        self.base
+    }
+
+    /// Payload bytes of the largest one.
+    pub(super) fn largest(&self) -> usize {
+        self.entries.iter().map(|entry| entry.message.payload.len()).max().unwrap_or(0)
+    }
+
     /// Payload bytes without acknowledgement.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of frames that are on their way, as far as is known.
+    pub(super) fn flight(&self) -> usize {
+        self.flight
     }
 
     /// Messages kept, acknowledged ones behind an open one included.
@@ -132,14 +129,23 @@ impl Unacked {
         self.entries.is_empty()
     }
 
-    /// Messages that were sent again.
-    pub(super) fn resends(&self) -> u64 {
-        self.resends
+    /// Something must go out again before anything new.
+    pub(super) fn has_due(&self) -> bool {
+        !self.due.is_empty()
     }
 
-    /// The shortest and the smoothed time from a message to its acknowledgement.
-    pub(super) fn round_trip(&self) -> Option<(Duration, Duration)> {
-        Some((self.round_trip.best?, self.round_trip.smoothed?))
+    /// Messages that were sent again, and those of them whose first copy arrived all the same.
+    pub(super) fn resends(&self) -> (u64, u64) {
+        (self.resends, self.needless)
+    }
+
+    /// The smoothed time from a message to its acknowledgement.
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.round_trip.smoothed()
+    }
+
+    pub(super) fn delivery(&self) -> &Delivery {
+        &self.delivery
     }
 
     /// When the oldest open message was sent first.
@@ -153,68 +159,105 @@ impl Unacked {
         self.backoff = 0;
     }
 
-    /// Adds a message, numbered here; it is due at once.
-    pub(super) fn push(&mut self, mut message: Message, cargo: Cargo) {
+    /// Sends a message, numbered here, for the first time.
+    pub(super) fn send(&mut self, now: Instant, mut message: Message, cargo: Cargo) -> Option<Bytes> {
         message.sequence = self.next_sequence();
-        self.due.insert(message.sequence);
         self.bytes = self.bytes.saturating_add(message.payload.len());
-        self.entries.push_back(Entry { message, cargo, first_sent: None, sent: None, resent: false, acked: false });
+        let (sequence, id) = (message.sequence, message.id.0);
+        self.entries.push_back(Entry::new(message, cargo));
+        self.transmit(now, sequence, id)
     }
 
-    /// The message that is due first, to be sent now.
-    pub(super) fn transmit(&mut self, now: Instant) -> Option<Bytes> {
-        let sequence = self.due.pop_first()?;
-        let transmission = self.next_transmission;
+    /// The message that is to be sent again now, with `id`. `allows`: whether so many bytes may leave while so many are on
+    /// their way.
+    pub(super) fn send_again(
+        &mut self,
+        now: Instant,
+        id: [u8; 16],
+        allows: impl Fn(usize, usize) -> bool,
+    ) -> Option<Bytes> {
+        let sequence = match self.probe.take() {
+            Some(probe) => probe,
+            None => {
+                let first = *self.due.first()?;
+                let bytes = self.entry(first)?.frame_bytes();
+                if !allows(self.flight, bytes) {
+                    return None;
+                }
+                first
+            }
+        };
+        self.due.remove(&sequence);
+        self.resends = self.resends.saturating_add(1);
+        self.transmit(now, sequence, id)
+    }
+
+    fn transmit(&mut self, now: Instant, sequence: i64, id: [u8; 16]) -> Option<Bytes> {
+        let number = self.next_transmission;
+        let mark = self.delivery.on_send(now, self.flight);
         let entry = self.entry_mut(sequence)?;
-        let again = entry.sent.is_some();
-        entry.resent |= again;
-        entry.first_sent.get_or_insert(now);
-        entry.sent = Some((transmission, now));
-        let frame = entry.message.to_frame();
-        self.in_flight.insert(transmission, sequence);
-        self.next_transmission = transmission.saturating_add(1);
-        self.resends = self.resends.saturating_add(u64::from(again));
+        let bytes = entry.frame_bytes();
+        let frame = entry.copy(now, number, id, mark);
+        self.in_flight.insert(number, sequence);
+        self.flight = self.flight.saturating_add(bytes);
+        self.next_transmission = number.saturating_add(1);
         Some(frame)
     }
 
-    /// An acknowledgement came; `None`: of nothing that is open.
-    pub(super) fn acknowledge(&mut self, now: Instant, sequence: i64) -> Option<Acked> {
-        let smoothed = self.round_trip.smoothed.unwrap_or_default();
-        let entry = self.entry_mut(sequence)?;
-        let (transmission, at) = entry.sent?;
-        if entry.acked {
-            return None;
-        }
+    /// An acknowledgement of the copy with `id` came; `None`: of nothing that is open. No round trip is below `shortest`.
+    pub(super) fn acknowledge(&mut self, now: Instant, sequence: i64, id: &str, shortest: Duration) -> Option<Acked> {
+        let entry = self.entry_mut(sequence).filter(|entry| !entry.acked)?;
+        let newest = *entry.copies.last()?;
+        let copy = entry.copy_of(now, id, shortest);
+        let frame_bytes = entry.frame_bytes();
         entry.acked = true;
+        entry.copies = Vec::new();
         let bytes = std::mem::take(&mut entry.message.payload).len();
-        let elapsed = now.saturating_duration_since(at);
-        let acked = Acked { cargo: entry.cargo, bytes, delay: (!entry.resent).then_some(elapsed) };
-        // An acknowledgement soon after a repeat is for the first copy, and shows nothing about what went between.
-        if acked.delay.is_some() || elapsed >= part(smoothed, 1) {
-            self.largest_acked = self.largest_acked.max(Some(transmission));
-        }
-        if let Some(delay) = acked.delay {
-            self.round_trip.sample(delay);
-        }
-        self.in_flight.remove(&transmission);
+        let cargo = entry.cargo;
+        self.forget_flight(newest.number, frame_bytes);
         self.due.remove(&sequence);
-        self.bytes = self.bytes.saturating_sub(acked.bytes);
-        self.early &= acked.cargo == Cargo::Control;
-        self.backoff = 0;
+        self.probe = self.probe.filter(|probe| *probe != sequence);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.early &= cargo == Cargo::Control;
+        self.restarted = Some(now);
+        let copy = copy.filter(|copy| !copy.stale);
+        let sample = copy.map(|copy| {
+            self.delivery.on_arrival(now, frame_bytes);
+            self.delivery.on_copy(now, copy.at, copy.mark);
+            let delay = now.saturating_duration_since(copy.at);
+            self.round_trip.sample(delay);
+            self.backoff = 0;
+            if copy.number != newest.number {
+                self.needless = self.needless.saturating_add(1);
+            }
+            let late = self.largest_acked.unwrap_or(0).saturating_sub(copy.number);
+            if late >= self.reorder {
+                // It was taken for lost, or would have been: this path reorders more than we thought.
+                self.reorder = late.saturating_add(1).min(REORDER_MAX);
+            }
+            self.largest_acked = self.largest_acked.max(Some(copy.number));
+            Sample { delay, flight: copy.mark.flight, bytes: frame_bytes }
+        });
         while self.entries.front().is_some_and(|entry| entry.acked) {
             self.entries.pop_front();
             self.base = self.base.saturating_add(1);
         }
         self.find_lost(now);
-        Some(acked)
+        Some(Acked { cargo, bytes, sample })
     }
 
-    /// Everything that is not acknowledged is due again: the websocket is a new one.
+    /// Everything that is not acknowledged is due again: the websocket is a new one, and perhaps the path.
     pub(super) fn resume(&mut self) {
-        let lost = std::mem::take(&mut self.in_flight);
-        self.due.extend(lost.into_values());
+        self.due.extend(std::mem::take(&mut self.in_flight).into_values());
+        self.entries.iter_mut().flat_map(|entry| entry.copies.iter_mut()).for_each(|copy| copy.stale = true);
+        self.flight = 0;
+        self.probe = None;
+        self.largest_acked = None;
+        self.reorder = REORDER;
+        self.round_trip = RoundTrip::default();
+        self.delivery = Delivery::default();
         self.backoff = 0;
-        self.probed = None;
+        self.restarted = None;
         self.loss_at = None;
     }
 
@@ -232,8 +275,9 @@ impl Unacked {
 
     /// When [`Self::handle_timeout`] has something to do.
     pub(super) fn timeout(&self) -> Option<Instant> {
-        let oldest = self.in_flight.values().next().and_then(|sequence| self.entry(*sequence)?.sent)?.1;
-        let probe = later(self.probed.map_or(oldest, |probed| probed.max(oldest)), self.probe_timeout());
+        let (number, sequence) = self.in_flight.first_key_value()?;
+        let oldest = self.sent_at(*number, *sequence)?;
+        let probe = later(self.restarted.map_or(oldest, |at| at.max(oldest)), self.probe_timeout());
         Some(self.loss_at.map_or(probe, |loss| loss.min(probe)))
     }
 
@@ -246,17 +290,23 @@ impl Unacked {
         if self.timeout().is_none_or(|at| now < at) {
             return;
         }
-        if let Some((_, sequence)) = self.in_flight.pop_first() {
-            self.due.insert(sequence);
-            self.probed = Some(now);
-            self.backoff = self.backoff.saturating_add(1);
-        }
+        // The oldest is what the agent waits for, if it waits for something.
+        let Some(newest) = self.entries.front().and_then(|entry| entry.copies.last()).map(|copy| copy.number) else {
+            return;
+        };
+        let bytes = self.entries.front().map_or(0, Entry::frame_bytes);
+        self.forget_flight(newest, bytes);
+        self.due.insert(self.base);
+        self.probe = Some(self.base);
+        self.restarted = Some(now);
+        self.backoff = self.backoff.saturating_add(1);
     }
 
     fn probe_timeout(&self) -> Duration {
-        let first = match self.round_trip.smoothed {
-            Some(smoothed) if self.early => EARLY_TIMEOUT.max(smoothed.saturating_add(Duration::from_millis(10))),
-            _ => self.round_trip.timeout(),
+        let first = match self.early {
+            true => self.round_trip.early_timeout(),
+            // What is under way takes so long even if nothing is lost.
+            false => self.round_trip.timeout(time_for(self.flight, self.delivery.latest())),
         };
         // A path with a long queue may take longer than the longest wait; asking sooner would only make the queue longer.
         let longest = if self.backoff < QUICK_PROBES { QUICK_TIMEOUT } else { MAX_TIMEOUT };
@@ -267,21 +317,30 @@ impl Unacked {
     fn find_lost(&mut self, now: Instant) {
         self.loss_at = None;
         let Some(largest) = self.largest_acked else { return };
-        let smoothed = self.round_trip.smoothed.unwrap_or(INITIAL_TIMEOUT);
-        let patience = smoothed.saturating_add(part(smoothed, 2).max(Duration::from_millis(2)));
-        while let Some((&transmission, &sequence)) = self.in_flight.first_key_value() {
-            if transmission >= largest {
+        let patience = self.round_trip.patience();
+        while let Some((&number, &sequence)) = self.in_flight.first_key_value() {
+            if number >= largest {
                 return;
             }
-            let sent = self.entry(sequence).and_then(|entry| entry.sent).map_or(now, |(_, at)| at);
-            let deadline = later(sent, patience);
-            if transmission.saturating_add(REORDER) > largest && now < deadline {
+            let deadline = later(self.sent_at(number, sequence).unwrap_or(now), patience);
+            if number.saturating_add(self.reorder) > largest && now < deadline {
                 self.loss_at = Some(deadline);
                 return;
             }
-            self.in_flight.pop_first();
+            self.forget_flight(number, self.entry(sequence).map_or(0, Entry::frame_bytes));
             self.due.insert(sequence);
         }
+    }
+
+    /// The transmission is not on its way any more.
+    fn forget_flight(&mut self, number: u64, bytes: usize) {
+        if self.in_flight.remove(&number).is_some() {
+            self.flight = self.flight.saturating_sub(bytes);
+        }
+    }
+
+    fn sent_at(&self, number: u64, sequence: i64) -> Option<Instant> {
+        self.entry(sequence)?.copies.iter().find(|copy| copy.number == number).map(|copy| copy.at)
     }
 
     fn index(&self, sequence: i64) -> Option<usize> {
@@ -296,11 +355,6 @@ impl Unacked {
         let index = self.index(sequence)?;
         self.entries.get_mut(index)
     }
-}
-
-/// `duration` divided by two, `shift` times.
-fn part(duration: Duration, shift: u32) -> Duration {
-    duration.checked_div(1 << shift).unwrap_or_default()
 }
 
 #[cfg(test)]
