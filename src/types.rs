@@ -202,6 +202,8 @@ pub(crate) struct Target {
     pub(crate) database: Option<String>,
     /// Transactions are read-only unless the client asks for another one: a guard against slips, not a boundary.
     pub(crate) read_only: bool,
+    /// Whether clients may send files of their own computer with LOAD DATA LOCAL.
+    pub(crate) local_infile: bool,
     /// Connections at once to this target; the limit over all targets holds as well.
     pub(crate) max_connections: Option<usize>,
     /// The port wished for on the laptop.
@@ -251,6 +253,7 @@ pub(crate) struct Undecided {
     pub(crate) port: Option<u16>,
     pub(crate) database: Option<String>,
     pub(crate) read_only: bool,
+    pub(crate) local_infile: bool,
     pub(crate) max_connections: Option<usize>,
     pub(crate) local_port: Option<u16>,
     /// The plain port inside the task, if the configuration names one.
@@ -277,6 +280,7 @@ impl Undecided {
             port: self.port,
             database: self.database,
             read_only: self.read_only,
+            local_infile: self.local_infile,
             max_connections: self.max_connections,
             local_port: self.local_port,
             relay_port,

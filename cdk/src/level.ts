@@ -7,7 +7,7 @@ import { Construct } from 'constructs';
 import type { BastionAudit } from './audit';
 import type { Problems } from './problems';
 import type { BastionSize } from './size';
-import type { BastionTarget } from './target';
+import { BastionEngine, type BastionTarget } from './target';
 
 /** One access level. */
 export interface LevelProps {
@@ -95,12 +95,15 @@ export class Level extends Construct {
 
   /** Opens the way to the target, lets the role log in there, and gives the target as the relay reads it. */
   private bindTarget(target: BastionTarget, problems: Problems): object {
-    const { credential, database, localPort, readOnly } = target.options;
+    const { credential, database, localInfile, localPort, readOnly } = target.options;
     const config = target.bind(problems);
     if (config === undefined) {
       return {};
     }
     const { engine, host, port } = config;
+    if (localInfile === true && engine.name !== BastionEngine.MYSQL.name) {
+      problems.add(target.thing, `engine "${engine.name}" has no LOAD DATA LOCAL`, 'leave localInfile out');
+    }
     const login = credential.bind(this, this.taskRole, { thing: target.thing, ...config }, problems);
     this.securityGroup.connections.allowTo(config.connections, ec2.Port.tcp(port), `bastion to ${target.name}`);
     if (login?.reach !== undefined) {
@@ -112,6 +115,7 @@ export class Level extends Construct {
       host,
       port,
       database,
+      local_infile: localInfile,
       local_port: localPort,
       read_only: readOnly,
       credential: login?.json,

@@ -46,6 +46,13 @@ export interface BastionTargetOptions {
    */
   readonly engine?: BastionEngine;
   /**
+   * Whether clients may send files of their own computer to the database with LOAD DATA LOCAL (MySQL). The relay passes
+   * only requests for the file that a client's own statement names, and records them.
+   *
+   * @default false
+   */
+  readonly localInfile?: boolean;
+  /**
    * The port on the laptop.
    *
    * @default - 15432, 13306 or the target's port + 10000, or the next free one

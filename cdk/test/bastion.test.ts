@@ -292,6 +292,18 @@ describe('targets', () => {
     expect(connect?.Resource).toBe(`arn:aws:rds-db:eu-west-1:123456789012:dbuser:${SHOP_ID}/reader`);
   });
 
+  test('files of the laptop are for MySQL, and only where they are asked for', () => {
+    const world = new World();
+    const options = { credential: BastionCredential.rdsIam('reader'), localInfile: true };
+    world.bastion({ targets: [BastionTarget.instance(world.shop, options)] });
+    const { target } = JSON.parse(world.deployed().one('AWS::SSM::Parameter').Value).access.read;
+    expect(target.shop.local_infile).toBe(true);
+    const other = new World();
+    expect(() => other.bastion({ targets: [BastionTarget.cluster(other.orders, options)] })).toThrow(
+      'engine "postgres" has no LOAD DATA LOCAL',
+    );
+  });
+
   test('whether a database takes IAM tokens may be decided when the stack is deployed', () => {
     const world = new World();
     const parameter = new CfnParameter(world.stack, 'IamAuth', { type: 'String' });

@@ -60,6 +60,9 @@ pub(super) struct Served {
     /// Older relays do not say.
     #[serde(default)]
     pub(super) read_only: bool,
+    /// Clients may send files of this computer.
+    #[serde(default)]
+    pub(super) local_infile: bool,
     #[serde(default)]
     pub(super) credential: String,
     /// Whom Vault lets in, where it makes the user: `task` or `caller`.
@@ -234,6 +237,9 @@ impl Served {
         if self.read_only && self.is_logged_in() {
             add("session", "transactions are read-only");
         }
+        if self.local_infile {
+            add("files", "LOAD DATA LOCAL may send the database files of this computer");
+        }
         if let Some(database) = &self.database {
             add("database", database);
         }
@@ -343,6 +349,10 @@ mod tests {
     fn ports_are_stable() {
         let read_only = Served { read_only: true, ..served() };
         assert!(read_only.card(15432, &Door::Open).contains("  session   transactions are read-only\n"));
+        let files = Served { local_infile: true, ..served() };
+        assert!(
+            files.card(13306, &Door::Open).contains("\n  files     LOAD DATA LOCAL may send the database files of")
+        );
         assert_eq!(served().wished_port(), 15432);
         assert_eq!(Served { engine: "mysql".into(), ..served() }.wished_port(), 13306);
         assert_eq!(Served { engine: "new".into(), port: Some(60_000), ..served() }.wished_port(), 60_000);

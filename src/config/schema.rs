@@ -90,6 +90,7 @@ fn target(
     let wants_read_only = table.boolean("read_only", problems);
     let read_only = wants_read_only.unwrap_or_else(|| access == READ && engine != Some(Engine::Tcp));
     let host = if read_only { reader_host.or(host) } else { host };
+    let local_infile = table.boolean("local_infile", problems).unwrap_or_default();
     let max_connections = table.count("max_connections", problems);
     let hostaddr = table.ip("hostaddr", problems);
     let port = table.port("port", problems);
@@ -116,6 +117,12 @@ fn target(
         let fix = "remove it, and give the user of the clients no right to write";
         table.problem(problems, "read_only", "cannot be kept where the relay only relays bytes", fix);
     }
+    if local_infile
+        && (engine.is_some_and(|engine| engine != Engine::Mysql) || credential == Some(CredentialConfig::Client))
+    {
+        let fix = "remove it: only MySQL has LOAD DATA LOCAL, and the relay only sees it where it logs in";
+        table.problem(problems, "local_infile", "has no meaning for this target", fix);
+    }
     table.finish(problems);
     Some((
         Undecided {
@@ -125,6 +132,7 @@ fn target(
             port: if in_secret { port } else { Some(port?) },
             database,
             read_only,
+            local_infile,
             max_connections,
             local_port,
             relay_port,

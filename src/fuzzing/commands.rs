@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use super::Input;
-use crate::wire::mysql::capability::{DEPRECATE_EOF, NEEDED, PLUGIN_AUTH};
+use crate::wire::mysql::capability::{DEPRECATE_EOF, LOCAL_FILES, NEEDED, PLUGIN_AUTH};
 use crate::wire::mysql::change_user::{ChangeUser, Session};
 use crate::wire::mysql::commands::{Commands, Scan};
 use crate::wire::mysql::door::Verifier;
+use crate::wire::mysql::session_steps::Server;
 use crate::wire::proxy::{Action, Peer};
 use crate::wire::statements::{Limits, Observer, Statement};
 
@@ -26,10 +27,38 @@ pub(super) fn mysql(data: &[u8]) {
     let stream = input.bytes(length);
     let whole = Commands::new(read_only, 0).scan(stream);
     assert_eq!(scan_in_pieces(stream, cut, read_only), whole, "in pieces of {cut}");
+    local_files(stream, cut);
     check_answers(stream, cut, read_only, Input(input.0));
     if whole.stop {
         change_user(stream.get(whole.pass..).unwrap_or_default(), flags, input);
     }
+}
+
+/// A client that may send files: what stands behind its first command is the file that this one names, if it does, and the
+/// same is found however the stream is cut.
+fn local_files(stream: &[u8], cut: usize) {
+    const NAME: &[u8] = b"rows.csv";
+    let length =
+        stream.first_chunk().map_or(0, |&[a, b, c]| usize::from(a) | usize::from(b) << 8 | usize::from(c) << 16);
+    let Some((load, file)) = stream.split_at_checked(length.saturating_add(4)) else { return };
+    let (mut whole, mut pieces) = (Commands::new(false, LOCAL_FILES), Commands::new(false, LOCAL_FILES));
+    whole.scan(load);
+    // Only bytes that have passed are not seen again.
+    let mut passed = 0;
+    for seen in (0..load.len()).step_by(cut.max(1)).chain([load.len()]) {
+        passed += pieces.scan(&load[passed..seen]).pass;
+    }
+    let granted = whole.grant_file(NAME);
+    assert_eq!(pieces.grant_file(NAME), granted);
+    assert!(
+        !granted
+            || load.windows(NAME.len()).any(|part| part == NAME)
+            || load.iter().any(|byte| b"\\'\"".contains(byte))
+    );
+    let scan = whole.scan(file);
+    let sent: u64 = whole.take_sent_files().iter().map(|file| file.bytes).sum();
+    assert!(granted || sent == 0);
+    assert!(sent <= u64::try_from(scan.pass).unwrap_or_default() || !scan.stop);
 }
 
 /// Where all is answered after the upstream's bytes as a whole, it is so when they come in pieces.
@@ -65,7 +94,10 @@ fn scan_in_pieces(stream: &[u8], cut: usize, read_only: bool) -> Scan {
 fn change_user(command: &[u8], flags: u8, mut input: Input<'_>) {
     let capabilities = if flags & 2 == 0 { NEEDED } else { NEEDED & !PLUGIN_AUTH };
     let demand = (flags & 0x40 != 0).then(|| Arc::new(Verifier::new("not among the bytes")));
-    let session = Session { capabilities, read_only: flags & 1 != 0, demand, first_challenge: [4; 20] };
+    let server = if flags & 4 == 0 { Server::MySql } else { Server::MariaDb };
+    let collation = (flags & 8 != 0).then_some(224);
+    let read_only = flags & 1 != 0;
+    let session = Session { capabilities, server, read_only, collation, demand, first_challenge: [4; 20] };
     let mut change = ChangeUser::new(session, [5; 20], command);
     let (mut client, mut asked, mut actions) = (command.to_vec(), 0, 0);
     loop {
@@ -85,7 +117,10 @@ fn change_user(command: &[u8], flags: u8, mut input: Input<'_>) {
             }
             Action::Send(Peer::Upstream, step) => {
                 asked += 1;
-                assert!(asked <= 4 && step.len() > 4, "reset, read-only, character set, database");
+                assert!(
+                    asked <= 6 && step.len() > 4,
+                    "reset, read-only, collation, character sets, database, global values"
+                );
             }
             Action::Send(Peer::Client, bytes) => assert!(!bytes.is_empty()),
             Action::Splice { to_upstream, to_client } => {

@@ -45,4 +45,25 @@ fn stream(flags: u8, data: &[u8], begin: fn() -> Downstream) {
         }
     }
     assert_eq!(whole, messages, "from message to message");
+    file_request(cut, data, begin);
+}
+
+/// A request for a file is held at the same byte however the stream is cut, and the client can be told then.
+fn file_request(cut: usize, data: &[u8], begin: fn() -> Downstream) {
+    let (mut whole, mut pieces) = (begin().holding_file_requests(), begin().holding_file_requests());
+    let at = whole.pass_up_to_file_request(data);
+    let mut found = None;
+    for (number, piece) in data.chunks(cut).enumerate() {
+        let pending = pieces.pending_head();
+        found = pieces.pass_up_to_file_request(piece).map(|at| {
+            // Of a head that was cut, the first part has come before.
+            let start = number * cut + at;
+            if at == 0 { start - pending } else { start }
+        });
+        if found.is_some() {
+            break;
+        }
+    }
+    assert_eq!(found, at, "in pieces of {cut}");
+    assert!(at.is_none() || whole.is_between_messages() && whole == pieces, "in pieces of {cut}");
 }

@@ -69,8 +69,24 @@ pub(super) fn handshake(data: &[u8]) -> End {
             read_only: flags & 8 != 0,
             statements: flags & 0x20 != 0,
             demand: (flags & 0x40 != 0).then(|| Arc::new(Verifier::new("not among the bytes"))),
+            local_infile: flags & 4 != 0,
+            remembered: (flags & 0x80 != 0).then(remembered),
         })
     })
+}
+
+/// Of a server that can do all that a relay may ask of it.
+fn remembered() -> Greeting {
+    Greeting {
+        version: Bytes::from_static(b"9.7.4"),
+        connection_id: 42,
+        scramble: Bytes::from_static(b"abcdefghijklmnopqrst"),
+        capabilities: u32::MAX,
+        charset: 255,
+        status: 2,
+        reserved: [0; 10],
+        plugin: Bytes::from_static(CACHING_SHA2.as_bytes()),
+    }
 }
 
 struct Mysql(Settings);

@@ -155,6 +155,8 @@ impl Conn {
                     read_only: target.read_only,
                     demand: password.map(|password| Arc::clone(&password.mysql)),
                     statements: self.shared.config.audit.statements,
+                    local_infile: target.local_infile,
+                    remembered: self.served.greeting.for_client(password.is_some()),
                 };
                 let random = tls::random().map_err(|_| ConnError::NoRandom)?;
                 Some(Handshake::mysql(settings, random))

@@ -97,6 +97,9 @@ pub(super) enum ConnError {
     OpeningTimeout(u64),
     #[error("the login took longer than {0} s")]
     LoginTimeout(u64),
+    /// Of the client.
+    #[error("the database has asked for the file {0:?} of the client, which it may not have")]
+    FileRequested(String),
     #[error("the operating system gives no random bytes")]
     NoRandom,
     #[error("the login was refused")]
@@ -131,7 +134,11 @@ impl ConnError {
             Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,
             Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate) => ErrorKind::UpstreamAuth,
             Self::Refused(Refusal::UnknownAuthentication(_) | Refusal::WantsPassword(_)) => ErrorKind::UpstreamAuth,
-            Self::LoginTimeout(_) | Self::Refused(_) | Self::Unanswered(_) | Self::UpstreamIo(_) => ErrorKind::Upstream,
+            Self::FileRequested(_)
+            | Self::LoginTimeout(_)
+            | Self::Refused(_)
+            | Self::Unanswered(_)
+            | Self::UpstreamIo(_) => ErrorKind::Upstream,
         }
     }
 

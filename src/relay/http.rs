@@ -118,6 +118,7 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
             "port": target.port,
             "database": target.database,
             "read_only": target.read_only,
+            "local_infile": target.local_infile,
             "db_user": user,
             "credential": target.credential.source(),
             "login": target.credential.login(),

@@ -10,6 +10,7 @@ mod conn;
 mod decide;
 mod error;
 mod fetch;
+mod greeting;
 mod health;
 mod http;
 mod identity;
@@ -42,6 +43,7 @@ use tracing::{info, warn};
 use crate::credential::{Logins, Sources};
 use crate::relay::audit::{Audit, Emf};
 use crate::relay::decide::{Decided, Unavailable};
+use crate::relay::greeting::RememberedGreeting;
 use crate::relay::identity::Identity;
 use crate::relay::lane::Links;
 use crate::relay::lifetime::Lifetime;
@@ -131,6 +133,8 @@ struct Served {
     room: Semaphore,
     logins: Logins,
     metrics: TargetMetrics,
+    /// Of MySQL.
+    greeting: RememberedGreeting,
 }
 
 /// What every connection shares.
@@ -229,6 +233,7 @@ impl Relay {
                     room: Semaphore::new(target.max_connections.unwrap_or(config.max_connections)),
                     logins: logins(target)?,
                     metrics: metrics.target(&target.name),
+                    greeting: RememberedGreeting::default(),
                 }))
             })
             .collect::<Result<_, tls::TlsConfigError>>()?;

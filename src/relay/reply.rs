@@ -17,6 +17,9 @@ use crate::types::{CredentialConfig, Engine, Target};
 use crate::wire::error_text::ErrorText;
 use crate::wire::proxy::Refusal;
 
+/// Characters of a file's name in an error; a MySQL client shows 511 bytes of it all.
+const FILE_NAME_MAX: usize = 100;
+
 /// What kind of failure a client's driver is to see.
 #[derive(Debug, Clone, Copy)]
 enum Class {
@@ -82,6 +85,50 @@ fn error(
     ErrorText { number, sqlstate: sqlstate.to_owned(), message, detail: detail.into(), hint: hint.into() }
 }
 
+/// What the database said, as it said it, because drivers compare number, state and text; what the relay has to add stands
+/// behind it: `ours`, then `detail` and `hint`.
+fn behind(said: &ErrorText, target: &Target, ours: &str, detail: &str, hint: &str) -> ErrorText {
+    let (detail, hint) = match target.engine {
+        Engine::Mysql => (said.detail.clone(), sentences(&[&said.hint, ours, detail, hint])),
+        Engine::Postgres | Engine::Tcp => (sentences(&[&said.detail, ours, detail]), sentences(&[&said.hint, hint])),
+    };
+    ErrorText { detail, hint, ..said.clone() }
+}
+
+/// One after the other, each with a full stop but the last.
+fn sentences(parts: &[&str]) -> String {
+    let mut all = String::new();
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        if !all.is_empty() {
+            all.push_str(if all.ends_with('.') { " " } else { ". " });
+        }
+        all.push_str(part);
+    }
+    all
+}
+
+/// An error of the relay that stands for one of the database's own: in its words, with `ours` behind them.
+fn in_its_words(target: &Target, class: Class, words: String, ours: &str, hint: &str) -> ErrorText {
+    behind(&error(target, class, words, "", ""), target, ours, "", hint)
+}
+
+/// How a server of the engine says that it is full (`ER_CON_COUNT_ERROR`; `InitProcess` of PostgreSQL).
+fn full(engine: Engine) -> String {
+    let words = match engine {
+        Engine::Mysql => "Too many connections",
+        Engine::Postgres | Engine::Tcp => "sorry, too many clients already",
+    };
+    words.to_owned()
+}
+
+/// How it says that a password is wrong (`ER_ACCESS_DENIED_ERROR`; `auth_failed` of PostgreSQL).
+fn denied(engine: Engine, user: &str) -> String {
+    match engine {
+        Engine::Mysql => format!("Access denied for user '{user}'@'bastion' (using password: YES)"),
+        Engine::Postgres | Engine::Tcp => format!("password authentication failed for user \"{user}\""),
+    }
+}
+
 fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<ErrorText> {
     let (name, address) = (&target.name, target.address());
     let user = user.unwrap_or("the client's user");
@@ -130,12 +177,13 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             "",
             advice::credential(reason),
         ),
-        ConnError::Stale { said, error } => ErrorText {
-            message: format!("bastion: target {name} refused the login of {user}: {}", said.message),
-            detail: format!("The login may have changed, and the relay cannot look: {error}."),
-            hint: advice::credential(error).to_owned(),
-            ..(**said).clone()
-        },
+        ConnError::Stale { said, error } => behind(
+            said,
+            target,
+            &format!("bastion: target {name} refused the login of {user}"),
+            &format!("The login may have changed, and the relay cannot look: {error}."),
+            advice::credential(error),
+        ),
         ConnError::Dial(reason) => dial(reason, target),
         ConnError::Tls(reason) => tls(reason, target),
         ConnError::Refused(Refusal::UpstreamWithoutTls) => error(
@@ -145,20 +193,31 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             "",
             format!("Check that host and port are those of an RDS or Aurora {engine} endpoint."),
         ),
-        ConnError::Full(limit) => error(
+        ConnError::Full(limit) => in_its_words(
             target,
             Class::TooManyConnections,
-            format!("bastion: too many connections, this relay serves {limit} at once"),
-            "",
+            full(target.engine),
+            &format!("bastion: this relay serves {limit} connections at once"),
             "Close connections that are not used, or raise max_connections in the relay's configuration.",
         ),
-        ConnError::TargetFull(limit) => error(
+        ConnError::TargetFull(limit) => in_its_words(
             target,
             Class::TooManyConnections,
-            format!("bastion: too many connections, target {name} takes {limit} at once"),
-            "",
+            full(target.engine),
+            &format!("bastion: this relay serves {limit} connections to target {name} at once"),
             "Close connections that are not used, or raise max_connections of the target.",
         ),
+        ConnError::FileRequested(file) => {
+            let file: String = file.escape_debug().take(FILE_NAME_MAX).collect();
+            error(
+                target,
+                Class::ConnectionFailure,
+                format!("bastion: target {name} asked for the file \"{file}\" of this computer and did not get it"),
+                "",
+                "Tell whoever runs the database. LOAD DATA LOCAL needs local_infile = true for the target, and gets the \
+                 file that it names.",
+            )
+        }
         ConnError::NoRandom => error(
             target,
             Class::CannotConnect,
@@ -204,11 +263,11 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             "",
             format!("Let {user} log in with IAM ({}) or a password.", iam::grant(target.engine, user)),
         ),
-        ConnError::Refused(Refusal::WrongPassword) => error(
+        ConnError::Refused(Refusal::WrongPassword) => in_its_words(
             target,
             Class::WrongPassword,
-            "bastion: access denied, the password is not the one of this bastion task".to_owned(),
-            "",
+            denied(target.engine, user),
+            "bastion: access denied, the password is not the one of this bastion task",
             "Take it from the connect card that bastion up and bastion connect print; any user name will do.",
         ),
         ConnError::Refused(Refusal::WantsPassword(what)) => iam::wants_password(what, target, user),
@@ -217,14 +276,12 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             CredentialConfig::Vault(_) => password::vault_refused(said, target, user),
             _ => iam::refused(said, target, user),
         },
-        ConnError::Refused(Refusal::NotReadOnly(said)) => ErrorText {
-            message: format!("bastion: target {name} did not make the session read-only: {}", said.message),
-            ..said.clone()
-        },
-        ConnError::Refused(Refusal::UpstreamRefused(said)) => ErrorText {
-            message: format!("bastion: target {name} refused the login of {user}: {}", said.message),
-            ..said.clone()
-        },
+        ConnError::Refused(Refusal::NotReadOnly(said)) => {
+            behind(said, target, &format!("bastion: target {name} did not make the session read-only"), "", "")
+        }
+        ConnError::Refused(Refusal::UpstreamRefused(said)) => {
+            behind(said, target, &format!("bastion: target {name} refused the login of {user}"), "", "")
+        }
     })
 }
 

@@ -68,6 +68,8 @@ pub(super) struct Spliced {
     pub(super) stopped: Option<Vec<u8>>,
     /// It has ended because that command has waited too long for the answers before it.
     pub(super) unanswered: bool,
+    /// It has ended because the upstream has asked for this file of the client, which it may not have.
+    pub(super) refused_file: Option<String>,
     /// Of the upstream's bytes, what a cut has kept from the client.
     pub(super) rest: Vec<u8>,
 }
@@ -75,7 +77,8 @@ pub(super) struct Spliced {
 impl Spliced {
     /// A connection that ended before its first byte.
     pub(super) fn nothing(ended_by: EndedBy, error: Option<io::Error>) -> Self {
-        Self { up: 0, down: 0, ended_by, error, stopped: None, unanswered: false, rest: Vec::new() }
+        let (stopped, unanswered, refused_file, rest) = (None, false, None, Vec::new());
+        Self { up: 0, down: 0, ended_by, error, stopped, unanswered, refused_file, rest }
     }
 }
 
@@ -110,7 +113,12 @@ where
         }
         let up_done = upward.poll(context, client, upstream, up, &mut readers)?;
         let down_done = downward.poll(context, upstream, client, down, &mut readers)?;
-        if upward.stopped && up_done.is_ready() && downward.is_flushed() && readers.is_answered() {
+        if downward.refused_file().is_some() {
+            ended_by.get_or_insert(EndedBy::Upstream);
+            return Poll::Ready(Ok(()));
+        }
+        let answered = downward.is_flushed() && readers.is_answered() && downward.is_between_answers();
+        if upward.stopped && up_done.is_ready() && answered {
             return Poll::Ready(Ok(()));
         }
         if upward.stopped && !downward.read_ended {
@@ -145,9 +153,12 @@ where
             Some(error)
         }
     };
+    readers.end();
+    let refused_file = downward.refused_file().map(str::to_owned);
     let stopped = upward.stopped.then_some(upward.held).filter(|_| ended_by.is_none());
     let ended_by = ended_by.unwrap_or(EndedBy::Client);
-    Spliced { up: upward.total, down: downward.total, ended_by, error, stopped, unanswered, rest: downward.into_kept() }
+    let (up, down) = (upward.total, downward.total);
+    Spliced { up, down, ended_by, error, stopped, unanswered, refused_file, rest: downward.into_kept() }
 }
 
 /// How long the upstream has been silent.

@@ -126,6 +126,7 @@ mod tests {
                 port: Some(80),
                 database: None,
                 read_only: false,
+                local_infile: false,
                 max_connections: None,
                 local_port: None,
                 relay_port: 8080,

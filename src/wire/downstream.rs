@@ -12,7 +12,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::wire::error_text::ErrorText;
-use crate::wire::mysql::answer::{Answer, Start};
+use crate::wire::mysql::answer::{Answer, LOCAL_FILE, Start};
 use crate::wire::mysql::packet::{ERR, LOGIN_PACKET_MAX, OK, PAYLOAD_MAX};
 
 /// Number of the first packet of an answer.
@@ -78,6 +78,12 @@ pub struct Downstream {
     deprecates_eof: bool,
     /// Of MySQL, those that have begun; `None` once numbers have come that no answers have.
     answers: Option<usize>,
+    /// The next answer of MySQL is rows without a head, those of a cursor.
+    begins_with_rows: bool,
+    /// A request for a file of the client is not passed.
+    holds_file_requests: bool,
+    /// It stands before such a request.
+    at_file_request: bool,
 }
 
 impl Downstream {
@@ -91,6 +97,9 @@ impl Downstream {
             answer: Answer::Ended,
             deprecates_eof: true,
             answers: Some(0),
+            begins_with_rows: false,
+            holds_file_requests: false,
+            at_file_request: false,
         }
     }
 
@@ -110,6 +119,17 @@ impl Downstream {
         Self { deprecates_eof, ..Self::new(Engine::Mysql) }
     }
 
+    /// Stops before a packet in which MySQL asks for a file of the client: see [`Downstream::pass_up_to_file_request`].
+    #[must_use]
+    pub fn holding_file_requests(self) -> Self {
+        Self { holds_file_requests: true, ..self }
+    }
+
+    /// The next answer of MySQL is that to COM_STMT_FETCH.
+    pub fn expect_rows(&mut self) {
+        self.begins_with_rows = true;
+    }
+
     /// From a message on; everything before it is whole.
     pub fn postgres() -> Self {
         Self::new(Engine::Postgres)
@@ -118,9 +138,44 @@ impl Downstream {
     /// Follows bytes that go to the client.
     pub fn pass(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
-        while !rest.is_empty() {
+        while !rest.is_empty() && !self.at_file_request {
             let used = self.pass_message(rest);
             rest = rest.get(used..).unwrap_or_default();
+        }
+    }
+
+    /// The answer under way has ended: it was that of a login, which is not followed.
+    pub fn end_answer(&mut self) {
+        self.answer = Answer::Ended;
+    }
+
+    /// Follows bytes that go to the client, up to a packet that asks for one of its files. Where among `bytes` that packet
+    /// begins, 0 if its head has come before. The stream then stands before that packet, and passes no more.
+    pub fn pass_up_to_file_request(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut passed = 0_usize;
+        while let Some(rest) = bytes.get(passed..).filter(|rest| !rest.is_empty() && !self.at_file_request) {
+            passed = passed.saturating_add(self.pass_message(rest));
+        }
+        self.at_file_request.then_some(passed)
+    }
+
+    /// Follows the packet that was held, which the client may read.
+    pub fn pass_file_request(&mut self, packet: &[u8]) {
+        self.at_file_request = false;
+        let holds = std::mem::take(&mut self.holds_file_requests);
+        self.pass(packet);
+        self.holds_file_requests = holds;
+    }
+
+    /// Where requests for files are held: how much has come of a head whose packet has not begun to come.
+    pub fn pending_head(&self) -> usize {
+        match self.at {
+            _ if !self.holds_file_requests => 0,
+            At::Head(have) => have,
+            At::Body(missing) if self.engine == Engine::Mysql && missing == self.packet.start.length() => {
+                self.engine.head()
+            }
+            At::Body(_) | At::Lost => 0,
         }
     }
 
@@ -148,6 +203,10 @@ impl Downstream {
                 let body = bytes.get(used..).unwrap_or_default();
                 let now = missing.min(body.len());
                 if self.engine == Engine::Mysql {
+                    if self.is_file_request(missing, body) {
+                        self.stand_before();
+                        return 0;
+                    }
                     self.packet.start.pass(missing, body.get(..now).unwrap_or_default());
                 }
                 match missing.saturating_sub(now) {
@@ -158,6 +217,25 @@ impl Downstream {
             }
             At::Lost => bytes.len(),
         }
+    }
+
+    /// Whether `body`, of which `missing` bytes are to come, begins a request for a file that is not to pass.
+    fn is_file_request(&self, missing: usize, body: &[u8]) -> bool {
+        self.holds_file_requests
+            && body.first() == Some(&LOCAL_FILE)
+            && missing == self.packet.start.length()
+            && !self.packet.continues
+            && self.login == Login::Done
+            && self.answer.is_due()
+    }
+
+    /// As before the packet whose head has come; the client expects its number.
+    fn stand_before(&mut self) {
+        self.at = At::Head(0);
+        self.answer = Answer::Result;
+        self.packet.sequence = self.packet.sequence.wrapping_sub(1);
+        self.packet.start = Start::new(0);
+        self.at_file_request = true;
     }
 
     /// PostgreSQL's answers before its first message: no, or yes and then something else. The first message of a login
@@ -194,7 +272,7 @@ impl Downstream {
                 let over = self.answer == Answer::Ended || self.packet.sequence != 0;
                 let begins = sequence == FIRST && over && !continues;
                 if begins {
-                    self.answer = Answer::Ended;
+                    self.answer = if std::mem::take(&mut self.begins_with_rows) { Answer::Rows } else { Answer::Ended };
                     self.answers = self.answers.map(|begun| begun.saturating_add(1));
                 } else if sequence != self.packet.sequence.wrapping_add(1) {
                     self.answers = None;
@@ -278,194 +356,4 @@ impl Downstream {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::wire::mysql::packet::{self, ErrPacket};
-    use crate::wire::pg::message::{self, ErrorFields};
-
-    fn text() -> ErrorText {
-        let (sqlstate, message) = ("57P01".to_owned(), "it ends".to_owned());
-        ErrorText { number: 1053, sqlstate, message, detail: String::new(), hint: "connect again".to_owned() }
-    }
-
-    fn packets(payloads: &[(u8, &[u8])]) -> Vec<u8> {
-        let mut out = BytesMut::new();
-        for (sequence, payload) in payloads {
-            packet::encode(*sequence, payload, &mut out);
-        }
-        out.to_vec()
-    }
-
-    /// The number of the last words behind these packets.
-    fn number(payloads: &[(u8, &[u8])]) -> u8 {
-        let mut stream = Downstream::mysql(true);
-        stream.pass(&packets(payloads));
-        let said = stream.last_words(&text()).expect("between packets");
-        let said = packet::decode(&mut BytesMut::from(&said[..])).unwrap().unwrap();
-        assert_eq!(ErrPacket::parse(&said.payload).message, "it ends. connect again");
-        said.sequence
-    }
-
-    #[test]
-    fn postgres_is_told_between_messages_and_not_within_one() {
-        let mut out = BytesMut::new();
-        message::encode(b'D', b"row", &mut out);
-        message::encode(b'I', b"", &mut out);
-        for end in 0..=out.len() {
-            let mut stream = Downstream::postgres();
-            stream.pass(&out[..end]);
-            assert_eq!(stream.last_words(&text()).is_some(), [0, 8, 13].contains(&end), "{end}");
-        }
-        let stream = Downstream::postgres();
-        for (said, tag, severity) in
-            [(stream.last_words(&text()).unwrap(), b'E', "FATAL"), (stream.notice(&text()).unwrap(), b'N', "WARNING")]
-        {
-            let said = message::decode(&mut BytesMut::from(&said[..])).unwrap().unwrap();
-            let fields = ErrorFields::parse(&said.body);
-            assert_eq!((said.tag, fields.severity.as_str(), fields.message.as_str()), (tag, severity, "it ends"));
-        }
-    }
-
-    #[test]
-    fn postgres_is_followed_from_its_first_byte_if_it_stays_in_clear() {
-        let mut out = BytesMut::from(&b"NN"[..]);
-        message::encode(b'R', b"\0\0\0\0", &mut out);
-        message::encode(b'S', b"a\0b\0", &mut out);
-        for end in 0..=out.len() {
-            let mut stream = Downstream::postgres_login();
-            for byte in &out[..end] {
-                stream.pass(&[*byte]);
-            }
-            let mut whole = Downstream::postgres_login();
-            whole.pass(&out[..end]);
-            assert_eq!(whole, stream);
-            assert_eq!(stream.last_words(&text()).is_some(), [0, 1, 2, 11, 20].contains(&end), "{end}");
-        }
-        for encrypted in [&b"S"[..], b"NG", b"S\x16\x03\x03"] {
-            let mut stream = Downstream::postgres_login();
-            stream.pass(encrypted);
-            assert!(stream.last_words(&text()).is_none(), "{encrypted:?}");
-        }
-    }
-
-    #[test]
-    fn mysql_is_followed_from_its_greeting_if_it_stays_in_clear() {
-        const GREETING: &[u8] = b"\x0a8.4.0\0";
-        const FINE: &[u8] = &[OK, 0, 0, 2, 0, 0, 0];
-        let number = |payloads: &[(u8, &[u8])]| {
-            let mut stream = Downstream::mysql_login();
-            stream.pass(&packets(payloads));
-            stream.last_words(&text()).map(|said| said[3])
-        };
-        assert_eq!(number(&[(0, GREETING)]), Some(2));
-        assert_eq!(number(&[(0, GREETING), (2, b"\xfemysql_native_password\0")]), Some(4));
-        // Idle.
-        assert_eq!(number(&[(0, GREETING), (2, FINE)]), Some(1));
-        assert_eq!(number(&[(0, GREETING), (2, b"\xfex\0"), (4, b"\x01\x03"), (5, FINE)]), Some(1));
-        // In the middle of an answer.
-        assert_eq!(number(&[(0, GREETING), (2, FINE), (1, &[1]), (2, b"\x03def")]), Some(3));
-        // A ServerHello where an answer is due.
-        let mut stream = Downstream::mysql_login();
-        stream.pass(&packets(&[(0, GREETING)]));
-        stream.pass(b"\x16\x03\x03\0\x7a\x02\0\0\x76");
-        assert!(stream.last_words(&text()).is_none());
-    }
-
-    #[test]
-    fn a_length_that_no_message_has_is_never_interrupted() {
-        let mut stream = Downstream::postgres();
-        stream.pass(b"D\0\0\0\x03D\0\0\0\x04");
-        assert!(stream.last_words(&text()).is_none());
-    }
-
-    #[test]
-    fn mysql_gets_the_number_that_its_client_waits_for() {
-        const ROW: &[u8] = b"\x011";
-        const END: &[u8] = &[0xfe, 0, 0, 2, 0];
-        const FINE: &[u8] = &[OK, 0, 0, 2, 0, 0, 0];
-        let column: &[u8] = b"\x03def\0\0\0";
-        // Idle: after the login, a statement, a result, an error, a procedure.
-        for idle in [
-            &[][..],
-            &[(1, FINE)],
-            &[(1, &[1]), (2, column), (3, END), (4, ROW), (5, END)],
-            &[(1, &[1]), (2, column), (3, ROW), (4, b"\xffoh")],
-            &[(1, &[1]), (2, column), (3, ROW), (4, &[0xfe, 0, 0, 10, 0]), (5, FINE)],
-            // A prepared statement with one column and one parameter; statistics; an answer that was not understood before.
-            &[(1, &[OK, 9, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0]), (2, column), (3, column)],
-            &[(1, b"Uptime: 7  Threads: 1")],
-            &[(1, &[1]), (2, column), (1, FINE)],
-            // Another user, with a password or without.
-            &[(1, b"\xfecaching_sha2_password\0"), (3, b"\x01\x03"), (4, FINE)],
-            &[(1, b"\xfemysql_native_password\0"), (3, FINE), (1, FINE)],
-            &[(1, b"\xfemysql_native_password\0"), (3, b"\xff\x19\x04#42000no")],
-        ] {
-            assert_eq!(number(idle), 1, "{idle:?}");
-        }
-        // In the middle of an answer, also where a row of a prepared statement looks like an OK packet.
-        assert_eq!(number(&[(1, &[1]), (2, column)]), 3);
-        assert_eq!(number(&[(1, &[1]), (2, column), (255, ROW)]), 0);
-        assert_eq!(number(&[(1, &[1]), (2, column), (3, &[OK, 0, 5])]), 4);
-        // More is to come: rows, another result, a definition, the client's proof.
-        assert_eq!(number(&[(1, &[1]), (2, column), (3, END)]), 4);
-        assert_eq!(number(&[(1, &[1]), (2, column), (3, END), (4, &[0xfe, 0, 0, 10, 0])]), 5);
-        assert_eq!(number(&[(1, &[OK, 9, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0]), (2, column)]), 3);
-        assert_eq!(number(&[(1, b"\xfecaching_sha2_password\0")]), 3);
-        assert!(Downstream::mysql(true).notice(&text()).is_none());
-    }
-
-    #[test]
-    fn a_long_mysql_packet_is_not_interrupted_before_its_last_part() {
-        let long = vec![b'x'; PAYLOAD_MAX];
-        let mut stream = Downstream::mysql(true);
-        stream.pass(&packets(&[(4, &long)]));
-        assert!(!stream.is_between_messages());
-        stream.pass(&packets(&[(5, b"")]));
-        assert_eq!(stream.last_words(&text()).unwrap()[3], 6);
-    }
-
-    /// A stream, and where its messages end.
-    fn stream(mysql: bool, bodies: &[Vec<u8>]) -> (Vec<u8>, Vec<usize>) {
-        let (mut out, mut ends) = (BytesMut::new(), vec![0]);
-        for (number, body) in (1..).zip(bodies) {
-            match mysql {
-                true => packet::encode(number, body, &mut out),
-                false => message::encode(b'D', body, &mut out),
-            }
-            ends.push(out.len());
-        }
-        (out.to_vec(), ends)
-    }
-
-    proptest! {
-        #[test]
-        fn any_chunking_finds_the_same_ends(
-            mysql: bool,
-            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..30), 0..20),
-            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
-        ) {
-            let (bytes, ends) = stream(mysql, &bodies);
-            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
-            cuts.extend([0, bytes.len()]);
-            cuts.sort_unstable();
-            let begin = if mysql { Downstream::mysql(true) } else { Downstream::postgres() };
-            let (mut whole, mut pieces) = (begin.clone(), begin);
-            for pair in cuts.windows(2) {
-                pieces.pass(&bytes[pair[0]..pair[1]]);
-                prop_assert_eq!(pieces.is_between_messages(), ends.contains(&pair[1]), "at {}", pair[1]);
-            }
-            whole.pass(&bytes);
-            prop_assert_eq!(whole.last_words(&text()), pieces.last_words(&text()));
-            // From anywhere, the next end is found.
-            for pair in cuts.windows(2) {
-                let mut stream = if mysql { Downstream::mysql(true) } else { Downstream::postgres() };
-                stream.pass(&bytes[..pair[0]]);
-                let found = pair[0] + stream.pass_message(&bytes[pair[0]..]);
-                let next = ends.iter().find(|end| **end > pair[0]).copied().unwrap_or(bytes.len());
-                prop_assert_eq!(found, next);
-            }
-        }
-    }
-}
+mod tests;

@@ -234,9 +234,20 @@ impl Handshake {
         }
     }
 
-    /// Where the upstream's stream stands when the login is done.
+    /// Where the upstream's stream stands when the login is done. A request for a file of the client waits there.
     pub fn downstream(&self) -> Downstream {
-        self.commands().map_or_else(Downstream::postgres, |commands| commands.downstream())
+        match self.commands() {
+            Some(commands) => commands.downstream().holding_file_requests(),
+            None => Downstream::postgres(),
+        }
+    }
+
+    /// What the upstream of MySQL says first, once it has.
+    pub fn greeting(&self) -> Option<&mysql::greeting::Greeting> {
+        match self {
+            Self::Mysql(handshake) => handshake.greeting(),
+            Self::MysqlChange(_) | Self::Postgres(_) => None,
+        }
     }
 
     /// The exchange for the command that stopped the copy, which `command` begins with. `random` is for its challenge.

@@ -166,6 +166,14 @@ impl Observer {
         }
     }
 
+    /// The client's next packets are a file that MySQL has asked for.
+    pub fn file_begins(&mut self) {
+        match self {
+            Self::Mysql(observer) => observer.file_begins(),
+            Self::Postgres(_) => {}
+        }
+    }
+
     /// A command that the relay answers itself, which begins at the start of `bytes`. What was prepared is gone.
     pub fn answered(&mut self, bytes: &[u8], found: &mut Vec<Statement>) {
         match self {

@@ -16,6 +16,7 @@ mod identity;
 mod lease_end;
 mod local_password;
 mod markers;
+mod mysql_parity;
 mod network;
 mod proxy;
 mod relay;

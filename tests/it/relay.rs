@@ -37,7 +37,7 @@ async fn a_refused_login_says_why_and_what_to_do() {
     let (code, _, err) = relay.psql(5433, &[], "select 1").await;
     assert_eq!(code, 2);
     for part in [
-        "bastion: target orders-admin refused the IAM login of db_admin: PAM authentication failed",
+        "FATAL:  PAM authentication failed for user \"db_admin\"\nDETAIL:  bastion: target orders-admin refused the IAM",
         "rds-db:connect as db_admin",
         "GRANT rds_iam TO \"db_admin\"",
         "(bastion connection 1)",

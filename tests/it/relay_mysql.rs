@@ -15,18 +15,18 @@ use tokio::process::Command;
 use crate::support::{BASTION, PATIENCE, finish, logged, mysql_options, sandbox_program};
 
 /// A MariaDB, and a relay in a task for each test that wants one.
-struct World {
-    sandbox: Sandbox,
-    database: MariaDb,
-    folder: tempfile::TempDir,
+pub(crate) struct World {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) database: MariaDb,
+    pub(crate) folder: tempfile::TempDir,
     /// The task whose relay serves.
     task: Option<String>,
-    address: Ipv4Addr,
+    pub(crate) address: Ipv4Addr,
 }
 
 impl World {
     /// With a relay that serves the target `events` as `db_read`, after `change` has had its way.
-    async fn start(flaws: Flaws, change: impl FnOnce(&mut Value)) -> Self {
+    pub(crate) async fn start(flaws: Flaws, change: impl FnOnce(&mut Value)) -> Self {
         let folder = tempfile::Builder::new().prefix("bastion-it-").tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let database = MariaDb::start(folder.path(), &sandbox_program(), flaws).await.unwrap();
@@ -67,16 +67,16 @@ impl World {
         world
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.sandbox.task_log(self.task.as_ref().unwrap())
     }
 
-    async fn wait_for(&self, text: &str) {
+    pub(crate) async fn wait_for(&self, text: &str) {
         logged(&self.sandbox, self.task.as_ref().unwrap(), text).await;
     }
 
     /// The command line client through the relay: exit code, stdout, stderr.
-    async fn mariadb(&self, port: u16, extra: &[&str], sql: &str) -> (i32, String, String) {
+    pub(crate) async fn mariadb(&self, port: u16, extra: &[&str], sql: &str) -> (i32, String, String) {
         let mut client = Command::new("mariadb");
         client.args(["--no-defaults", "-N", "-B", "-u", "anyone", "-h", &self.address.to_string()]);
         client.args(["-P", &port.to_string()]).args(extra).args(["-e", sql]);
@@ -84,7 +84,7 @@ impl World {
     }
 
     /// The database asked by its superuser, over its socket.
-    async fn root(&self, sql: &str) -> String {
+    pub(crate) async fn root(&self, sql: &str) -> String {
         let mut client = Command::new("mariadb");
         client.args(["--no-defaults", "-N", "-u", "root", "-S"]).arg(self.database.socket()).args(["-e", sql]);
         let (code, out, err) = finish(client).await;
@@ -93,7 +93,7 @@ impl World {
     }
 
     /// A connection of the Rust client.
-    async fn client(&self) -> mysql_async::Conn {
+    pub(crate) async fn client(&self) -> mysql_async::Conn {
         self.connect().await.unwrap()
     }
 
@@ -102,14 +102,14 @@ impl World {
         mysql_async::Conn::new(options).await
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.sandbox.stop().await;
         self.database.stop().await;
         self.folder.close().unwrap();
     }
 }
 
-fn target(port: u16, user: &str) -> Value {
+pub(crate) fn target(port: u16, user: &str) -> Value {
     json!({
         "engine": "mysql", "host": mariadb::HOST, "hostaddr": "127.0.0.1", "port": port, "database": "events",
         "credential": {"rds_iam": {"user": user}}
@@ -284,7 +284,8 @@ async fn what_the_database_refuses_is_explained_in_the_client() {
     let (code, _, err) = world.mariadb(ports["events-admin"], &[], "select 1").await;
     assert_eq!(code, 1);
     assert!(
-        err.starts_with("ERROR 1045 (28000): bastion: target events-admin refused the IAM login of db_admin"),
+        err.starts_with("ERROR 1045 (28000): Access denied for user 'db_admin'")
+            && err.contains(". bastion: target events-admin refused the IAM login of db_admin. Check"),
         "{err}"
     );
     assert!(err.contains("rds-db:connect as db_admin") && err.contains("(bastion connection"), "{err}");
@@ -417,7 +418,8 @@ async fn what_the_database_says_at_a_failover_reaches_the_client() {
             Err(error) => break number(error),
         }
     };
-    assert!(full.0 == 1040 && full.1.contains("Too many connections"), "{full:?}");
+    assert_eq!(full.0, 1040);
+    assert!(full.1.starts_with("Too many connections. bastion: target events refused the login of"), "{full:?}");
     for client in all.into_iter().chain([client]) {
         client.disconnect().await.unwrap();
     }

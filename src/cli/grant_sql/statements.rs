@@ -180,6 +180,7 @@ mod tests {
             port: engine.default_port(),
             database: Some("shop_eu".to_owned()),
             read_only,
+            local_infile: false,
             max_connections: None,
             local_port: None,
             relay_port: 5432,

@@ -21,7 +21,7 @@ pub(super) use emf::Emf;
 pub(super) use queue::NotWritten;
 use queue::{Queue, Stream};
 pub(super) use record::{ConnRecord, Ended, Refused};
-pub(super) use watch::Watch;
+pub(super) use watch::{Redact, Watch};
 
 /// The version of the schema: raised when a field goes or changes its meaning.
 const SCHEMA: u32 = 1;
@@ -90,6 +90,15 @@ impl Audit {
         self.tell("connection_refused", &Line { conn, refused }).await;
     }
 
+    /// A file of the client that the database has asked for and did not get.
+    pub(super) async fn file_refused(&self, conn: &ConnRecord, name: &str) {
+        let mut line = Vec::new();
+        push_file(&mut line, conn, name, None, FileOutcome::Refused);
+        if self.queue.write(line).await.is_err() {
+            error!(event = LOCAL_INFILE, "the audit log cannot be written");
+        }
+    }
+
     /// Somebody has proven who they are, and has signed logins to `vaults`. They must not get a token if this fails.
     pub(super) async fn identity_granted(&self, person: &Person, vaults: &[&str]) -> Result<(), NotWritten> {
         #[derive(Serialize)]
@@ -143,6 +152,52 @@ impl Audit {
             error!(event, "the audit log cannot be written");
         }
     }
+}
+
+const LOCAL_INFILE: &str = "local_infile";
+/// Characters of a file's name that are kept.
+const FILE_NAME_MAX: usize = 1024;
+
+/// What became of a file of the client that the database has asked for.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum FileOutcome {
+    /// The connection ended before the file.
+    CutShort,
+    Refused,
+    Sent,
+}
+
+/// Appends the line of a file to `lines`, as that of a statement.
+fn push_file(lines: &mut Vec<u8>, conn: &ConnRecord, name: &str, bytes: Option<u64>, outcome: FileOutcome) {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        audit: u32,
+        time: Time,
+        event: &'a str,
+        conn_id: u64,
+        target: &'a str,
+        session_name: Option<&'a str>,
+        db_user: Option<&'a str>,
+        file: String,
+        bytes: Option<u64>,
+        outcome: FileOutcome,
+    }
+    let line = Line {
+        audit: SCHEMA,
+        time: Time(wall_clock()),
+        event: LOCAL_INFILE,
+        conn_id: conn.conn_id,
+        target: &conn.target,
+        session_name: conn.who.session_name.as_deref(),
+        db_user: conn.db_user.as_deref(),
+        file: name.chars().take(FILE_NAME_MAX).collect(),
+        bytes,
+        outcome,
+    };
+    // Text and numbers always become JSON.
+    let _infallible = serde_json::to_writer(&mut *lines, &line);
+    lines.push(b'\n');
 }
 
 /// Appends the line of a statement to `lines`. It names the connection, whose record has the rest.

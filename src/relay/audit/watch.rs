@@ -1,38 +1,71 @@
-//! Reads the statements of one connection off its bytes and writes them into the audit log before they go on.
+//! Reads the statements of one connection off its bytes and writes them into the audit log before they go on, and the files
+//! that its client has sent.
 
 use std::task::{Context, Poll};
 
-use crate::relay::audit::{Audit, ConnRecord, NotWritten, Stream, push_statement};
-use crate::types::Engine;
+use crate::relay::audit::{Audit, ConnRecord, FileOutcome, NotWritten, Stream, push_file, push_statement};
+use crate::types::{Engine, Target};
+use crate::wire::mysql::local_infile::SentFile;
 use crate::wire::statements::{Limits, Observer, Statement};
 
 /// The log drivers of containers split lines above 16 KiB; JSON needs room for its escapes.
 const TEXT_MAX: usize = 8 * 1024;
 
+/// Whether literals are kept out of the log.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::relay) struct Redact(pub(in crate::relay) bool);
+
 /// See the module.
 pub(in crate::relay) struct Watch {
-    observer: Observer,
+    /// Where statements are read.
+    observer: Option<Observer>,
     stream: Stream,
     conn: ConnRecord,
     found: Vec<Statement>,
 }
 
 impl Watch {
-    /// `None` for engines whose statements the relay does not understand.
-    pub(in crate::relay) fn new(audit: &Audit, engine: Engine, redact: bool, conn: &ConnRecord) -> Option<Self> {
-        let limits = Limits { text: TEXT_MAX, redact };
-        let observer = match engine {
-            Engine::Mysql => Observer::mysql(limits),
-            Engine::Postgres => Observer::postgres(limits),
-            Engine::Tcp => return None,
+    /// `statements` is how those are kept, where they are read. `None` where nothing is written.
+    pub(in crate::relay) fn new(
+        audit: &Audit,
+        target: &Target,
+        statements: Option<Redact>,
+        conn: &ConnRecord,
+    ) -> Option<Self> {
+        let limits = statements.map(|Redact(redact)| Limits { text: TEXT_MAX, redact });
+        let observer = match target.engine {
+            Engine::Mysql => limits.map(Observer::mysql),
+            Engine::Postgres => limits.map(Observer::postgres),
+            Engine::Tcp => None,
         };
-        Some(Self { observer, stream: audit.stream(), conn: conn.clone(), found: Vec::new() })
+        let writes = observer.is_some() || target.local_infile;
+        writes.then(|| Self { observer, stream: audit.stream(), conn: conn.clone(), found: Vec::new() })
     }
 
     /// Bytes of the client that go on once [`Watch::poll`] is ready.
     pub(in crate::relay) fn up(&mut self, bytes: &[u8]) {
-        self.observer.up(bytes, &mut self.found);
+        if let Some(observer) = &mut self.observer {
+            observer.up(bytes, &mut self.found);
+        }
         self.push();
+    }
+
+    /// The client's next packets are a file.
+    pub(in crate::relay) fn file_begins(&mut self) {
+        if let Some(observer) = &mut self.observer {
+            observer.file_begins();
+        }
+    }
+
+    /// What has come of a file, at its end.
+    pub(in crate::relay) fn file_sent(&mut self, file: &SentFile) {
+        let outcome = if file.complete { FileOutcome::Sent } else { FileOutcome::CutShort };
+        push_file(self.stream.push(), &self.conn, &file.name, Some(file.bytes), outcome);
+    }
+
+    /// Waits until everything is on its way into the log.
+    pub(in crate::relay) async fn flush(&mut self) -> Result<(), NotWritten> {
+        std::future::poll_fn(|context| self.poll(context)).await
     }
 
     fn push(&mut self) {
@@ -43,13 +76,17 @@ impl Watch {
 
     /// A command that the relay answers itself, once its record is on its way into the log.
     pub(in crate::relay) async fn answered(&mut self, bytes: &[u8]) -> Result<(), NotWritten> {
-        self.observer.answered(bytes, &mut self.found);
+        if let Some(observer) = &mut self.observer {
+            observer.answered(bytes, &mut self.found);
+        }
         self.push();
-        std::future::poll_fn(|context| self.poll(context)).await
+        self.flush().await
     }
 
     pub(in crate::relay) fn down(&mut self, bytes: &[u8]) {
-        self.observer.down(bytes);
+        if let Some(observer) = &mut self.observer {
+            observer.down(bytes);
+        }
     }
 
     /// Ready when everything seen so far is on its way into the log, in order.

@@ -145,6 +145,17 @@ impl<'a> Driver<'a> {
     /// Drives the login to its end, with another try where the source has another login. The client has `opening` to say
     /// what it wants. Not cancel safe.
     pub(super) async fn run(&mut self, opening: Duration) -> Result<Outcome, ConnError> {
+        let outcome = self.attempts(opening).await;
+        if let Some(greeting) = self.handshake.greeting() {
+            self.served.greeting.learn(greeting);
+        }
+        if outcome.is_ok() {
+            self.served.greeting.logged_in();
+        }
+        outcome
+    }
+
+    async fn attempts(&mut self, opening: Duration) -> Result<Outcome, ConnError> {
         let mut opened = false;
         let mut waiting = Peer::Client;
         let mut deadline = Instant::now() + opening;
@@ -258,6 +269,9 @@ impl<'a> Driver<'a> {
             Action::Dial => {
                 self.complete_target().await?;
                 self.dialed_early = !self.handshake.has_opened();
+                if self.dialed_early {
+                    self.served.greeting.dialled_early();
+                }
                 self.upstream = Some(Upstream::Plain(upstream::dial(self.target()).await?));
                 self.handshake.handle_dialed();
             }

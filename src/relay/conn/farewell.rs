@@ -26,6 +26,7 @@ impl Conn {
     pub(super) fn aside<'a>(&'a self, login: &Login, loan: Option<&'a Loan>) -> Option<Aside<'a>> {
         let mut stream = login.handshake.as_ref()?.downstream();
         stream.pass(&login.to_client);
+        stream.end_answer();
         let Some(loan) = loan.filter(|loan| loan.has_end()) else { return Some(Aside::new(stream)) };
         Some(Aside::new(stream).with_notice(async move {
             let left = loan.ending().await.saturating_duration_since(Instant::now());

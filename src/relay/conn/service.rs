@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::credential::Loan;
-use crate::relay::audit::{Ended, Watch};
+use crate::relay::audit::{Ended, Redact, Watch};
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, Upstream};
 use crate::relay::conn::{Conn, Login};
 use crate::relay::error::ConnError;
@@ -78,35 +78,60 @@ impl Conn {
     }
 
     /// Copies until the end, but for commands of the client that go through the door again.
-    async fn copy(&self, mut login: Login, aside: &mut Option<Aside<'_>>, cut: &CancellationToken) -> Spliced {
-        let (metrics, config) = (&self.served.metrics, &self.shared.config.audit);
-        let counters = (&metrics.up, &metrics.down);
+    async fn copy(&self, login: Login, aside: &mut Option<Aside<'_>>, cut: &CancellationToken) -> Spliced {
+        let (config, target) = (&self.shared.config.audit, &self.served.target);
         let mut watch = None;
-        if config.statements && !matches!(self.served.target.credential, CredentialConfig::Client) {
-            watch = Watch::new(&self.shared.audit, self.served.target.engine, config.redact, &login.record);
+        if !matches!(target.credential, CredentialConfig::Client) {
+            let statements = config.statements.then_some(Redact(config.redact));
+            watch = Watch::new(&self.shared.audit, target, statements, &login.record);
         }
+        let mut spliced = self.copy_watched(login, aside, &mut watch, cut).await;
+        // A file that was on its way has its record at the end.
+        if let Some(watch) = &mut watch
+            && watch.flush().await.is_err()
+        {
+            spliced.ended_by = EndedBy::Audit;
+        }
+        spliced
+    }
+
+    async fn copy_watched(
+        &self,
+        mut login: Login,
+        aside: &mut Option<Aside<'_>>,
+        watch: &mut Option<Watch>,
+        cut: &CancellationToken,
+    ) -> Spliced {
+        let metrics = &self.served.metrics;
+        let counters = (&metrics.up, &metrics.down);
         let (mut up, mut down) = (0, 0);
         loop {
             let Login { client, upstream, early, handshake, .. } = &mut login;
             let (client, commands) = (client.as_mut(), handshake.as_ref().and_then(Handshake::commands));
             let mut part = match upstream {
                 Upstream::Plain(stream) => {
-                    splice(client, stream, early, commands, counters, &mut watch, aside.as_mut(), cut).await
+                    splice(client, stream, early, commands, counters, watch, aside.as_mut(), cut).await
                 }
                 Upstream::Tls(stream) => {
-                    splice(client, stream.as_mut(), early, commands, counters, &mut watch, aside.as_mut(), cut).await
+                    splice(client, stream.as_mut(), early, commands, counters, watch, aside.as_mut(), cut).await
                 }
             };
             (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
             (part.up, part.down) = (up, down);
             let Some(command) = part.stopped.take() else {
-                if part.unanswered {
-                    let silent = ConnError::Unanswered(ANSWER_TIMEOUT.as_secs());
-                    warn!(conn_id = self.id, target = self.served.target.name, error = %silent, "closed");
-                    let text =
-                        reply::error_text(&silent, &self.served.target, login.record.db_user.as_deref(), self.id);
+                let failure = match part.refused_file.take() {
+                    Some(name) => {
+                        self.shared.audit.file_refused(&login.record, &name).await;
+                        Some(ConnError::FileRequested(name))
+                    }
+                    None => part.unanswered.then(|| ConnError::Unanswered(ANSWER_TIMEOUT.as_secs())),
+                };
+                if let Some(failure) = failure {
+                    warn!(conn_id = self.id, target = self.served.target.name, error = %failure, "closed");
+                    let user = login.record.db_user.as_deref();
+                    let text = reply::error_text(&failure, &self.served.target, user, self.id);
                     part.down = part.down.saturating_add(self.say(&mut login, aside, &part.rest, text.as_ref()).await);
-                    part.error = Some(std::io::Error::other(silent));
+                    part.error = Some(std::io::Error::other(failure));
                 } else if part.ended_by == EndedBy::Shutdown {
                     part.ended_by = self.cut_by();
                     part.down = part.down.saturating_add(self.say_farewell(&mut login, aside, &part.rest).await);
@@ -114,7 +139,7 @@ impl Conn {
                 return part;
             };
             let again = async {
-                if let Some(watch) = &mut watch {
+                if let Some(watch) = watch {
                     watch.answered(&command).await.map_err(|_| ConnError::Audit)?;
                 }
                 self.again(login, &command, aside).await

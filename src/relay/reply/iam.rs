@@ -2,7 +2,7 @@
 //!
 //! A MySQL client shows 511 bytes, so its texts are short.
 
-use crate::relay::reply::{Class, error};
+use crate::relay::reply::{Class, behind, error};
 use crate::types::{Engine, Target};
 use crate::wire::error_text::ErrorText;
 
@@ -43,7 +43,7 @@ pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorTex
     let Target { name, engine, .. } = target;
     let host = target.host.as_deref().unwrap_or("the database");
     let grant = grant(*engine, user);
-    let message = format!("bastion: target {name} refused the IAM login of {user}: {}", said.message);
+    let ours = format!("bastion: target {name} refused the IAM login of {user}");
     let (detail, hint) = match engine {
         Engine::Mysql => (
             String::new(),
@@ -65,7 +65,7 @@ pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorTex
             ),
         ),
     };
-    ErrorText { message, detail, hint, ..said.clone() }
+    behind(said, target, &ours, &detail, &hint)
 }
 
 #[cfg(test)]
@@ -85,6 +85,7 @@ mod tests {
             port: Some(3306),
             database: None,
             read_only: true,
+            local_infile: false,
             max_connections: None,
             local_port: None,
             relay_port: 3306,

@@ -1,5 +1,6 @@
 //! Why a password login did not work, for passwords that the relay has from somewhere. Short, as in `iam`.
 
+use crate::relay::reply::behind;
 use crate::types::{Engine, Target};
 use crate::wire::error_text::ErrorText;
 
@@ -7,8 +8,7 @@ use crate::wire::error_text::ErrorText;
 /// under way.
 pub(super) fn refused(said: &ErrorText, target: &Target, user: &str, secret_id: &str) -> ErrorText {
     let name = &target.name;
-    let message =
-        format!("bastion: target {name} refused the login of {user} from secret {secret_id}: {}", said.message);
+    let ours = format!("bastion: target {name} refused the login of {user} from secret {secret_id}");
     let detail = match target.engine {
         Engine::Mysql => String::new(),
         Engine::Postgres | Engine::Tcp => format!(
@@ -18,16 +18,14 @@ pub(super) fn refused(said: &ErrorText, target: &Target, user: &str, secret_id: 
     };
     let hint =
         format!("Let whoever keeps the secret rotate it (aws secretsmanager rotate-secret --secret-id {secret_id})");
-    ErrorText { message, detail, hint, ..said.clone() }
+    behind(said, target, &ours, &detail, &hint)
 }
 
 /// The database does not accept a user that Vault has made, and a new one was tried.
 pub(super) fn vault_refused(said: &ErrorText, target: &Target, user: &str) -> ErrorText {
     let name = &target.name;
-    let message = format!("bastion: target {name} refused the login of {user} from Vault: {}", said.message);
-    let hint =
-        "Check that Vault's database connection leads to this very database, and that its creation statements give \
-                a user that may log in."
-            .to_owned();
-    ErrorText { message, detail: String::new(), hint, ..said.clone() }
+    let ours = format!("bastion: target {name} refused the login of {user} from Vault");
+    let hint = "Check that Vault's database connection leads to this very database, and that its creation statements give \
+                a user that may log in.";
+    behind(said, target, &ours, "", hint)
 }

@@ -38,6 +38,31 @@ pub(super) struct Readers<'w> {
 }
 
 impl Readers<'_> {
+    /// Whether the upstream may have a file of the client that it asks for.
+    fn grant_file(&mut self, name: &[u8]) -> bool {
+        let granted = self.commands.as_mut().is_some_and(|commands| commands.grant_file(name));
+        if granted && let Some(watch) = self.watch {
+            watch.file_begins();
+        }
+        granted
+    }
+
+    /// The client's bytes that were looked at have been the end of files.
+    fn files_sent(&mut self) {
+        if let (Some(commands), Some(watch)) = (&mut self.commands, self.watch.as_mut()) {
+            commands.take_sent_files().iter().for_each(|file| watch.file_sent(file));
+        }
+    }
+
+    /// The end of the connection: a file may be on its way.
+    pub(super) fn end(&mut self) {
+        if let (Some(commands), Some(watch)) = (&mut self.commands, self.watch.as_mut())
+            && let Some(file) = commands.take_unfinished_file()
+        {
+            watch.file_sent(&file);
+        }
+    }
+
     /// Whether the client has no answer to wait for.
     pub(super) fn is_answered(&self) -> bool {
         self.commands.as_ref().is_none_or(Commands::is_answered)
@@ -96,9 +121,21 @@ impl<'a, 'n> Direction<'a, 'n> {
         self.kept.is_empty() && !self.needs_flush
     }
 
+    /// Whether what has gone to the client is whole answers, in an engine where they are known.
+    pub(super) fn is_between_answers(&self) -> bool {
+        self.aside.as_ref().is_none_or(|aside| aside.is_between_answers())
+    }
+
+    /// The file of the client that the upstream has asked for and may not have.
+    pub(super) fn refused_file(&self) -> Option<&str> {
+        self.aside.as_ref()?.refused()
+    }
+
     /// What was read and not written.
     pub(super) fn into_kept(mut self) -> Vec<u8> {
-        self.kept.split_off(self.kept_from)
+        let mut kept = self.kept.split_off(self.kept_from);
+        kept.append(&mut self.aside.map(|aside| aside.take_head()).unwrap_or_default());
+        kept
     }
 
     /// Copies until nothing more can be done now.
@@ -179,6 +216,9 @@ impl<'a, 'n> Direction<'a, 'n> {
                 self.read_ended = true;
                 // Whatever it is, it is not a command.
                 self.kept.append(&mut self.held);
+                if let Some(aside) = &mut self.aside {
+                    self.kept.append(&mut aside.take_head());
+                }
                 return Ok(Poll::Ready(()));
             }
             let filled = scratch.get(..held.saturating_add(read)).unwrap_or_default();
@@ -189,14 +229,13 @@ impl<'a, 'n> Direction<'a, 'n> {
                 self.kept.extend_from_slice(rest);
                 return Ok(Poll::Ready(()));
             }
-            if let Some(aside) = &mut self.aside
-                && let Some((after, said)) = aside.pass(rest)
-                && let Some((before, behind)) = rest.split_at_checked(after)
-            {
-                for part in [before, &said, behind] {
-                    self.kept.extend_from_slice(part);
+            if let Some(aside) = &mut self.aside {
+                let may_send = readers.commands.as_ref().is_some_and(Commands::may_send_files);
+                let mut grant = |name: &[u8]| readers.grant_file(name);
+                if let Some(passes) = aside.pass(rest, may_send.then_some(&mut grant)) {
+                    self.kept.extend_from_slice(&passes);
+                    return Ok(Poll::Ready(()));
                 }
-                return Ok(Poll::Ready(()));
             }
             while !rest.is_empty() {
                 match Pin::new(&mut *to).poll_write(context, rest) {
@@ -269,6 +308,7 @@ impl<'a, 'n> Direction<'a, 'n> {
     fn pass<'b>(&mut self, bytes: &'b [u8], readers: &mut Readers<'_>) -> &'b [u8] {
         let Some(commands) = readers.commands.as_mut().filter(|_| self.from == EndedBy::Client) else { return bytes };
         let scan = commands.scan(bytes);
+        readers.files_sent();
         let (rest, held) = bytes.split_at_checked(scan.pass).unwrap_or((bytes, &[]));
         self.held.clear();
         self.held.extend_from_slice(held);

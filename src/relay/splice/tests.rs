@@ -258,3 +258,108 @@ async fn a_notice_goes_between_two_messages_however_the_bytes_come() {
         assert_eq!((spliced.down, spliced.rest.len()), (rows.len() as u64, 0));
     }
 }
+
+/// A packet of MySQL.
+fn packet(sequence: u8, payload: &[u8]) -> Vec<u8> {
+    let mut out = bytes::BytesMut::new();
+    crate::wire::mysql::packet::encode(sequence, payload, &mut out);
+    out.to_vec()
+}
+
+/// A splice of MySQL, and what `far` does with the ends of client and upstream.
+async fn spliced_mysql<F: Future>(
+    capabilities: u32,
+    far: impl FnOnce(tokio::io::DuplexStream, tokio::io::DuplexStream) -> F,
+) -> (Spliced, F::Output) {
+    let (client, mut near_client) = duplex(1000);
+    let (upstream, mut near_upstream) = duplex(1000);
+    let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
+    let commands = Commands::new(false, capabilities);
+    let mut aside = Aside::new(commands.downstream().holding_file_requests());
+    let (commands, counters, aside, mut watch) = (Some(commands), (&up, &down), Some(&mut aside), None);
+    let splicing = splice(&mut near_client, &mut near_upstream, b"", commands, counters, &mut watch, aside, &cut);
+    tokio::join!(splicing, far(client, upstream))
+}
+
+#[tokio::test]
+async fn a_change_of_the_user_waits_for_what_is_behind_reports_of_progress() {
+    let report = packet(1, b"\xff\xff\xff\x01\x01\x02\x10\x27\x00\x04copy");
+    let change = packet(0, b"\x11root\0");
+    for (before, behind) in [(true, false), (false, true)] {
+        let (spliced, ()) = spliced_mysql(0, |mut client, mut upstream| {
+            let (report, change) = (report.clone(), change.clone());
+            async move {
+                let alter = packet(0, b"\x03alter table t force");
+                client.write_all(&alter).await.unwrap();
+                // Behind the statement without waiting, or once a report has come.
+                if before {
+                    client.write_all(&change).await.unwrap();
+                }
+                upstream.read_exact(&mut vec![0; alter.len()]).await.unwrap();
+                upstream.write_all(&report).await.unwrap();
+                client.read_exact(&mut vec![0; report.len()]).await.unwrap();
+                if behind {
+                    client.write_all(&change).await.unwrap();
+                }
+                tokio::task::yield_now().await;
+                let fine = packet(2, &[0, 0, 0, 2, 0, 0, 0]);
+                upstream.write_all(&fine).await.unwrap();
+                client.read_exact(&mut vec![0; fine.len()]).await.unwrap();
+            }
+        })
+        .await;
+        assert_eq!((spliced.stopped.as_ref(), spliced.down), (Some(&change), report.len() as u64 + 11), "{before}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_for_a_file_passes_only_behind_the_statement_that_names_it() {
+    use crate::wire::mysql::capability::LOCAL_FILES;
+    let load = packet(0, b"\x03load data local infile '/tmp/rows.csv' into table t");
+    let select = packet(0, b"\x03select 1");
+    for (capabilities, command, name, granted) in [
+        (LOCAL_FILES, &load, &b"/tmp/rows.csv"[..], true),
+        (LOCAL_FILES, &load, b"/etc/passwd", false),
+        (LOCAL_FILES, &select, b"/tmp/rows.csv", false),
+        (0, &load, b"/tmp/rows.csv", false),
+    ] {
+        let request = packet(1, &[b"\xfb", name].concat());
+        // The head alone, and all but the end of the name.
+        for cut in [1, 4, 5, request.len() - 1, request.len()] {
+            let (spliced, (mut client, mut heard)) = spliced_mysql(capabilities, |mut client, mut upstream| {
+                let (request, command) = (request.clone(), command.clone());
+                async move {
+                    client.write_all(&command).await.unwrap();
+                    upstream.read_exact(&mut vec![0; command.len()]).await.unwrap();
+                    upstream.write_all(&request[..cut]).await.unwrap();
+                    tokio::task::yield_now().await;
+                    // The splice may be over.
+                    let _rest = upstream.write_all(&request[cut..]).await;
+                    if granted {
+                        let mut heard = vec![0; request.len()];
+                        client.read_exact(&mut heard).await.unwrap();
+                        // What the file holds is no command, and the splice goes on.
+                        client.write_all(&[packet(2, b"\x11"), packet(3, b"")].concat()).await.unwrap();
+                        upstream.read_exact(&mut [0; 9]).await.unwrap();
+                        client.shutdown().await.unwrap();
+                        upstream.read_to_end(&mut Vec::new()).await.unwrap();
+                        return (client, heard);
+                    }
+                    (client, Vec::new())
+                }
+            })
+            .await;
+            // All that has gone to the client is there once its end is closed.
+            client.read_to_end(&mut heard).await.unwrap();
+            match granted {
+                true => assert_eq!((heard, spliced.refused_file), (request.clone(), None)),
+                false => {
+                    assert!(heard.is_empty(), "{cut} {heard:?}");
+                    assert_eq!(spliced.ended_by, EndedBy::Upstream);
+                    let refused = spliced.refused_file.unwrap();
+                    assert!(name.starts_with(refused.as_bytes()), "{refused}");
+                }
+            }
+        }
+    }
+}

@@ -2,14 +2,24 @@
 //!
 //! The commands are not known here, so a packet is told by its start (MySQL Source Code Documentation, "Command Phase"). Two
 //! kinds need care. The answer to COM_STMT_PREPARE begins like an OK packet ("COM_STMT_PREPARE Response") and has definitions
-//! behind it. The one to COM_STATISTICS is a text and nothing else.
+//! behind it. The one to COM_STATISTICS is a text and nothing else. Between the others come the progress reports of
+//! MariaDB (MariaDB documentation, "Progress Reporting"), which look like errors and end nothing; and a binary log is sent as
+//! events that look like OK packets ("COM_BINLOG_DUMP").
 
 use super::packet::{ERR, OK, PAYLOAD_MAX, Reader};
 
 /// First byte of an EOF packet, of the OK packet that stands in its place, and of a request to switch the plugin.
 const EOF: u8 = 0xfe;
-/// First byte of a request for a file.
-const LOCAL_FILE: u8 = 0xfb;
+/// First byte of a request for a file of the client, where a result is due ("LOCAL INFILE Request").
+pub const LOCAL_FILE: u8 = 0xfb;
+/// Error number of a progress report, which is no error and always has another packet behind it.
+const PROGRESS: u16 = 0xffff;
+/// Shortest OK packet: affected rows and a number of one byte each, status, warnings.
+const OK_LENGTH: usize = 7;
+/// The head of a binary log's event, and the byte before it that marks a good packet ("Binary Log Event Header").
+const EVENT_LENGTH: usize = 20;
+/// First of two bytes before an event for a replica that acknowledges events ("Semi-Synchronous Replication").
+const SEMI_SYNC: u8 = 0xef;
 /// First byte of a definition: the length of its catalog, which is always "def".
 const DEFINITION: u8 = 3;
 /// Payload of an EOF packet; where CLIENT_DEPRECATE_EOF holds, the OK packet in its place is longer.
@@ -78,11 +88,44 @@ impl Start {
         is_prepared.then_some(if metadata == Some(0) { (0, 0) } else { counts })
     }
 
-    /// A number of columns and nothing else.
-    fn columns(&self) -> Option<usize> {
+    /// How many definitions follow a number of columns. A second number says whether they come at all: behind the columns
+    /// in MariaDB (MARIADB_CLIENT_CACHE_METADATA), before them in MySQL (CLIENT_OPTIONAL_RESULTSET_METADATA), where a 0 begins
+    /// the packet like an OK packet.
+    fn definitions(&self) -> Option<usize> {
         let mut reader = Reader::new(self.payload());
-        let columns = reader.lenenc()?;
-        (reader.is_empty() && self.length <= START).then_some(columns)
+        let first = reader.lenenc()?;
+        let second = if reader.is_empty() { None } else { Some(reader.lenenc()?) };
+        if !reader.is_empty() || self.length > START {
+            return None;
+        }
+        match (first, second) {
+            (0, Some(_)) | (_, Some(0)) => Some(0),
+            (columns, None | Some(1)) | (1, Some(columns)) => Some(columns),
+            _ => None,
+        }
+    }
+
+    /// The first packet of a MySQL result whose definitions are left out; an OK packet is longer.
+    fn is_without_definitions(&self) -> bool {
+        self.length > 1 && self.length < OK_LENGTH && self.definitions() == Some(0)
+    }
+
+    fn is_progress(&self) -> bool {
+        let mut reader = Reader::new(self.payload());
+        reader.u8() == Some(ERR) && reader.u16() == Some(PROGRESS)
+    }
+
+    /// An event of a binary log has its own length in it.
+    fn is_event(&self) -> bool {
+        let mut reader = Reader::new(self.payload());
+        let mark = match self.payload() {
+            [OK, SEMI_SYNC, 0 | 1, ..] => 3,
+            _ => 1,
+        };
+        // Time, type and server come before the length.
+        let length = reader.take(mark).and_then(|_mark| reader.take(9)).and_then(|_before| reader.u32());
+        self.length >= EVENT_LENGTH
+            && length.and_then(|length| usize::try_from(length).ok()) == Some(self.length.saturating_sub(mark))
     }
 
     /// A request to go on with another plugin: its name follows. Behind the byte of an EOF packet are numbers, mostly 0.
@@ -104,6 +147,8 @@ pub enum Answer {
     Prepared { definitions: usize, ends: u8 },
     /// Rows, up to an EOF packet or an error.
     Rows,
+    /// Events of a binary log, up to an EOF packet or an error.
+    Events,
     /// The client proves once more who it is: the exchange of a login.
     Login,
 }
@@ -114,7 +159,14 @@ impl Answer {
     #[must_use]
     pub fn after(self, packet: &Start, first: bool, deprecates_eof: bool) -> Self {
         match self {
+            // What it is about is still to come.
+            Self::Ended | Self::Result if packet.is_progress() => Self::Result,
+            _ if packet.is_progress() => self,
             Self::Ended | Self::Result | Self::Login => Self::begun(packet, first, deprecates_eof),
+            Self::Events => match Self::in_rows(packet) {
+                Self::Rows => Self::Events,
+                ended => ended,
+            },
             Self::Columns(0) if packet.first() == Some(EOF) && packet.length == EOF_LENGTH => {
                 // The rows of a cursor are fetched later.
                 if packet.status() & CURSOR_EXISTS == 0 { Self::Rows } else { Self::Ended }
@@ -134,6 +186,8 @@ impl Answer {
     fn begun(packet: &Start, first: bool, deprecates_eof: bool) -> Self {
         match packet.first() {
             Some(ERR) => Self::Ended,
+            Some(OK) if first && packet.is_event() => Self::Events,
+            Some(OK) if first && packet.is_without_definitions() => Self::Columns(0),
             Some(OK) => match packet.prepared().filter(|_| first) {
                 Some((columns, parameters)) => {
                     let ends =
@@ -146,7 +200,7 @@ impl Answer {
             Some(EOF) => Self::in_rows(packet),
             Some(LOCAL_FILE) => Self::Result,
             Some(text) if first && text.is_ascii_graphic() && packet.length > COUNT_LENGTH => Self::Ended,
-            _ => packet.columns().map_or(Self::Rows, Self::Columns),
+            _ => packet.definitions().map_or(Self::Rows, Self::Columns),
         }
     }
 
@@ -161,6 +215,11 @@ impl Answer {
             Some(EOF) if packet.length < PAYLOAD_MAX => Self::ended(packet.status()),
             _ => Self::Rows,
         }
+    }
+
+    /// Whether a result is due, so that the database may ask for a file instead.
+    pub fn is_due(self) -> bool {
+        matches!(self, Self::Ended | Self::Result | Self::Login)
     }
 
     /// Behind a result with these status flags.
@@ -178,6 +237,7 @@ mod tests {
     const END_AS_OK: &[u8] = &[EOF, 0, 0, 2, 0, 0, 0];
     const COLUMN: &[u8] = b"\x03def\x00\x00\x00";
     const ROW: &[u8] = b"\x011";
+    const PROGRESS_REPORT: &[u8] = b"\xff\xff\xff\x01\x01\x02\x10\x27\x00\x0acopy to tmp";
 
     /// What is due after each of these packets.
     fn due(payloads: &[&[u8]], deprecates_eof: bool) -> Vec<Answer> {
@@ -196,6 +256,13 @@ mod tests {
         let ends: Vec<bool> = due(payloads, deprecates_eof).iter().map(|due| *due == Answer::Ended).collect();
         let expected: Vec<bool> = (1..=payloads.len()).map(|number| number == payloads.len()).collect();
         ends == expected
+    }
+
+    /// One of a binary log, with so many bytes behind the mark.
+    fn event(length: u8) -> Vec<u8> {
+        let mut event = vec![0; usize::from(length) + 1];
+        event[10] = length;
+        event
     }
 
     fn prepared(columns: u8, parameters: u8) -> [u8; 12] {
@@ -225,6 +292,20 @@ mod tests {
             &[&prepared(0, 0)],
             &[&prepared(2, 0), COLUMN, COLUMN, END],
             &[&prepared(1, 2), COLUMN, COLUMN, END, COLUMN, END],
+            // Reports of the progress of a long statement, before its answer and among rows.
+            &[PROGRESS_REPORT, PROGRESS_REPORT, FINE],
+            &[PROGRESS_REPORT, b"\xff\x15\x04#28000no"],
+            &[PROGRESS_REPORT, &[1], COLUMN, PROGRESS_REPORT, END, ROW, PROGRESS_REPORT, END],
+            // Definitions that the client has already: MariaDB, MySQL.
+            &[&[1, 0], END, ROW, END],
+            &[&[0, 1], END, ROW, END],
+            &[&[1, 1], COLUMN, END, ROW, END],
+            &[&[1, 2], COLUMN, COLUMN, END, ROW, END],
+            // A file, and what became of it.
+            &[b"\xfb/tmp/rows.csv", FINE],
+            // A binary log.
+            &[&event(20), &event(40), &event(20), END],
+            &[&event(20), b"\xff\xd4\x04#HY000binary log is over"],
         ] {
             assert!(is_whole(whole, false), "{whole:?} {:?}", due(whole, false));
         }
@@ -236,6 +317,9 @@ mod tests {
             &[&[1], COLUMN, &[EOF, 0, 0, 0x42, 0, 0, 0]],
             &[&prepared(2, 0), COLUMN, COLUMN],
             &[&prepared(1, 2), COLUMN, COLUMN, COLUMN],
+            &[PROGRESS_REPORT, &[1], COLUMN, PROGRESS_REPORT, ROW, END_AS_OK],
+            &[&[1, 0], ROW, END_AS_OK],
+            &[&[0, 1], ROW, ROW, END_AS_OK],
         ] {
             assert!(is_whole(whole, true), "{whole:?} {:?}", due(whole, true));
         }

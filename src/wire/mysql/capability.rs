@@ -23,8 +23,8 @@ pub const SSL_VERIFY_SERVER_CERT: u32 = 1 << 30;
 /// What any login of the last fifteen years has.
 pub const NEEDED: u32 = PROTOCOL_41 | SECURE_CONNECTION | PLUGIN_AUTH;
 
-/// What never holds on either side: bytes are copied after the login, so both must agree on everything else. TLS is each
-/// side's own; LOCAL INFILE would let a database read files of the laptop.
+/// What does not hold on either side: bytes are copied after the login, so both must agree on everything else. TLS is each
+/// side's own. LOCAL INFILE lets a database read files of the laptop, so it holds only where a target allows it.
 pub const MASKED: u32 =
     COMPRESS | LOCAL_FILES | SSL | ZSTD_COMPRESSION | MULTI_FACTOR | CAPABILITY_EXTENSION | SSL_VERIFY_SERVER_CERT;
 

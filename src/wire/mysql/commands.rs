@@ -4,11 +4,16 @@
 //! (MySQL Source Code Documentation, "Command Phase"). Two commands are not the database's to answer, see
 //! [`change_user`](super::change_user); everything else is passed over.
 
-use super::capability::DEPRECATE_EOF;
+use super::capability::{DEPRECATE_EOF, LOCAL_FILES};
 use super::in_flight::InFlight;
+use super::local_infile::{LocalFiles, SentFile};
 use super::packet::PAYLOAD_MAX;
 use crate::wire::downstream::Downstream;
 
+/// `COM_SLEEP`, which a server takes an empty command for (`dispatch_command`), and answers.
+const SLEEP: u8 = 0x00;
+/// `COM_QUERY`.
+const QUERY: u8 = 0x03;
 /// `COM_CHANGE_USER`, with which connection pools start a session anew.
 pub const CHANGE_USER: u8 = 0x11;
 /// `COM_RESET_CONNECTION`.
@@ -30,18 +35,41 @@ pub struct Commands {
     skip: usize,
     /// The next packet continues the one before.
     continued: bool,
-    /// Whether a session must be made read-only again after a reset.
+    /// Whether a session must be set up again after a reset.
     stops_at_reset: bool,
     /// CLIENT_DEPRECATE_EOF holds.
     deprecates_eof: bool,
     in_flight: InFlight,
+    /// Where the login agreed that the client may send files.
+    files: Option<LocalFiles>,
 }
 
 impl Commands {
-    /// `read_only` is whether the relay has set up the session, `capabilities` are those that the login agreed on.
-    pub fn new(read_only: bool, capabilities: u32) -> Self {
+    /// `stops_at_reset` is whether the relay has set up the session, `capabilities` are those that the login agreed on.
+    pub fn new(stops_at_reset: bool, capabilities: u32) -> Self {
         let deprecates_eof = capabilities & DEPRECATE_EOF != 0;
-        Self { stops_at_reset: read_only, deprecates_eof, ..Self::default() }
+        let files = (capabilities & LOCAL_FILES != 0).then(LocalFiles::default);
+        Self { stops_at_reset, deprecates_eof, files, ..Self::default() }
+    }
+
+    /// Whether the login agreed that the client may send files.
+    pub fn may_send_files(&self) -> bool {
+        self.files.is_some()
+    }
+
+    /// Whether the upstream may have the file that it asks for: then the client's next packets are that file.
+    pub fn grant_file(&mut self, name: &[u8]) -> bool {
+        self.files.as_mut().is_some_and(|files| files.grant(name))
+    }
+
+    /// The files that the client has sent since this was asked.
+    pub fn take_sent_files(&mut self) -> Vec<SentFile> {
+        self.files.as_mut().map(LocalFiles::take_sent).unwrap_or_default()
+    }
+
+    /// The file that is on its way still, at the end of the connection.
+    pub fn take_unfinished_file(&mut self) -> Option<SentFile> {
+        self.files.as_mut()?.take_unfinished()
     }
 
     /// The upstream's stream while the session is idle.
@@ -67,6 +95,9 @@ impl Commands {
     pub fn scan(&mut self, bytes: &[u8]) -> Scan {
         let mut rest = bytes;
         loop {
+            if let Some(files) = &mut self.files {
+                files.pass(rest.get(..self.skip.min(rest.len())).unwrap_or_default());
+            }
             let Some(at_header) = rest.get(self.skip..).filter(|after| !after.is_empty()) else {
                 self.skip = self.skip.saturating_sub(rest.len());
                 return Scan { pass: bytes.len(), stop: false };
@@ -75,15 +106,22 @@ impl Commands {
             let passed = Scan { pass: bytes.len().saturating_sub(at_header.len()), stop: false };
             let Some((&[a, b, c, sequence], payload)) = at_header.split_first_chunk::<4>() else { return passed };
             let length = usize::try_from(u32::from_le_bytes([a, b, c, 0])).unwrap_or(usize::MAX);
-            if !self.continued && sequence == 0 && length > 0 {
-                match payload.first() {
+            if let Some(files) = self.files.as_mut().filter(|files| files.is_sending()) {
+                files.packet(length, self.continued);
+            } else if !self.continued && sequence == 0 {
+                let command = match payload.first() {
+                    _ if length == 0 => SLEEP,
                     None => return passed,
-                    Some(&command) if self.stops_at(command) => {
-                        self.in_flight.hold(self.downstream());
-                        return Scan { stop: true, ..passed };
-                    }
-                    Some(&command) => self.in_flight.command(command, self.downstream()),
+                    Some(&command) => command,
+                };
+                if self.stops_at(command) {
+                    self.in_flight.hold(self.downstream());
+                    return Scan { stop: true, ..passed };
                 }
+                if let Some(files) = &mut self.files {
+                    files.begin(command == QUERY && self.in_flight.is_answered());
+                }
+                self.in_flight.command(command, self.downstream());
             }
             self.continued = length == PAYLOAD_MAX;
             self.skip = length;
@@ -138,6 +176,44 @@ mod tests {
         let reset = packets(&[(0, vec![RESET_CONNECTION])]);
         assert_eq!(fed(&mut Commands::new(false, 0), &reset, 3), (5, false));
         assert_eq!(fed(&mut Commands::new(true, 0), &reset, 3), (0, true));
+    }
+
+    #[test]
+    fn an_empty_command_has_an_answer() {
+        let mut commands = Commands::new(true, 0);
+        commands.scan(&packets(&[(0, Vec::new())]));
+        assert!(!commands.is_answered());
+        let scan = commands.scan(&packets(&[(0, vec![RESET_CONNECTION])]));
+        assert!(scan.stop && !commands.is_answered());
+        let unknown = b"\xff\x17\x04#08S01Unknown command";
+        commands.down(&packets(&[(1, unknown.to_vec())]));
+        assert!(commands.is_answered());
+    }
+
+    #[test]
+    fn a_file_is_passed_over_whatever_it_begins_with() {
+        let load = packets(&[(0, b"\x03load data local infile 'rows.csv' into table t".to_vec())]);
+        let rows = packets(&[(2, b"\x11 1".to_vec()), (0, b"\x11 2".to_vec()), (1, b"\x1f".to_vec()), (2, Vec::new())]);
+        let change = packets(&[(0, vec![CHANGE_USER])]);
+        for cut in 1..=load.len() {
+            let mut commands = Commands::new(true, LOCAL_FILES);
+            assert_eq!(fed(&mut commands, &load, cut), (load.len(), false));
+            commands.down(&packets(&[(1, b"\xfbrows.csv".to_vec())]));
+            assert!(commands.grant_file(b"rows.csv") && !commands.clone().grant_file(b"rows.csv"));
+            let both = [rows.clone(), change.clone()].concat();
+            assert_eq!(fed(&mut commands, &both, cut), (rows.len(), true), "{cut}");
+            let sent = SentFile { name: "rows.csv".to_owned(), bytes: 7, complete: true };
+            assert_eq!((commands.take_sent_files(), commands.take_unfinished_file()), (vec![sent], None));
+        }
+        // Nobody has agreed; the statement is not the only command; it is another command.
+        let mut commands = Commands::new(false, 0);
+        commands.scan(&load);
+        assert!(!commands.grant_file(b"rows.csv"));
+        for more in [[packets(&[(0, b"\x0e".to_vec())]), load.clone()], [load, packets(&[(0, b"\x0e".to_vec())])]] {
+            let mut commands = Commands::new(false, LOCAL_FILES);
+            commands.scan(&more.concat());
+            assert!(!commands.grant_file(b"rows.csv"));
+        }
     }
 
     #[test]

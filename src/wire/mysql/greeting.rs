@@ -7,6 +7,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::capability::{LONG_PASSWORD, PLUGIN_AUTH};
 use super::packet::Reader;
+use super::session_steps::Server;
 use crate::wire::Malformed;
 
 /// Length of the challenge (`SCRAMBLE_LENGTH` in `mysql_com.h`).
@@ -91,6 +92,15 @@ impl Greeting {
         }
     }
 
+    /// MariaDB leaves out a flag of MySQL's since 10.2, and has its name in its version.
+    pub fn server(&self) -> Server {
+        let name = b"MariaDB";
+        match self.capabilities & LONG_PASSWORD == 0 || self.version.windows(name.len()).any(|part| part == name) {
+            true => Server::MariaDb,
+            false => Server::MySql,
+        }
+    }
+
     /// MariaDB's further capabilities; none from MySQL.
     pub fn extended(&self) -> u32 {
         match self.reserved.last_chunk::<4>() {
@@ -140,6 +150,12 @@ pub(super) mod tests {
         let payload = payload.freeze();
         assert_eq!(Greeting::parse(&payload), Ok(greeting.clone()));
         assert_eq!(greeting.extended(), 0x1d);
+        assert_eq!(greeting.server(), Server::MariaDb);
+        let capabilities = greeting.capabilities | LONG_PASSWORD;
+        for (version, server) in [("9.7.4", Server::MySql), ("10.1.48-MariaDB", Server::MariaDb)] {
+            let version = Bytes::from_static(version.as_bytes());
+            assert_eq!(Greeting { version, capabilities, ..greeting.clone() }.server(), server);
+        }
         let without_name = payload.len() - greeting.plugin.len() - 1;
         for end in 0..without_name {
             assert!(Greeting::parse(&payload.slice(..end)).is_err(), "{end}");

@@ -1,8 +1,9 @@
 //! The login as one machine between two peers. It is driven as [`proxy`](crate::wire::proxy) says.
 //!
 //! The server speaks first, so the upstream is dialled first and its greeting shown to the client, with the client's own
-//! challenge and without what must not hold between the two ([`MASKED`]). What the client then says about itself goes
-//! upstream inside TLS: the same capabilities, so that the bytes fit on both sides when they are copied later.
+//! challenge and without what must not hold between the two ([`MASKED`]). Where the greeting is known from a connection
+//! before, it may be shown without asking the upstream, which is dialled once the client is in. What the client says about
+//! itself goes upstream inside TLS: the same capabilities, so that the bytes fit on both sides when they are copied later.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::auth::Exchange;
 use super::capability::{
-    CONNECT_ATTRS, CONNECT_WITH_DB, LONG_PASSWORD, MASKED, NEEDED, PLUGIN_AUTH, QUERY_ATTRIBUTES, SSL,
+    CONNECT_ATTRS, CONNECT_WITH_DB, LOCAL_FILES, LONG_PASSWORD, MASKED, NEEDED, PLUGIN_AUTH, QUERY_ATTRIBUTES, SSL,
 };
 use super::change_user::{ChangeUser, Session};
 use super::commands::Commands;
@@ -20,6 +21,7 @@ use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, Greeting, SCRAMBLE};
 use super::packet::{self, ERR, ErrPacket, OK, Packet, Reader};
 use super::response::{Head, Opening, Response};
+use super::session_steps::Server;
 use crate::wire::Malformed;
 use crate::wire::error_text::ErrorText;
 use crate::wire::proxy::{Action, Peer, Refusal, Secret, SecretKind};
@@ -34,7 +36,7 @@ pub struct Settings {
     pub database: Option<String>,
     /// Whether the relay has a certificate for its clients.
     pub offer_tls: bool,
-    /// Connection attributes that the upstream gets before those of the client.
+    /// Connection attributes that the upstream gets before those of the client. Their names begin with [`OUR_ATTRIBUTES`].
     pub attributes: Vec<(&'static str, String)>,
     /// Transactions of the session are read-only unless the client asks for others.
     pub read_only: bool,
@@ -42,12 +44,18 @@ pub struct Settings {
     pub demand: Option<Arc<Verifier>>,
     /// Whether somebody reads the statements: then none may hide behind attributes.
     pub statements: bool,
+    /// Whether the client may send files that its statements name.
+    pub local_infile: bool,
+    /// The greeting of a connection before, where the client is to see that one.
+    pub remembered: Option<Greeting>,
 }
 
 impl Settings {
     /// What holds on neither side.
     fn masked(&self) -> u32 {
-        if self.statements { MASKED | QUERY_ATTRIBUTES } else { MASKED }
+        let statements = if self.statements { QUERY_ATTRIBUTES } else { 0 };
+        let local_infile = if self.local_infile { LOCAL_FILES } else { 0 };
+        MASKED & !local_infile | statements
     }
 }
 
@@ -59,6 +67,8 @@ struct Login {
 }
 
 enum State {
+    /// The client is to see a greeting that is known.
+    Remembered(Greeting),
     Dial,
     /// The upstream speaks first.
     Greeting,
@@ -86,6 +96,8 @@ pub struct Handshake {
     greeting: Option<Greeting>,
     /// The capabilities that the client was offered, once it has its greeting.
     offered: Option<u32>,
+    /// MariaDB's further ones.
+    offered_extended: u32,
     client_tls: bool,
     response: Option<Response>,
     admitted: Option<Admitted>,
@@ -99,13 +111,14 @@ pub struct Handshake {
 
 impl Handshake {
     /// `random` makes the challenge for the client.
-    pub fn new(settings: Settings, random: [u8; SCRAMBLE]) -> Self {
+    pub fn new(mut settings: Settings, random: [u8; SCRAMBLE]) -> Self {
         Self {
-            state: State::Dial,
+            state: settings.remembered.take().map_or(State::Dial, State::Remembered),
             settings,
             challenge: greeting::scramble(random),
             greeting: None,
             offered: None,
+            offered_extended: 0,
             client_tls: false,
             response: None,
             admitted: None,
@@ -120,6 +133,11 @@ impl Handshake {
     /// Whether the client has said who it is.
     pub fn has_opened(&self) -> bool {
         self.admitted.is_some()
+    }
+
+    /// The greeting of the upstream, to be remembered.
+    pub fn greeting(&self) -> Option<&Greeting> {
+        self.greeting.as_ref()
     }
 
     /// What the client calls its program, for logs.
@@ -141,6 +159,8 @@ impl Handshake {
     pub fn change_user(&self, random: [u8; SCRAMBLE], command: &[u8]) -> ChangeUser {
         let session = Session {
             capabilities: self.capabilities(),
+            server: self.greeting.as_ref().map_or(Server::MySql, Greeting::server),
+            collation: None,
             read_only: self.settings.read_only,
             demand: self.settings.demand.clone(),
             first_challenge: self.challenge,
@@ -202,7 +222,8 @@ impl Handshake {
         for (name, value) in &self.settings.attributes {
             attributes.push((Bytes::from_static(name.as_bytes()), Bytes::copy_from_slice(value.as_bytes())));
         }
-        attributes.extend(response.attributes.iter().cloned());
+        let clients = response.attributes.iter().filter(|(name, _)| !is_ours(name));
+        attributes.extend(clients.cloned());
         let upstream = Response {
             head: self.head(greeting, response),
             user: Bytes::copy_from_slice(user.as_bytes()),
@@ -247,6 +268,11 @@ impl Handshake {
     /// Moves the state on. `None`: something is in the queue or the state has changed.
     fn advance(&mut self) -> Option<Action> {
         match std::mem::replace(&mut self.state, State::Ended) {
+            State::Remembered(greeting) => {
+                // It is the number of no connection: KILL by it must find nobody.
+                self.show(&Greeting { connection_id: 0, ..greeting });
+                None
+            }
             State::Dial => {
                 self.state = State::Dial;
                 Some(Action::Dial)
@@ -300,7 +326,7 @@ impl Handshake {
                     self.state = State::Settling(ok);
                     Some(Action::Read(Peer::Upstream))
                 }
-                Ok(Some(packet)) if packet.payload.first() == Some(&OK) => Some(self.splice(&ok)),
+                Ok(Some(packet)) if packet.payload.first() == Some(&OK) => self.splice(&ok),
                 Ok(Some(packet)) => self.refuse(Refusal::NotReadOnly(said(&packet.payload))),
                 Err(error) => self.refuse(Refusal::UpstreamMalformed(error)),
             },
@@ -329,35 +355,40 @@ impl Handshake {
         if greeting.capabilities & SSL == 0 {
             return self.refuse(Refusal::UpstreamWithoutTls);
         }
-        match &self.response {
-            Some(response) if response.head.capabilities & !(greeting.capabilities | LONG_PASSWORD) != 0 => {
-                self.refuse(malformed("it cannot do what the server before it could"))
-            }
-            Some(_) => {
-                self.greeting = Some(greeting);
-                self.state = State::AskTls;
-                None
-            }
-            None => {
-                let mut capabilities = greeting.capabilities & !self.settings.masked();
-                if self.settings.offer_tls {
-                    capabilities |= SSL;
-                }
-                let shown = Greeting {
-                    capabilities,
-                    scramble: Bytes::copy_from_slice(&self.challenge),
-                    plugin: Bytes::from_static(door::ANNOUNCED.as_bytes()),
-                    ..greeting.clone()
-                };
-                self.offered = Some(capabilities);
-                self.greeting = Some(greeting);
-                let mut payload = BytesMut::new();
-                shown.encode(&mut payload);
-                self.send_client(&payload);
-                self.state = State::Client;
-                None
-            }
+        let lacks = self.response.as_ref().is_some_and(|response| {
+            response.head.capabilities & !(greeting.capabilities | LONG_PASSWORD) != 0
+                || response.head.extended() & !greeting.extended() != 0
+        });
+        if lacks {
+            self.greeting = Some(greeting);
+            return self.refuse(malformed("it is another server than a moment ago and can do less: connect again"));
         }
+        match self.response.is_some() {
+            true => self.state = State::AskTls,
+            false => self.show(&greeting),
+        }
+        self.greeting = Some(greeting);
+        None
+    }
+
+    /// Shows the client this greeting.
+    fn show(&mut self, greeting: &Greeting) {
+        let mut capabilities = greeting.capabilities & !self.settings.masked();
+        if self.settings.offer_tls {
+            capabilities |= SSL;
+        }
+        let shown = Greeting {
+            capabilities,
+            scramble: Bytes::copy_from_slice(&self.challenge),
+            plugin: Bytes::from_static(door::ANNOUNCED.as_bytes()),
+            ..greeting.clone()
+        };
+        self.offered = Some(capabilities);
+        self.offered_extended = greeting.extended();
+        let mut payload = BytesMut::new();
+        shown.encode(&mut payload);
+        self.send_client(&payload);
+        self.state = State::Client;
     }
 
     /// The client's first packet, or the first one inside TLS.
@@ -379,7 +410,7 @@ impl Handshake {
                     return self.refuse(malformed("it says that it uses TLS and does not"));
                 }
                 response.head.capabilities &= !self.settings.masked();
-                response.head.mask_extended(self.greeting.as_ref().map_or(0, Greeting::extended));
+                response.head.mask_extended(self.offered_extended);
                 let plugins = response.head.capabilities & PLUGIN_AUTH != 0;
                 let plugin = match plugins {
                     true => door::plugin_for(response.plugin.as_deref()),
@@ -405,7 +436,7 @@ impl Handshake {
         match door::admit(self.settings.demand.as_deref(), plugin, &self.challenge, answer) {
             Ok(admitted) => {
                 self.admitted = Some(admitted);
-                self.state = State::AskTls;
+                self.state = if self.greeting.is_some() { State::AskTls } else { State::Dial };
                 None
             }
             Err(refusal) => self.refuse(refusal),
@@ -457,7 +488,7 @@ impl Handshake {
                 self.state = State::Settling(packet.payload.clone());
                 return None;
             }
-            Some((&OK, _)) => return Some(self.splice(&packet.payload)),
+            Some((&OK, _)) => return self.splice(&packet.payload),
             Some((&ERR, _)) => return self.refuse(Refusal::UpstreamRefused(said(&packet.payload))),
             Some((&door::SWITCH, [])) => Err(Refusal::UnknownAuthentication("mysql_old_password".to_owned())),
             Some((&door::SWITCH, rest)) => {
@@ -486,14 +517,18 @@ impl Handshake {
     }
 
     /// The upstream's OK is the client's: status, warnings and what the session begins with.
-    fn splice(&mut self, ok: &[u8]) -> Action {
+    fn splice(&mut self, ok: &[u8]) -> Option<Action> {
+        let behind = match packet::only_an_error(self.from_upstream.split()) {
+            Ok(behind) => behind,
+            Err(error) => return self.refuse(Refusal::UpstreamMalformed(error)),
+        };
         self.state = State::Spliced;
         let mut out = BytesMut::new();
         let sequence =
             self.admitted.map_or(self.client_sequence, |admitted| admitted.encode(self.client_sequence, &mut out));
         packet::encode(sequence, ok, &mut out);
-        out.extend_from_slice(&self.from_upstream.split());
-        Action::Splice { to_upstream: self.from_client.split().freeze(), to_client: out.freeze() }
+        out.extend_from_slice(&behind);
+        Some(Action::Splice { to_upstream: self.from_client.split().freeze(), to_client: out.freeze() })
     }
 
     fn send_client(&mut self, payload: &[u8]) {
@@ -518,6 +553,14 @@ impl Handshake {
         self.queue.push_back(Action::Refuse(refusal));
         None
     }
+}
+
+/// How the names of the relay's own connection attributes begin; a client's own are left out.
+pub const OUR_ATTRIBUTES: &str = "bastion_";
+
+/// Whether an attribute of a client could be taken for one of the relay's. Names are compared without their case.
+fn is_ours(name: &[u8]) -> bool {
+    name.get(..OUR_ATTRIBUTES.len()).is_some_and(|front| front.eq_ignore_ascii_case(OUR_ATTRIBUTES.as_bytes()))
 }
 
 /// Makes the transactions of the session read-only.

@@ -2,12 +2,17 @@
 //! answers must not be mixed up with those that the client waits for.
 //!
 //! Nearly every client waits for an answer before it sends the next command; for those nothing is read, because the
-//! upstream speaks between any two commands. Where it does not, the answers are counted until all are in.
+//! upstream speaks between any two commands. Where it does not, the answers are counted until all are in. Whether the
+//! answer under way has ended is not known here, see [`Downstream::is_between_answers`].
+
+use std::collections::VecDeque;
 
 use crate::wire::downstream::Downstream;
 
 /// Commands without an answer (`my_command.h`): quit, long data for a statement, the end of a statement.
 const UNANSWERED: [u8; 3] = [0x01, 0x18, 0x19];
+/// `COM_STMT_FETCH`, whose answer is rows without a head.
+const FETCH: u8 = 0x1c;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
@@ -15,10 +20,10 @@ pub enum InFlight {
     /// The client has heard something since its last command, and has waited for all of it.
     #[default]
     Answered,
-    /// One command, and nothing heard since.
-    One,
-    /// The client does not wait; its commands, and what has come since the first of them.
-    Counted { asked: usize, heard: Downstream },
+    /// This one command, and nothing heard since.
+    One(u8),
+    /// The client does not wait; its commands, which of them fetch rows, and what has come since the first of them.
+    Counted { asked: usize, fetches: VecDeque<usize>, heard: Downstream },
 }
 
 impl InFlight {
@@ -28,16 +33,27 @@ impl InFlight {
             return;
         }
         match self {
-            Self::Answered => *self = Self::One,
-            Self::One => *self = Self::Counted { asked: 2, heard: session },
-            Self::Counted { asked, .. } => *asked = asked.saturating_add(1),
+            Self::Answered => *self = Self::One(command),
+            Self::One(first) => {
+                let both = [*first, command];
+                let fetches = both.iter().enumerate().filter(|(_, command)| **command == FETCH);
+                *self =
+                    Self::Counted { asked: 2, fetches: fetches.map(|(number, _)| number).collect(), heard: session };
+            }
+            Self::Counted { asked, fetches, .. } => {
+                if command == FETCH {
+                    fetches.push_back(*asked);
+                }
+                *asked = asked.saturating_add(1);
+            }
         }
     }
 
     /// A command that is held back until all before it are answered.
     pub fn hold(&mut self, session: Downstream) {
-        if matches!(self, Self::One) {
-            *self = Self::Counted { asked: 1, heard: session };
+        if let Self::One(command) = self {
+            let fetches = if *command == FETCH { VecDeque::from([0]) } else { VecDeque::new() };
+            *self = Self::Counted { asked: 1, fetches, heard: session };
         }
     }
 
@@ -45,9 +61,16 @@ impl InFlight {
     pub fn down(&mut self, bytes: &[u8]) {
         match self {
             Self::Answered => {}
-            Self::One => *self = Self::Answered,
-            Self::Counted { asked, heard } => {
-                heard.pass(bytes);
+            Self::One(_) => *self = Self::Answered,
+            Self::Counted { asked, fetches, heard } => {
+                let mut rest = bytes;
+                while !rest.is_empty() {
+                    if fetches.pop_front_if(|number| heard.answers() == Some(*number)).is_some() {
+                        heard.expect_rows();
+                    }
+                    let used = heard.pass_message(rest);
+                    rest = rest.get(used..).unwrap_or_default();
+                }
                 let all = heard.answers().is_none_or(|begun| begun >= *asked && heard.is_between_answers());
                 if all {
                     *self = Self::Answered;
@@ -89,7 +112,7 @@ mod tests {
         let mut flight = InFlight::default();
         for _ in 0..3 {
             flight.command(QUERY, session());
-            assert!(matches!(flight, InFlight::One));
+            assert!(matches!(flight, InFlight::One(QUERY)));
             // Whatever it is: the client reads it to its end.
             flight.down(b"part of an answer");
             flight.down(b"the rest");
@@ -159,6 +182,28 @@ mod tests {
                 assert!(flight.is_answered(), "{answer:?} in pieces of {cut}");
             }
         }
+    }
+
+    #[test]
+    fn rows_that_are_fetched_are_no_answers_of_their_own() {
+        let row: &[u8] = &[0, 0, 1, 0, 0, 0, 0];
+        let rows = packets(&[(1, row), (2, row), (3, END)]);
+        let mut flight = InFlight::default();
+        flight.command(FETCH, session());
+        flight.hold(session());
+        flight.down(&rows[..11]);
+        assert!(!flight.is_answered());
+        flight.down(&rows[11..]);
+        assert!(flight.is_answered());
+        for command in [QUERY, FETCH, QUERY, FETCH] {
+            flight.command(command, session());
+        }
+        let answers = [packets(&[(1, FINE)]), rows.clone(), packets(&[(1, FINE)]), rows].concat();
+        for byte in &answers {
+            assert!(!flight.is_answered());
+            flight.down(&[*byte]);
+        }
+        assert!(flight.is_answered());
     }
 
     #[test]

@@ -22,8 +22,12 @@ pub mod greeting;
 pub mod handshake;
 #[cfg(feature = "relay")]
 pub mod in_flight;
+#[cfg(feature = "relay")]
+pub mod local_infile;
 pub mod packet;
 #[cfg(feature = "relay")]
 pub mod response;
+#[cfg(feature = "relay")]
+pub mod session_steps;
 #[cfg(feature = "relay")]
 pub mod statements;

@@ -8,8 +8,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::capability::QUERY_ATTRIBUTES;
 use crate::wire::Malformed;
 
-/// Longest packet of a login. MySQL itself takes `net_buffer_length` (16 KiB) before the login; connection attributes may
-/// be 64 KiB long ("impose an artificial length limit of 64k", `sql_authentication.cc`).
+/// Longest packet of a login. Servers take longer ones, but none that lets anybody in: connection attributes may be 65,535
+/// bytes long ("impose an artificial length limit of 64k", `sql_authentication.cc`), all names are short.
 pub const LOGIN_PACKET_MAX: usize = 128 * 1024;
 /// A payload of this length is continued in the next packet.
 pub const PAYLOAD_MAX: usize = 0xff_ff_ff;
@@ -38,7 +38,7 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Packet>, Malformed> {
     let Some(&[a, b, c, sequence]) = buffer.first_chunk::<4>() else { return Ok(None) };
     let length = usize::try_from(u32::from_le_bytes([a, b, c, 0])).unwrap_or(usize::MAX);
     if length > LOGIN_PACKET_MAX {
-        return Err(Malformed("a login packet of an impossible length"));
+        return Err(Malformed("its login packet is longer than the 131072 bytes that bastion reads"));
     }
     if buffer.len() < length.saturating_add(4) {
         return Ok(None);
@@ -46,6 +46,21 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Packet>, Malformed> {
     let mut whole = buffer.split_to(length.saturating_add(4));
     let payload = whole.split_off(4).freeze();
     Ok(Some(Packet { sequence, payload }))
+}
+
+/// What a server has sent behind an answer, unasked: nothing, or the error with which it ends the connection.
+///
+/// # Errors
+/// [`Malformed`] for anything else, which the client would take for the answer to its next command.
+pub fn only_an_error(behind: BytesMut) -> Result<Bytes, Malformed> {
+    let length = behind.first_chunk().map_or(0, |&[a, b, c]| u32::from_le_bytes([a, b, c, 0]));
+    let is_one = usize::try_from(length).is_ok_and(|length| behind.len() <= length.saturating_add(4));
+    match behind.get(4) {
+        Some(&ERR) if is_one => Ok(behind.freeze()),
+        // The head of what will be looked at later.
+        None => Ok(behind.freeze()),
+        Some(_) => Err(Malformed("it goes on behind an answer without being asked")),
+    }
 }
 
 /// Appends a packet. `payload` is shorter than [`PAYLOAD_MAX`].

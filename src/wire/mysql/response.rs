@@ -112,6 +112,14 @@ impl Head {
         out.put_slice(&self.reserved);
     }
 
+    /// MariaDB's further capabilities; none of a client of MySQL.
+    pub fn extended(&self) -> u32 {
+        match self.reserved.last_chunk::<4>() {
+            Some(flags) if self.capabilities & LONG_PASSWORD == 0 => u32::from_le_bytes(*flags),
+            _ => 0,
+        }
+    }
+
     /// Keeps only those of MariaDB's further capabilities that are in `offered`.
     pub fn mask_extended(&mut self, offered: u32) {
         let known = self.capabilities & LONG_PASSWORD == 0;

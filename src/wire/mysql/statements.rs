@@ -100,6 +100,8 @@ struct Answers {
     last: Option<u8>,
     /// Whether the upstream has said anything since the last command.
     heard: bool,
+    /// The answer goes on with the number behind those of a file.
+    behind_file: bool,
     /// It cannot be told any more.
     lost: bool,
 }
@@ -118,6 +120,9 @@ impl Answers {
     /// A packet of the upstream; what it answers, if it is the first packet of the answer to a prepare.
     fn packet(&mut self, sequence: u8) -> Option<SharedText> {
         let (last, heard) = (self.last.replace(sequence), std::mem::replace(&mut self.heard, true));
+        if std::mem::take(&mut self.behind_file) {
+            return None;
+        }
         let goes_on = last.is_some_and(|last| sequence == last.wrapping_add(1));
         let begins = match (sequence, goes_on) {
             (1, false) => true,
@@ -152,6 +157,8 @@ pub struct Observer {
     down: Packets,
     /// The next packet of the client goes on with the one before.
     continued: bool,
+    /// The packets of the client are a file.
+    in_file: bool,
     answers: Answers,
     /// What was prepared last.
     last: Option<SharedText>,
@@ -166,6 +173,7 @@ impl Observer {
             up: Packets::new(limits.text.saturating_add(2)),
             down: Packets::new(ANSWER_HEAD),
             continued: false,
+            in_file: false,
             answers: Answers::default(),
             last: None,
             statements: Recent::default(),
@@ -176,12 +184,21 @@ impl Observer {
     pub fn up(&mut self, mut bytes: &[u8], found: &mut Vec<Statement>) {
         while let Some(Whole { length, .. }) = self.up.next(&mut bytes) {
             // Only the first packet of a command has its code, and more text than is kept.
-            if !std::mem::replace(&mut self.continued, length == PAYLOAD_MAX) {
+            let continued = std::mem::replace(&mut self.continued, length == PAYLOAD_MAX);
+            if self.in_file {
+                self.in_file = continued || length > 0;
+            } else if !continued {
                 let payload = std::mem::take(&mut self.up.kept);
                 self.command(&payload, found);
                 self.up.kept = payload;
             }
         }
+    }
+
+    /// The client's next packets are a file, up to an empty one.
+    pub fn file_begins(&mut self) {
+        self.in_file = true;
+        self.answers.behind_file = true;
     }
 
     /// Bytes of the upstream, in order.
@@ -207,7 +224,8 @@ impl Observer {
     /// One command, of which `payload` is the start.
     fn command(&mut self, payload: &[u8], found: &mut Vec<Statement>) {
         let mut reader = Reader::new(payload);
-        let Some(command) = reader.u8() else { return };
+        // A server takes an empty command for the one that only sleeps, and answers it.
+        let command = reader.u8().unwrap_or_default();
         let mut prepares = None;
         match command {
             QUERY => {

@@ -15,9 +15,7 @@ fn settings() -> Settings {
         database: Some("orders".to_owned()),
         offer_tls: false,
         attributes: vec![("bastion_connection", "7".to_owned())],
-        read_only: false,
-        demand: None,
-        statements: false,
+        ..Settings::default()
     }
 }
 
@@ -106,6 +104,106 @@ fn the_client_sees_the_upstreams_greeting_without_what_must_not_hold() {
 }
 
 #[test]
+fn files_of_the_client_are_agreed_on_only_where_they_may_be() {
+    for (local_infile, agreed) in [(false, 0), (true, LOCAL_FILES)] {
+        let (mut handshake, shown) = greeted(Settings { local_infile, ..settings() });
+        assert_eq!(shown.capabilities & LOCAL_FILES, agreed);
+        let mut client = response();
+        client.head.capabilities |= LOCAL_FILES;
+        handshake.handle_data(Peer::Client, &response_packet(1, &client));
+        let sent = up_to_login(&mut handshake, SecretKind::Password);
+        assert_eq!(sent.head.capabilities & LOCAL_FILES, agreed);
+    }
+}
+
+#[test]
+fn a_client_cannot_take_the_names_of_the_relays_own_attributes() {
+    let pair = |name: &'static str, value: &'static str| (Bytes::from(name), Bytes::from(value));
+    let mut client = response();
+    client.attributes = vec![pair("bastion_person", "bob"), pair("program_name", "mysql"), pair("BASTION_x", "bob")];
+    client.attributes.extend([pair("bastion", "a name of its own"), pair("bastion_connection", "1")]);
+    let (_, sent) = logging_in(&client, SecretKind::Token);
+    let expected =
+        [pair("bastion_connection", "7"), pair("program_name", "mysql"), pair("bastion", "a name of its own")];
+    assert_eq!(sent.attributes, expected);
+}
+
+#[test]
+fn as_many_attributes_as_a_server_takes_pass_and_the_relays_own_have_room() {
+    // A server takes a block of 65,535 bytes: 64 of these and 831 bytes more, of which the relay needs 21.
+    let value = |length| Bytes::from(vec![b'v'; length]);
+    let mut client = response();
+    client.attributes = (10..74).map(|n| (Bytes::from(format!("name_{n}")), value(1000))).collect();
+    for (last, passes) in [(600, true), (820, false)] {
+        client.attributes.push((Bytes::from_static(b"last"), value(last)));
+        let (_, sent) = logging_in(&client, SecretKind::Token);
+        assert_eq!(&sent.attributes[0].0[..], b"bastion_connection");
+        assert_eq!(sent.attributes[1..65], client.attributes[..64]);
+        assert_eq!(sent.attributes.get(65), client.attributes.get(64).filter(|_| passes), "{last}");
+        client.attributes.pop();
+    }
+}
+
+/// A machine that greets from memory, and what the client is shown.
+fn remembering(remembered: Greeting) -> (Handshake, Greeting) {
+    let mut handshake = Handshake::new(Settings { remembered: Some(remembered), ..settings() }, [3; SCRAMBLE]);
+    let Action::Send(Peer::Client, bytes) = handshake.poll_action() else { panic!("no greeting") };
+    assert_eq!(handshake.poll_action(), Action::Read(Peer::Client));
+    (handshake, Greeting::parse(&unpacked(&bytes).payload).unwrap())
+}
+
+#[test]
+fn a_greeting_from_memory_is_shown_and_the_upstream_dialled_for_a_client_that_is_in() {
+    let (mut handshake, shown) = remembering(greeting());
+    let (_, real) = greeted(settings());
+    assert_eq!(shown, Greeting { connection_id: 0, ..real });
+    handshake.handle_data(Peer::Client, &response_packet(1, &response()));
+    assert!(handshake.greeting().is_none());
+    assert_eq!(handshake.poll_action(), Action::Dial);
+    assert!(handshake.has_opened());
+    handshake.handle_dialed();
+    assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
+    handshake.handle_data(Peer::Upstream, &greeting_packet());
+    up_to_login(&mut handshake, SecretKind::Password);
+    handshake.handle_data(Peer::Upstream, &packed(3, USER_OK));
+    let Action::Splice { to_client, .. } = handshake.poll_action() else { panic!("not joined") };
+    assert_eq!(to_client, packed(2, USER_OK));
+    assert_eq!(handshake.greeting().map(|greeting| greeting.connection_id), Some(42));
+}
+
+#[test]
+fn an_upstream_that_can_do_less_than_was_remembered_is_not_logged_in_to() {
+    let real = greeting();
+    let mut more = real.reserved;
+    more[6] = 0xff;
+    for remembered in [
+        Greeting { capabilities: real.capabilities | 1 << 25, ..real.clone() },
+        Greeting { reserved: more, ..real.clone() },
+    ] {
+        let (mut handshake, _) = remembering(remembered);
+        let mut client = response();
+        client.head.capabilities = (client.head.capabilities | 1 << 25) & !LONG_PASSWORD;
+        client.head.reserved[19] = 0xff;
+        handshake.handle_data(Peer::Client, &response_packet(1, &client));
+        assert_eq!(handshake.poll_action(), Action::Dial);
+        handshake.handle_dialed();
+        assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
+        handshake.handle_data(Peer::Upstream, &greeting_packet());
+        let action = handshake.poll_action();
+        assert!(matches!(action, Action::Refuse(Refusal::UpstreamMalformed(_))), "{action:?}");
+        // The next connection remembers this one.
+        assert_eq!(handshake.greeting(), Some(&real));
+    }
+}
+
+#[test]
+fn what_is_sent_behind_the_ok_unasked_does_not_reach_the_client() {
+    let (mut handshake, _) = logging_in(&response(), SecretKind::Password);
+    handshake.handle_data(Peer::Upstream, &[packed(3, USER_OK), packed(1, b"\xfb/etc/passwd")].concat());
+    assert!(matches!(handshake.poll_action(), Action::Refuse(Refusal::UpstreamMalformed(_))));
+}
+
+#[test]
 fn a_password_of_the_relay_is_proven_before_anything_goes_upstream() {
     let demand = || Some(Arc::new(Verifier::new("0123456789abcdef")));
     let challenge = [3; SCRAMBLE];
@@ -144,13 +242,13 @@ fn a_password_of_the_relay_is_proven_before_anything_goes_upstream() {
 #[test]
 fn a_token_goes_out_when_the_server_asks_for_it_and_the_ok_passes() {
     let mut client = response();
-    client.head.capabilities |= DEPRECATE_EOF | capability::LOCAL_FILES | capability::COMPRESS;
+    client.head.capabilities |= DEPRECATE_EOF | LOCAL_FILES | capability::COMPRESS;
     let (mut handshake, sent) = logging_in(&client, SecretKind::Token);
     assert_eq!(sent.user, "db_read");
     assert_eq!(sent.database.as_deref(), Some(&b"events"[..]));
     assert_eq!(sent.attributes[0], (Bytes::from_static(b"bastion_connection"), Bytes::from_static(b"7")));
     assert_eq!(sent.attributes[1..], client.attributes);
-    assert_eq!(sent.head.capabilities & (capability::LOCAL_FILES | capability::COMPRESS), 0);
+    assert_eq!(sent.head.capabilities & (LOCAL_FILES | capability::COMPRESS), 0);
     assert!(sent.answer.iter().all(|byte| *byte == 0));
     handshake.handle_data(Peer::Upstream, &switch(3, auth::CLEAR, b""));
     let Action::SendSecret(secret) = handshake.poll_action() else { panic!("no token") };
@@ -354,7 +452,7 @@ fn played(cut: usize) -> (Vec<u8>, Vec<u8>) {
     let from_client = [response_packet(1, &client), packed(3, &[9; 32]), packed(0, b"\x0e")].concat();
     // The part that follows the TLS handshake must not come before it.
     let clear = greeting_packet();
-    let inside = [switch(3, auth::CLEAR, b""), packed(5, USER_OK), packed(0, b"more")].concat();
+    let inside = [switch(3, auth::CLEAR, b""), packed(5, USER_OK), packed(0, b"\xff\x53\x04shutdown")].concat();
     let mut pieces = [
         (Peer::Client, from_client.chunks(cut).map(<[u8]>::to_vec).collect::<VecDeque<_>>()),
         (Peer::Upstream, clear.chunks(cut).map(<[u8]>::to_vec).collect()),

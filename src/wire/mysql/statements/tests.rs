@@ -232,3 +232,24 @@ fn literals_become_question_marks() {
         ]
     );
 }
+
+#[test]
+fn a_file_is_no_statement_and_an_empty_command_has_an_answer() {
+    let (mut observer, mut found) = (Observer::new(LIMITS), Vec::new());
+    let load = "load data local infile 'rows.csv' into table t";
+    observer.up(&packet(0, &[&[QUERY], load.as_bytes()]), &mut found);
+    observer.down(&packet(1, &[b"\xfbrows.csv"]));
+    observer.file_begins();
+    observer.up(&[packet(2, &[b"\x03delete from t"]), packet(3, &[])].concat(), &mut found);
+    observer.down(&packet(4, &[&[0, 1, 0, 2, 0, 0, 0]]));
+    // The empty command, a prepared statement, and their answers.
+    observer.up(&[packet(0, &[]), prepare(DELETE)].concat(), &mut found);
+    observer.down(&[packet(1, &[b"\xff\x17\x04#08S01Unknown command"]), prepared(7)].concat());
+    observer.up(&execute(7), &mut found);
+    let expected = [
+        statement(Kind::Query, None, Some(load)),
+        statement(Kind::Prepare, None, Some(DELETE)),
+        statement(Kind::Execute, Some("7"), Some(DELETE)),
+    ];
+    assert_eq!(found, expected);
+}
