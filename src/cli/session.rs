@@ -15,7 +15,7 @@ use crate::cli::launch::{POLL, Patience, Place};
 use crate::cli::target::Relay;
 use crate::cli::ui::Ui;
 use crate::network::Network;
-use crate::tunnel::lanes::Opener;
+use crate::tunnel::lanes::{LaneError, Opener};
 use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, StartError, Tunnel};
 use crate::types::{CredentialConfig, RELAY_HTTP_PORT, SessionGrant, VaultAs};
 use crate::wire::authorize::Audience;
@@ -47,6 +47,8 @@ pub(super) struct Sessions {
     current: Arc<Mutex<Current>>,
     /// Starts of tasks, which must not be given up half done: nobody would stop the task.
     starts: TaskTracker,
+    /// What one session learns of the gateway, all know.
+    config: tunnel::Config,
 }
 
 impl Sessions {
@@ -64,6 +66,7 @@ impl Sessions {
             purpose: Arc::new(purpose),
             current: Arc::new(Mutex::new(Current { task, session_id: None, woken: false })),
             starts: TaskTracker::new(),
+            config: tunnel::Config::default(),
         };
         if sessions.target(&sessions.task()).is_some() {
             return Ok(Arc::new(sessions));
@@ -95,7 +98,7 @@ impl Sessions {
         };
         let session_id = grant.session_id.clone();
         let control = Arc::clone(self) as Arc<dyn Control>;
-        let tunnel = Tunnel::open(tunnel::Config::default(), grant, control, cancel).await.map_err(|error| {
+        let tunnel = Tunnel::open(self.config.clone(), grant, control, cancel).await.map_err(|error| {
             let kind = if error == OpenError::Interrupted { Kind::Interrupted } else { Kind::Failed };
             CommandError::new(kind, anyhow::anyhow!("cannot open the tunnel: {error}"))
                 .hinted("check that you may ssmmessages:OpenDataChannel on your own sessions, and that nothing on your network blocks websockets to ssmmessages")
@@ -272,21 +275,21 @@ impl Control for Sessions {
 pub(super) struct FurtherSessions(pub(super) Arc<Sessions>);
 
 impl FurtherSessions {
-    async fn tunnel(&self) -> Result<(Tunnel, String), ControlError> {
+    async fn tunnel(&self) -> Result<(Tunnel, String), LaneError> {
         let grant = self.0.another(&self.0.task()).await.map_err(control_error)?;
         let session_id = grant.session_id.clone();
         let control = Arc::new(OneSession(Arc::clone(&self.0)));
         let cancel = CancellationToken::new();
         // Whoever gives up waiting for it does not want it any more.
         let unless_open = cancel.clone().drop_guard();
-        match Tunnel::open(tunnel::Config::default(), grant, control, cancel).await {
+        match Tunnel::open(self.0.config.clone(), grant, control, cancel).await {
             Ok(tunnel) => {
                 let _open = unless_open.disarm();
                 Ok((tunnel, session_id))
             }
             Err(error) => {
                 self.terminate(&session_id).await;
-                Err(ControlError(error.to_string()))
+                Err(error.into())
             }
         }
     }
@@ -299,7 +302,7 @@ impl FurtherSessions {
 }
 
 impl Opener for FurtherSessions {
-    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), ControlError>> {
+    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), LaneError>> {
         Box::pin(self.tunnel())
     }
 

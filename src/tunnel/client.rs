@@ -135,7 +135,7 @@ async fn with_proof(
         let token = lanes.pass().token();
         let carried = match &link {
             Some(link) => over_link(link, target, client, opening, began).await,
-            None => over_tunnel(lanes.first(), token.as_ref(), target, engine, client, opening, began).await,
+            None => over_tunnel(&lanes.plain().await, token.as_ref(), target, engine, client, opening, began).await,
         };
         let again = matches!(carried, Err(CarryError::Unauthorized(_))) && !began.up && !began.down;
         if proven || !again {

@@ -4,15 +4,18 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 use tokio_util::sync::CancellationToken;
 
+use crate::tunnel::outage::{BACKOFF, Lost, Outage, STEADY};
 use crate::tunnel::shared::{Inner, Shared, now};
 use crate::tunnel::socket::{self, Socket, SocketError};
 use crate::tunnel::{Config, Control, StartError, State};
@@ -23,8 +26,6 @@ use crate::wire::ssm::channel::Stamp;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// And streams to get out what they were given before that.
 const LAST_BYTES: Duration = Duration::from_millis(500);
-/// First wait between two attempts to resume, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// The wall clock ran so much further than the runtime's: the machine was asleep (or its clock was set).
 const SLEPT: Duration = Duration::from_secs(5);
 /// After a sleep the link is most likely dead, and somebody sits in front of the machine.
@@ -47,7 +48,17 @@ enum Left {
     Ended,
     /// Somebody asked for the end.
     Closed,
-    Lost(String),
+    Lost {
+        cause: String,
+        /// The gateway has said that a frame was too large.
+        too_large: bool,
+    },
+}
+
+impl Left {
+    fn lost(cause: impl std::fmt::Display) -> Self {
+        Self::Lost { cause: cause.to_string(), too_large: false }
+    }
 }
 
 pub(super) struct Driver {
@@ -149,18 +160,35 @@ impl Driver {
             Err(error) => return Over::Ended(error.to_string()),
         };
         let open_by = Instant::now() + self.config.open_timeout;
+        let mut outage = Outage::new(Instant::now());
         loop {
-            let cause = match self.drive(&mut socket, open_by).await {
+            let (since, before) = (Instant::now(), self.shared.lock().session.progress());
+            let (cause, too_large) = match self.drive(&mut socket, open_by, outage.must_prove()).await {
                 Left::Ended => return Over::Ended(self.shared.cause()),
                 Left::Closed => {
                     self.say_goodbye(&mut socket).await;
                     return Over::Closed;
                 }
-                Left::Lost(cause) => cause,
+                Left::Lost { cause, too_large } => (cause, too_large),
             };
             drop(socket);
+            {
+                let inner = self.shared.lock();
+                let progress = inner.session.progress();
+                let large = inner.session.largest_open() > self.config.pace.first_size && progress.0 == before.0;
+                outage.on_lost(
+                    Instant::now(),
+                    Lost { lived: since.elapsed(), moved: progress != before, too_large: large.then_some(too_large) },
+                );
+                if outage.is_about_size() {
+                    let size = inner.session.largest_open();
+                    drop(inner);
+                    self.config.largest.fetch_min((size >> 1).max(self.config.pace.first_size), Ordering::Relaxed);
+                    return Over::Ended(format!("the gateway takes no messages of {size} bytes any more: {cause}"));
+                }
+            }
             let resumed = tokio::select! {
-                resumed = self.resume(&session_id, cause) => resumed,
+                resumed = self.resume(&session_id, cause, &mut outage) => resumed,
                 () = self.close_requested() => return Over::Closed,
             };
             match resumed {
@@ -169,6 +197,8 @@ impl Driver {
             }
             let mut inner = self.shared.lock();
             inner.session.handle_reconnect(now());
+            // A size that was being tried when the gateway closed is tried by no session any more.
+            self.config.largest.fetch_min(inner.session.size_limit(), Ordering::Relaxed);
             inner.stats.reconnects = inner.stats.reconnects.saturating_add(1);
         }
     }
@@ -205,23 +235,22 @@ impl Driver {
     }
 
     /// Tries until it works, the session is over, or it has taken too long.
-    async fn resume(&self, session_id: &str, mut cause: String) -> Result<Socket, String> {
-        let began = Instant::now();
-        let mut wait = BACKOFF.0;
+    async fn resume(&self, session_id: &str, mut cause: String, outage: &mut Outage) -> Result<Socket, String> {
         loop {
             tracing::debug!(session_id, cause, "reconnecting");
             if self.shared.lock().opened {
-                self.state.send_replace(State::Reconnecting { cause: cause.clone(), since: began });
+                self.state.send_replace(State::Reconnecting { cause: cause.clone(), since: outage.began() });
             }
+            if outage.began().elapsed() > self.config.give_up {
+                return Err(format!("given up after {} min: {cause}", self.config.give_up.as_secs() / 60));
+            }
+            tokio::time::sleep(jittered(outage.next_wait())).await;
             cause = match self.control.resume(session_id).await {
                 Ok(None) => return Err("Session Manager has ended the session".to_owned()),
                 Ok(Some(grant)) => match self.connect(&grant).await {
                     Ok(socket) => {
-                        let mut inner = self.shared.lock();
-                        if inner.opened {
-                            inner.up_since = Some(Instant::now());
-                            drop(inner);
-                            self.state.send_replace(State::Connected);
+                        if !outage.must_prove() {
+                            self.connected();
                         }
                         return Ok(socket);
                     }
@@ -229,15 +258,20 @@ impl Driver {
                 },
                 Err(error) => error.to_string(),
             };
-            if began.elapsed() > self.config.give_up {
-                return Err(format!("given up after {} min: {cause}", self.config.give_up.as_secs() / 60));
-            }
-            tokio::time::sleep(jittered(wait)).await;
-            wait = wait.saturating_mul(2).min(BACKOFF.1);
         }
     }
 
-    async fn drive(&self, socket: &mut Socket, open_by: Instant) -> Left {
+    /// The socket of an opened session is there.
+    fn connected(&self) {
+        let mut inner = self.shared.lock();
+        if inner.opened {
+            inner.up_since = Some(Instant::now());
+            drop(inner);
+            self.state.send_if_modified(|state| std::mem::replace(state, State::Connected) != State::Connected);
+        }
+    }
+
+    async fn drive(&self, socket: &mut Socket, open_by: Instant, must_prove: bool) -> Left {
         // It was of the socket before.
         self.shared.lock().doubted = false;
         let mut turn = Turn {
@@ -251,6 +285,8 @@ impl Driver {
             dead_at: None,
             needs_flush: false,
             blocked: false,
+            proof: must_prove
+                .then(|| Proof { by: Instant::now() + STEADY, progress: self.shared.lock().session.progress() }),
         };
         poll_fn(|context| turn.poll(context)).await
     }
@@ -325,6 +361,14 @@ struct Turn<'a> {
     needs_flush: bool,
     /// The socket takes nothing; it wakes us.
     blocked: bool,
+    /// It follows one that did not last, and is not called a connection before it has proven itself.
+    proof: Option<Proof>,
+}
+
+/// A socket proves itself by what comes through it, or by lasting.
+struct Proof {
+    by: Instant,
+    progress: (i64, i64),
 }
 
 impl Turn<'_> {
@@ -372,8 +416,8 @@ impl Turn<'_> {
             }
             match self.socket.poll_next_unpin(context) {
                 Poll::Pending => return Ok(turn > 0),
-                Poll::Ready(None) => return Err(Left::Lost("the gateway closed the connection".to_owned())),
-                Poll::Ready(Some(Err(error))) => return Err(Left::Lost(error.to_string())),
+                Poll::Ready(None) => return Err(Left::lost("the gateway closed the connection")),
+                Poll::Ready(Some(Err(error))) => return Err(Left::lost(error)),
                 Poll::Ready(Some(Ok(message))) => {
                     self.dead_at = None;
                     self.heard_at = Instant::now();
@@ -381,10 +425,12 @@ impl Turn<'_> {
                         Message::Binary(frame) => self.take(frame),
                         Message::Text(text) => self.take(Bytes::from(text)),
                         Message::Close(frame) => {
+                            let too_large = frame.as_ref().is_some_and(|frame| frame.code == CloseCode::Size);
                             let reason =
                                 frame.map(|frame| frame.reason.to_string()).filter(|reason| !reason.is_empty());
                             let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
-                            return Err(Left::Lost(format!("the gateway closed the connection{reason}")));
+                            let cause = format!("the gateway closed the connection{reason}");
+                            return Err(Left::Lost { cause, too_large });
                         }
                         Message::Frame(_) | Message::Ping(_) | Message::Pong(_) => {}
                     }
@@ -394,22 +440,28 @@ impl Turn<'_> {
         Ok(true)
     }
 
-    fn take(&self, frame: Bytes) {
+    fn take(&mut self, frame: Bytes) {
         let shared = &self.driver.shared;
         let mut inner = shared.lock();
         let before = inner.opened;
         inner.session.handle_frame(now(), frame);
         shared.deliver(&mut inner);
-        if inner.opened && !before {
-            drop(inner);
-            self.driver.state.send_replace(State::Connected);
+        let opened = inner.opened && !before;
+        let proven = self.proof.as_ref().is_some_and(|proof| proof.progress != inner.session.progress());
+        drop(inner);
+        if proven {
+            self.proof = None;
+        }
+        if opened || proven {
+            self.driver.connected();
         }
     }
 
     fn poll_write(&mut self, context: &mut Context<'_>) -> Result<bool, Left> {
-        let lost = |error: tokio_tungstenite::tungstenite::Error| Left::Lost(error.to_string());
+        let lost = |error: tokio_tungstenite::tungstenite::Error| Left::lost(error);
         let mut moved = false;
         self.blocked = false;
+        self.driver.shared.lock().session.limit_size(self.driver.config.largest.load(Ordering::Relaxed));
         for _ in 0..IN_A_ROW {
             match self.socket.poll_ready_unpin(context) {
                 Poll::Pending => {
@@ -460,7 +512,8 @@ impl Turn<'_> {
         let pulse_at = self.pulse.at + self.driver.config.pulse_every;
         let open_by = (!self.driver.shared.lock().opened).then_some(self.open_by);
         let doubt_at = self.doubt_at();
-        let due = [next, self.dead_at, open_by, doubt_at, Some(self.ping_at), Some(pulse_at)];
+        let proven_at = self.proof.as_ref().map(|proof| proof.by);
+        let due = [next, self.dead_at, open_by, doubt_at, proven_at, Some(self.ping_at), Some(pulse_at)];
         let at = due.into_iter().flatten().min().unwrap_or(self.ping_at);
         if self.sleep.deadline() != at {
             self.sleep.as_mut().reset(at);
@@ -469,6 +522,10 @@ impl Turn<'_> {
             return Ok(false);
         }
         let reached = Instant::now();
+        if proven_at.is_some_and(|at| at <= reached) {
+            self.proof = None;
+            self.driver.connected();
+        }
         if open_by.is_some_and(|at| at <= reached) {
             let seconds = self.driver.config.open_timeout.as_secs();
             self.driver
@@ -478,7 +535,7 @@ impl Turn<'_> {
             return Err(Left::Ended);
         }
         if self.dead_at.is_some_and(|at| at <= reached) {
-            return Err(Left::Lost("nobody answers a ping".to_owned()));
+            return Err(Left::lost("nobody answers a ping"));
         }
         let slept = pulse_at <= reached && self.pulse.slept((self.driver.config.wall_clock)(), reached);
         if slept {

@@ -5,22 +5,25 @@
 //! lanes is served the plain way: every client has a stream of the first tunnel.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::watch;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::link::{self, Link};
 use crate::tunnel::driver::jittered;
+use crate::tunnel::spare::Spares;
 use crate::tunnel::upgrade::{self, UpgradeError};
-use crate::tunnel::{BoxFuture, ConnectError, ControlError, Pass, State, Stats, Tunnel};
+use crate::tunnel::{BoxFuture, ConnectError, ControlError, OpenError, Pass, State, Stats, Tunnel};
 use crate::types::{HEADER_LANE, HEADER_LINK, UPGRADE_LANE};
 
 /// First wait before a lane is opened again, and the longest.
@@ -29,6 +32,11 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 const GOOD: Duration = Duration::from_secs(30);
 /// A session whose socket has been there for so long without a break and that brings nothing has an agent that hangs.
 const OPEN: Duration = Duration::from_secs(20);
+/// After a session that the agent did not answer, so long until another is tried in its place: sessions that nobody answers
+/// are not to be started again and again.
+const NO_WORKER: Duration = Duration::from_secs(3600);
+/// But one is soon: the agent may only have been busy. If that one is answered, the others are tried as well.
+const NO_WORKER_FIRST: Duration = Duration::from_secs(5);
 /// After the end of a link, what still comes for its stream.
 const LINGER: Duration = Duration::from_secs(1);
 /// A new client waits so long for a lost link to come back: longer than a reconnect takes, shorter than a person waits.
@@ -42,11 +50,30 @@ const GOODBYE: Duration = Duration::from_millis(500);
 
 /// Opens sessions for further lanes; the command line implements it.
 pub(crate) trait Opener: Send + Sync + 'static {
-    /// A session of its own, with its id. It is not opened again when it ends.
-    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), ControlError>>;
+    /// A session of its own, with its id. It is not opened again when it ends; one that did not open is ended.
+    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), LaneError>>;
 
     /// Makes sure that nothing of the session lives on.
     fn end<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, ()>;
+}
+
+/// Why there is no further session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LaneError {
+    /// The agent has not answered for so many seconds, as one that has as many session workers as it may.
+    #[error("the agent in the task did not open the session within {0} s")]
+    NoHandshake(u64),
+    #[error(transparent)]
+    Failed(#[from] ControlError),
+}
+
+impl From<OpenError> for LaneError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Timeout(seconds) => Self::NoHandshake(seconds),
+            error => Self::Failed(ControlError(error.to_string())),
+        }
+    }
 }
 
 /// What clients are carried over at the moment.
@@ -83,7 +110,7 @@ pub(crate) struct LanesState {
     pub(crate) plain: bool,
 }
 
-struct Inner {
+pub(super) struct Inner {
     first: Tunnel,
     wanted: usize,
     pass: Arc<dyn Pass>,
@@ -92,6 +119,14 @@ struct Inner {
     lanes: watch::Sender<LanesState>,
     state: watch::Sender<State>,
     used: Mutex<Used>,
+    /// Sessions that the agent has workers for, besides the first: as many as are wanted until it is known better.
+    places: Semaphore,
+    /// Somebody tries again whether the agent answers one more.
+    tries: AtomicBool,
+    /// It did.
+    answered: Notify,
+    /// Of the plain way, while the first session is held up.
+    spares: Spares,
     /// Of links that are over.
     past: Mutex<link::Stats>,
     stop: CancellationToken,
@@ -141,6 +176,10 @@ impl Lanes {
             way: watch::Sender::new(Way::None),
             lanes: watch::Sender::new(LanesState { wanted, ..LanesState::default() }),
             state: watch::Sender::new(state),
+            places: Semaphore::new(wanted.saturating_sub(1)),
+            tries: AtomicBool::new(false),
+            answered: Notify::new(),
+            spares: Spares::default(),
             past: Mutex::default(),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
@@ -205,8 +244,8 @@ impl Lanes {
         }
     }
 
-    pub(super) fn first(&self) -> &Tunnel {
-        &self.inner.first
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     pub(super) fn pass(&self) -> &dyn Pass {
@@ -271,6 +310,48 @@ impl Lanes {
 }
 
 impl Inner {
+    pub(super) fn first(&self) -> &Tunnel {
+        &self.first
+    }
+
+    pub(super) fn opener(&self) -> &dyn Opener {
+        self.opener.as_ref()
+    }
+
+    pub(super) fn spares(&self) -> &Spares {
+        &self.spares
+    }
+
+    /// Says what stands in the way, or with nothing that it no longer does.
+    pub(super) fn tell(&self, problem: &str) {
+        let problem = (!problem.is_empty()).then(|| problem.to_owned());
+        self.lanes.send_if_modified(|lanes| {
+            let news = lanes.problem != problem;
+            lanes.problem = problem;
+            news
+        });
+    }
+
+    /// From now on it is kept alive while clients are there.
+    pub(super) fn add_tunnel(&self, tunnel: &Tunnel) {
+        let mut used = self.used();
+        used.tunnels.push(tunnel.clone());
+        used.keep_alive();
+    }
+
+    pub(super) fn remove_tunnel(&self, tunnel: &Tunnel) {
+        self.used().tunnels.retain(|known| !known.is(tunnel));
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(task);
+    }
+
+    /// Waits for `until`, or for the end of everything.
+    pub(super) async fn stopped(&self, until: impl Future<Output = ()>) -> Option<()> {
+        self.stop.run_until_cancelled(until).await
+    }
+
     fn used(&self) -> MutexGuard<'_, Used> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -387,7 +468,9 @@ impl Inner {
     /// A further lane, until the end.
     async fn run_lane(self: Arc<Self>, number: usize) {
         let mut wait = BACKOFF.0;
+        let mut tries = false;
         while !self.stop.is_cancelled() {
+            let Some(Ok(place)) = self.stop.run_until_cancelled(self.places.acquire()).await else { return };
             let mut way = self.way.subscribe();
             let current = self.stop.run_until_cancelled(way.wait_for(|way| matches!(way, Way::Link(_)))).await;
             let Some(Ok(Way::Link(current))) = current.map(|way| way.map(|way| way.clone())) else { return };
@@ -402,6 +485,13 @@ impl Inner {
             };
             let (tunnel, session_id) = match opened {
                 Ok(opened) => opened,
+                Err(LaneError::NoHandshake(seconds)) => {
+                    place.forget();
+                    let waited = self.stop.run_until_cancelled(self.no_worker(&current, seconds)).await;
+                    let Some(soon) = waited else { return };
+                    tries = soon;
+                    continue;
+                }
                 Err(error) => {
                     let wanted = self.wanted;
                     let problem = format!("lane {} of {wanted} cannot be opened: {error}", number.saturating_add(1));
@@ -413,12 +503,12 @@ impl Inner {
                     continue;
                 }
             };
-            let began = Instant::now();
-            {
-                let mut used = self.used();
-                used.tunnels.push(tunnel.clone());
-                used.keep_alive();
+            if std::mem::take(&mut tries) {
+                self.tries.store(false, Ordering::Relaxed);
+                self.answered.notify_waiters();
             }
+            let began = Instant::now();
+            self.add_tunnel(&tunnel);
             let carry = async {
                 tokio::select! {
                     carried = self.join(&tunnel, &current) => carried,
@@ -427,7 +517,7 @@ impl Inner {
             };
             let carried = self.stop.run_until_cancelled(carry).await;
             tracing::debug!(number, ?carried, "a lane is gone");
-            self.used().tunnels.retain(|known| !known.is(&tunnel));
+            self.remove_tunnel(&tunnel);
             tunnel.close().await;
             self.opener.end(&session_id).await;
             wait = if began.elapsed() > GOOD { BACKOFF.0 } else { wait.saturating_mul(2).min(BACKOFF.1) };
@@ -435,6 +525,27 @@ impl Inner {
                 return;
             }
         }
+    }
+
+    /// The agent has no worker for another session. Waits until one may be tried again: another link may lead to another
+    /// task. True: this is the one that tries soon.
+    async fn no_worker(&self, current: &Arc<Current>, seconds: u64) -> bool {
+        let open = self.used().tunnels.len();
+        self.tell(&format!(
+            "the agent in the task answers {open} sessions of {} and no more: the others had no handshake within \
+             {seconds} s, as with a SessionWorkersLimit of {open}",
+            self.wanted
+        ));
+        let soon = !self.tries.swap(true, Ordering::Relaxed);
+        let mut way = self.way.subscribe();
+        let other = way.wait_for(|way| matches!(way, Way::Link(link) if !Arc::ptr_eq(link, current)));
+        tokio::select! {
+            _ = other => self.tries.store(false, Ordering::Relaxed),
+            () = self.answered.notified() => {}
+            () = tokio::time::sleep(if soon { NO_WORKER_FIRST } else { NO_WORKER }) => {}
+        }
+        self.places.add_permits(1);
+        soon
     }
 
     /// Whenever this session is lost, has all others asked whether they are still there: most likely the network is another
@@ -492,7 +603,7 @@ impl Inner {
             let mut lanes = way.borrow_and_update().lanes();
             let now = lanes.as_mut().map(|lanes| *lanes.borrow_and_update()).unwrap_or_default();
             self.lanes.send_if_modified(|known| {
-                if now.open == known.wanted {
+                if now.open == known.wanted && !known.plain {
                     known.problem = None;
                 }
                 std::mem::replace(&mut known.open, now.open) != now.open

@@ -8,9 +8,11 @@ pub(crate) mod client;
 mod driver;
 pub(crate) mod lanes;
 pub(crate) mod listener;
+mod outage;
 pub(crate) mod peer;
 mod shared;
 mod socket;
+mod spare;
 mod stream;
 mod upgrade;
 
@@ -18,6 +20,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime};
 
 use secrecy::SecretString;
@@ -85,9 +88,12 @@ pub(crate) enum StartError {
 }
 
 /// Times and sizes of a tunnel.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) pace: PaceConfig,
+    /// Payload bytes of the largest message that the gateway may still take, as far as is known: all tunnels with clones of
+    /// one configuration learn it together.
+    pub(crate) largest: Arc<AtomicUsize>,
     /// From a session's start to the agent's HandshakeComplete.
     pub(crate) open_timeout: Duration,
     /// A websocket ping goes out so often; with `pong_timeout` it bounds how long a black hole goes unnoticed.
@@ -110,6 +116,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             pace: PaceConfig::default(),
+            largest: Arc::new(AtomicUsize::new(PaceConfig::default().max_size)),
             open_timeout: Duration::from_secs(30),
             ping_every: Duration::from_secs(20),
             pong_timeout: Duration::from_secs(10),
@@ -223,7 +230,7 @@ impl Tunnel {
     ) -> Result<Self, OpenError> {
         let (sender, mut state) =
             watch::channel(State::Reconnecting { cause: "opening".to_owned(), since: Instant::now() });
-        let shared = Arc::new(Shared::new(config));
+        let (shared, open_timeout) = (Arc::new(Shared::new(&config)), config.open_timeout);
         let tracker = TaskTracker::new();
         let driver = driver::Driver::new(config, Arc::clone(&shared), control, sender, cancel.clone());
         tracker.spawn(driver.run(grant));
@@ -237,8 +244,8 @@ impl Tunnel {
             }
         };
         let result = tokio::select! {
-            opened = tokio::time::timeout(config.open_timeout, opened) => {
-                opened.unwrap_or(Err(OpenError::Timeout(config.open_timeout.as_secs())))
+            opened = tokio::time::timeout(open_timeout, opened) => {
+                opened.unwrap_or(Err(OpenError::Timeout(open_timeout.as_secs())))
             }
             () = cancel.cancelled() => Err(OpenError::Interrupted),
         };
@@ -295,6 +302,19 @@ impl Tunnel {
         *self.state.borrow() == State::Connected && up_since.is_some_and(|since| since.elapsed() >= time)
     }
 
+    /// Something of ours, or of the agent's, has waited for so long while the link was there.
+    fn is_held_up(&self, time: Duration) -> bool {
+        let (now, inner) = (Instant::now(), self.shared.lock());
+        let missing = inner.session.missing_since().map(|since| now.into_std().saturating_duration_since(since));
+        let waits = inner.session.oldest_unacked(now.into_std()).max(missing).is_some_and(|waits| waits >= time);
+        waits && *self.state.borrow() == State::Connected && inner.up_since.is_some_and(|since| now - since >= time)
+    }
+
+    /// Nobody has a stream in it.
+    fn is_unused(&self) -> bool {
+        self.shared.lock().streams.is_empty()
+    }
+
     /// Gives the session up, whose agent seems to hang; another follows, if there is something to open it to.
     fn give_up(&self, cause: &str) {
         let mut inner = self.shared.lock();
@@ -347,6 +367,8 @@ mod fault_tests;
 mod lanes_tests;
 #[cfg(test)]
 mod matrix_tests;
+#[cfg(test)]
+mod network_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

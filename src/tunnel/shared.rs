@@ -80,7 +80,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(config: Config) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 session: PortSession::new(config.pace),

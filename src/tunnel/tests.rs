@@ -424,8 +424,8 @@ impl Pass for TestPass {
 struct NoOpener;
 
 impl Opener for NoOpener {
-    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), ControlError>> {
-        Box::pin(std::future::ready(Err(ControlError("one session is enough".to_owned()))))
+    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), lanes::LaneError>> {
+        Box::pin(std::future::ready(Err(ControlError("one session is enough".to_owned()).into())))
     }
 
     fn end<'a>(&'a self, _session_id: &'a str) -> BoxFuture<'a, ()> {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::client::CarryError;
-use super::lanes::{Lanes, Opener};
+use super::lanes::{LaneError, Lanes, Opener};
 use super::*;
 use crate::link::Link;
 use crate::types::{Engine, HEADER_LANE, HEADER_LINK, HEADER_TARGET};
@@ -71,20 +71,20 @@ impl Sessions {
         Self::id(self.count.load(Ordering::SeqCst))
     }
 
-    async fn tunnel(&self) -> Result<(Tunnel, String), ControlError> {
+    async fn tunnel(&self) -> Result<(Tunnel, String), LaneError> {
         if self.refuses.load(Ordering::SeqCst) {
-            return Err(ControlError("too many sessions".to_owned()));
+            return Err(ControlError("too many sessions".to_owned()).into());
         }
         let grant = Self::start(self);
         let id = grant.session_id.clone();
         if self.goes_on {
             *self.last.lock().unwrap() = Some(id.clone());
         }
-        match Tunnel::open(self.config, grant, Arc::new(self.clone()), CancellationToken::new()).await {
+        match Tunnel::open(self.config.clone(), grant, Arc::new(self.clone()), CancellationToken::new()).await {
             Ok(tunnel) => Ok((tunnel, id)),
             Err(error) => {
                 let _over_already = self.gateway.terminate_session(&id);
-                Err(ControlError(error.to_string()))
+                Err(error.into())
             }
         }
     }
@@ -115,7 +115,7 @@ impl Control for Sessions {
 }
 
 impl Opener for Sessions {
-    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), ControlError>> {
+    fn open(&self) -> BoxFuture<'_, Result<(Tunnel, String), LaneError>> {
         Box::pin(self.tunnel())
     }
 

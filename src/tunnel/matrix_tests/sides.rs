@@ -149,7 +149,7 @@ async fn a_session_ends(
     after: impl AsyncFn(&World, &str),
 ) {
     let sent = sample();
-    let world = three_lanes(options.clone(), config).await;
+    let world = three_lanes(options.clone(), config.clone()).await;
     let (victim, next) = (newest(&world), world.sessions.next_id());
     transfer(&world, "sums", &sent, async {
         ends(&world, &victim).await;
