@@ -14,6 +14,7 @@
 //! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux, lanes | both |
 //! | `relay` | who is calling, accept, drive the handshake, splice, audit, health and metrics | relay |
 //! | `credential` | what a target logs in with: RDS IAM tokens, secrets, users that Vault makes for the task or for each person; redacted, cached | relay |
+//! | `limits` | open files and sockets: raised at the start, told when they are used up | both |
 //! | `link` | streams over several byte pipes: the runtime's side of `wire::lane`, for both ends | both |
 //! | `tunnel` | the laptop's path into the task: websocket, driver loop, local listeners | launcher |
 //! | `aws` | the profiles, the login and the AWS calls of the launcher in our own types | launcher |
@@ -32,6 +33,7 @@ mod config;
 mod credential;
 #[cfg(all(test, feature = "relay"))]
 pub mod fuzzing;
+mod limits;
 mod link;
 #[cfg(feature = "launcher")]
 mod network;

@@ -28,7 +28,8 @@ pub(crate) fn filter(text: &str) -> Result<Filter, String> {
 /// Installs the subscriber.
 pub(crate) fn init(format: Format, Filter(filter): Filter) {
     // The field `target` is the database; the module path under the same key would make the JSON ambiguous.
-    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    // What cannot be written is dropped; the subscriber would complain about it with a panic.
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false).log_internal_errors(false);
     let lines = match format {
         #[cfg(feature = "relay")]
         Format::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),

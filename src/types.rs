@@ -48,6 +48,13 @@ pub(crate) const HEADER_LINK: &str = "bastion-link";
 /// The header that says whether a lane begins a link (`new`) or joins one (`join`).
 pub(crate) const HEADER_LANE: &str = "bastion-lane";
 
+/// The header with which a launcher says at `/v1/leave` what it has to do with the task that it leaves: it has started it,
+/// it has used it, or it wants it to go on.
+pub(crate) const HEADER_LEAVE: &str = "bastion-leave";
+pub(crate) const LEAVE_STARTED: &str = "started";
+pub(crate) const LEAVE_USED: &str = "used";
+pub(crate) const LEAVE_KEEP: &str = "keep";
+
 /// The header that names the target of an upgraded connection.
 pub(crate) const HEADER_TARGET: &str = "bastion-target";
 
@@ -318,6 +325,8 @@ pub(crate) struct Environment {
     pub(crate) max_age: Option<Duration>,
     /// Session Manager sessions that carry the clients together.
     pub(crate) lanes: usize,
+    /// The access level for whoever names none.
+    pub(crate) default_access: Option<String>,
     pub(crate) access: BTreeMap<String, Access>,
 }
 

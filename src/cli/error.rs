@@ -12,6 +12,9 @@ pub(super) enum Kind {
     Config,
     /// It failed and the person, or their platform team, can act.
     Failed,
+    /// A panic, which has been told already.
+    #[cfg(feature = "launcher")]
+    Fault,
     /// Ctrl-C or SIGTERM before the work was done.
     #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "the relay drains instead"))]
     Interrupted,
@@ -41,11 +44,14 @@ impl CommandError {
         self
     }
 
-    /// 1 failed, 64 bad configuration, 130 interrupted. A bad command line is 2, by clap; a panic is 101, by Rust.
+    /// 1 failed, 64 bad configuration, 101 a fault of our own (as for any program of Rust), 130 interrupted. A bad command
+    /// line is 2, by clap.
     pub(super) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self.kind {
             Kind::Config => 64,
             Kind::Failed => 1,
+            #[cfg(feature = "launcher")]
+            Kind::Fault => 101,
             Kind::Interrupted => 130,
         })
     }

@@ -1,7 +1,7 @@
 //! An open tunnel with its local ports, until somebody or something ends it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -9,15 +9,14 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::error::CommandError;
-use crate::cli::escape;
+use crate::cli::ports::Port;
 use crate::cli::strangers::Strangers;
-use crate::cli::target::{Door, Relay, Served, Unavailable};
+use crate::cli::target::{Door, Unavailable};
 use crate::cli::ui::Ui;
+use crate::limits::{self, Spare};
 use crate::tunnel::State;
 use crate::tunnel::client::{self, CarryError};
 use crate::tunnel::lanes::{Lanes, LanesState};
-use crate::tunnel::listener::Listener;
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,53 +28,6 @@ const LANES_CALM: Duration = Duration::from_millis(300);
 const LANES_LATE: Duration = Duration::from_secs(3);
 /// Seconds between two lines of --stats.
 const SHOW_EVERY: u32 = 5;
-
-/// One served target on its local port.
-pub(super) struct Port {
-    pub(super) served: Served,
-    listener: Listener,
-}
-
-/// Opens a local port for each target: `wishes` from the command line, then the configured one, then the next free.
-pub(super) fn open_ports(ui: &Ui, relay: &Relay, wishes: &BTreeMap<String, u16>) -> Result<Vec<Port>, CommandError> {
-    if relay.targets.is_empty() {
-        let problems = relay
-            .unavailable
-            .iter()
-            .map(|target| format!("\n{}: {}", escape::line(&target.name), escape::line(&target.problem)));
-        return Err(CommandError::failed(anyhow::anyhow!(
-            "the relay serves none of its targets{}",
-            problems.collect::<String>()
-        )));
-    }
-    for (name, port) in wishes {
-        if relay.unavailable.iter().any(|target| target.name == *name) {
-            ui.warn(&format!("  ! port {port} stays closed: the relay does not serve {name}"));
-        } else if !relay.targets.iter().any(|served| served.name == *name) {
-            let known: Vec<&str> = relay.targets.iter().map(|served| served.name.as_str()).collect();
-            return Err(CommandError::failed(anyhow::anyhow!(
-                "--local-port names target {name:?}, which the relay does not serve"
-            ))
-            .hinted(format!("its targets are {}", known.join(", "))));
-        }
-    }
-    let mut ports: Vec<Port> = Vec::new();
-    for served in &relay.targets {
-        let wished = wishes.get(&served.name).copied().unwrap_or_else(|| served.wished_port());
-        let listener = Listener::bind(wished).map_err(|error| {
-            CommandError::failed(anyhow::anyhow!(
-                "no local port from {wished} upwards can be opened for {}: {error}",
-                served.name
-            ))
-            .hinted(format!("choose another one: --local-port {}=PORT", served.name))
-        })?;
-        if listener.port != wished {
-            ui.warn(&format!("  ! port {wished} is taken, {} is on {} instead", served.name, listener.port));
-        }
-        ports.push(Port { served: served.clone(), listener });
-    }
-    Ok(ports)
-}
 
 /// Prints the connect cards and the one line that means ready.
 pub(super) fn announce(
@@ -116,9 +68,10 @@ pub(super) async fn serve(
     let clients = TaskTracker::new();
     let accepting = CancellationToken::new();
     let strangers = Strangers::new(ui, ports.first().map_or(0, |port| port.listener.port));
+    let short = Arc::new(AtomicBool::new(false));
     for port in ports {
-        let (ui, strangers) = (Arc::clone(ui), Arc::clone(&strangers));
-        clients.spawn(accept(ui, lanes.clone(), port, strangers, accepting.clone(), clients.clone()));
+        let (ui, strangers, short) = (Arc::clone(ui), Arc::clone(&strangers), Arc::clone(&short));
+        clients.spawn(accept(ui, lanes.clone(), port, strangers, accepting.clone(), clients.clone(), short));
     }
     let mut meter = Meter::new(lanes);
     let ended = tokio::select! {
@@ -225,6 +178,7 @@ async fn show_lanes(ui: &Ui, lanes: &Lanes) {
     }
 }
 
+/// `short`: that a limit is reached has been said already.
 async fn accept(
     ui: Arc<Ui>,
     lanes: Lanes,
@@ -232,15 +186,26 @@ async fn accept(
     strangers: Arc<Strangers>,
     accepting: CancellationToken,
     clients: TaskTracker,
+    short: Arc<AtomicBool>,
 ) {
+    let mut spare = Spare::new();
     loop {
         let accepted = tokio::select! {
             () = accepting.cancelled() => return,
             accepted = port.listener.accept() => accepted,
         };
-        let Ok(client) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
+        let client = match accepted {
+            Ok(client) => client,
+            Err(error) => {
+                if let Some(limit) = limits::reached(&error) {
+                    if !short.swap(true, Ordering::Relaxed) {
+                        ui.warn(&format!("  ! new connections are closed: {limit}"));
+                    }
+                    spare.turn_away(|| port.listener.accept()).await;
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
         };
         let (ui, lanes, accepting) = (Arc::clone(&ui), lanes.clone(), accepting.clone());
         let strangers = Arc::clone(&strangers);

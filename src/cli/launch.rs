@@ -33,6 +33,11 @@ pub(super) const TAG_OWNER: &str = "bastion:owner";
 pub(super) const TAG_USER: &str = "bastion:user";
 pub(super) const TAG_ENV: &str = "bastion:env";
 pub(super) const TAG_ACCESS: &str = "bastion:access";
+/// The access level for whoever names none, where there is one of this name and no other default.
+const DEFAULT_ACCESS: &str = "read";
+
+/// Why a task was stopped that the person wanted to end, as StopTask and DescribeTasks say it: it is not started again.
+pub(super) const DOWN: &str = "bastion down";
 const TAG_REASON: &str = "bastion:reason";
 
 /// Where the calls go.
@@ -52,17 +57,42 @@ pub(super) struct AwsArgs {
 /// How long to wait for what must come up: a budget for each phase, or one for all of them (`--timeout`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    until: Option<Instant>,
+    limit: Option<(Duration, Instant)>,
 }
 
 impl Patience {
     pub(super) fn new(limit: Option<Duration>) -> Self {
-        Self { until: limit.map(|limit| Instant::now() + limit) }
+        Self { limit: limit.map(|limit| (limit, Instant::now() + limit)) }
+    }
+
+    /// `error`, or, where it came because `--timeout` was over before the phase had its own `budget`, that: with so little
+    /// time nothing can be said about causes.
+    pub(super) fn explain(self, budget: Duration, error: CommandError) -> CommandError {
+        match self.limit {
+            Some((limit, _)) if self.left(budget) < budget && self.left(budget).is_zero() => self.over(limit, &error),
+            _ => error,
+        }
+    }
+
+    fn over(self, limit: Duration, error: &CommandError) -> CommandError {
+        let limit = humantime::format_duration(limit);
+        CommandError::failed(anyhow::anyhow!("--timeout {limit} is over: {:#}", error.source))
+            .hinted("give it more time, or leave --timeout out: then each phase has a limit of its own")
+    }
+
+    /// The outcome of `work`, if it comes before `--timeout` is over.
+    pub(super) async fn limited<T>(
+        self,
+        work: impl Future<Output = Result<T, CommandError>>,
+    ) -> Result<T, CommandError> {
+        let Some((limit, until)) = self.limit else { return work.await };
+        let late = CommandError::failed(anyhow::anyhow!("AWS has not answered yet"));
+        tokio::time::timeout_at(until, work).await.unwrap_or_else(|_| Err(self.over(limit, &late)))
     }
 
     /// What is left for a phase that has `budget` by itself.
     pub(super) fn left(self, budget: Duration) -> Duration {
-        self.until.map_or(budget, |until| until.saturating_duration_since(Instant::now()))
+        self.limit.map_or(budget, |(_, until)| until.saturating_duration_since(Instant::now()).min(budget))
     }
 }
 
@@ -88,7 +118,13 @@ impl From<AwsError> for CommandError {
 
 /// The configuration files that apply in the current folder.
 pub(super) fn files() -> Result<Files, CommandError> {
-    let start = std::env::current_dir().map_err(CommandError::failed)?;
+    let start = std::env::current_dir().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            CommandError::failed(anyhow::anyhow!("the current folder does not exist any more: it was removed or moved"))
+                .hinted("go to another one: cd")
+        }
+        _ => CommandError::failed(anyhow::Error::new(error).context("the current folder cannot be found out")),
+    })?;
     let home = etcetera::home_dir().ok();
     let user = ProcessEnv.get("XDG_CONFIG_HOME").filter(|folder| !folder.is_empty()).map(std::path::PathBuf::from);
     let user = user.or_else(|| home.as_ref().map(|home| home.join(".config")));
@@ -96,14 +132,30 @@ pub(super) fn files() -> Result<Files, CommandError> {
     found.map_err(|problems| CommandError::new(Kind::Config, problems))
 }
 
-/// Asks STS who calls, then reads the environment from files and the SSM parameter.
+/// Reads the files, asks STS who calls, and reads the SSM parameter.
+///
+/// # Errors
+/// What the files have wrong comes before what AWS says: it may well be why AWS is asked in vain.
 pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, CommandError> {
     let files = files()?;
     trust::check(name, &files)?;
     let flags = Flags { region: args.region.clone(), cluster: args.cluster.clone() };
-    let region = laptop::region_hint(name, &files, &flags, &ProcessEnv);
+    laptop::certain(&files, &flags, &ProcessEnv).map_err(|problems| CommandError::new(Kind::Config, problems))?;
+    let failure = match Box::pin(look_up(ui, name, args, &files, flags.clone())).await {
+        Err(error) if error.kind == Kind::Failed => error,
+        done => return done,
+    };
+    let Some(problems) = laptop::suspected(name, &files, &flags, &ProcessEnv) else { return Err(failure) };
+    let error = CommandError::new(Kind::Config, problems);
+    let error = error.hinted(format!("AWS could not be asked what it knows of {name}: {:#}", failure.source));
+    Err(failure.hints.into_iter().fold(error, CommandError::hinted))
+}
+
+/// Asks AWS about the environment.
+async fn look_up(ui: &Ui, name: &str, args: &AwsArgs, files: &Files, flags: Flags) -> Result<Place, CommandError> {
+    let region = laptop::region_hint(name, files, &flags, &ProcessEnv);
     // A typo must not hide behind a login that is not there yet.
-    let known = laptop::known(&files);
+    let known = laptop::known(files);
     let in_file = known.iter().any(|known| known == name);
     let unknown = |error: CommandError| match in_file || known.is_empty() {
         true => error,
@@ -123,7 +175,7 @@ pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, 
         Err(error) => return Err(error.into()),
     };
     let nowhere = parameter.is_none() && !in_file;
-    let resolved = laptop::resolve(name, &files, parameter.as_deref(), &flags, &ProcessEnv);
+    let resolved = laptop::resolve(name, files, parameter.as_deref(), &flags, &ProcessEnv);
     let Resolved { environment, origins, changes } = match resolved {
         Ok(resolved) => resolved,
         Err(problems) => {
@@ -182,6 +234,24 @@ fn wall_clock() -> SystemTime {
 }
 
 impl Place {
+    /// The access level that is meant: the named one, or else the environment's default, its only one, or `read`.
+    pub(super) fn level(&self, named: Option<&str>) -> Result<String, CommandError> {
+        let levels = &self.environment.access;
+        let name = match (named.or(self.environment.default_access.as_deref()), levels.keys().next()) {
+            (Some(name), _) => name,
+            (None, Some(only)) if levels.len() == 1 => only,
+            (None, _) if levels.contains_key(DEFAULT_ACCESS) => DEFAULT_ACCESS,
+            (None, _) => {
+                let known: Vec<&str> = levels.keys().map(String::as_str).collect();
+                let message = anyhow::anyhow!("{} has several access levels and no default", self.environment.name);
+                return Err(CommandError::new(Kind::Config, message)
+                    .hinted(format!("name one with --access: {}", known.join(", "))));
+            }
+        };
+        self.access(name)?;
+        Ok(name.to_owned())
+    }
+
     /// The access level of this name.
     pub(super) fn access(&self, name: &str) -> Result<&Access, CommandError> {
         self.environment.access.get(name).ok_or_else(|| {
@@ -236,7 +306,14 @@ impl Place {
         };
         self.aws.run_task(&order).await.map_err(|error| {
             let said = error.to_string();
-            let error = CommandError::from(error);
+            let unknown = matches!(&error, AwsError::Unreachable { .. });
+            let mut error = CommandError::from(error);
+            if unknown {
+                let name = &self.environment.name;
+                error = error.hinted(format!(
+                    "the request may have arrived all the same: bastion status {name} shows a task, bastion down {name} stops it"
+                ));
+            }
             match explain::hint(&said) {
                 Some(hint) => error.hinted(hint),
                 None => error,
@@ -261,7 +338,8 @@ impl Place {
             }
             if began.elapsed() >= budget {
                 let message = anyhow::anyhow!("task {} is {} after {} s", task.id, task.last_status, budget.as_secs());
-                return Err(CommandError::failed(message).hinted("look at the task in the ECS console"));
+                let error = CommandError::failed(message).hinted("look at the task in the ECS console");
+                return Err(patience.explain(START_TIMEOUT, error));
             }
             phase.detail(&task.last_status.to_lowercase());
             task = self.look_again(task).await?;

@@ -16,11 +16,24 @@ mod grant_sql;
 mod hold;
 #[cfg(feature = "launcher")]
 mod launch;
+#[cfg(feature = "launcher")]
+mod leave;
+mod out;
+#[cfg(feature = "launcher")]
+mod owed;
+mod panic;
+#[cfg(feature = "launcher")]
+mod ports;
+#[cfg(feature = "launcher")]
+mod processes;
 #[cfg(feature = "relay")]
 mod relay;
 #[cfg(feature = "launcher")]
 mod session;
-#[cfg(feature = "launcher")]
+#[cfg(all(feature = "launcher", unix))]
+mod state;
+#[cfg(all(feature = "launcher", not(unix)))]
+#[path = "state_windows.rs"]
 mod state;
 #[cfg(feature = "launcher")]
 mod status;
@@ -35,11 +48,26 @@ mod ui;
 #[cfg(feature = "launcher")]
 mod up;
 
+#[cfg(feature = "launcher")]
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+#[cfg(feature = "launcher")]
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
+#[cfg(feature = "launcher")]
+use futures_util::FutureExt as _;
+#[cfg(feature = "launcher")]
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::error::CommandError;
+#[cfg(feature = "launcher")]
+use crate::cli::error::Kind;
+#[cfg(feature = "launcher")]
+use crate::cli::owed::Owed;
+use crate::limits;
+#[cfg(feature = "launcher")]
+use crate::shutdown::{self, Hangup, Shutdown};
 
 /// Reach private RDS and Aurora databases from any SQL client, without a password and without a standing server
 ///
@@ -73,13 +101,15 @@ enum Command {
 
 /// Parses the command line, runs the command, prints what went wrong and returns the exit code.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+    let command = match Cli::try_parse() {
+        Ok(Cli { command }) => command,
+        Err(answer) => return out::usage(&answer),
+    };
+    limits::raise();
+    match run(command) {
+        Ok(()) => out::outcome(),
         Err(error) => {
-            #[expect(clippy::print_stderr, reason = "the one place that prints errors")]
-            {
-                eprintln!("{error}");
-            }
+            out::talk(&error.to_string());
             error.exit_code()
         }
     }
@@ -88,15 +118,15 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), CommandError> {
     match command {
         #[cfg(feature = "launcher")]
-        Command::Up(args) => launcher(|drain| Box::pin(up::cmd_up(args, drain))),
+        Command::Up(args) => launcher(Hangup::Ends, |drain, owed| Box::pin(up::cmd_up(args, drain, owed))),
         #[cfg(feature = "launcher")]
-        Command::Connect(args) => launcher(|drain| up::cmd_connect(args, drain)),
+        Command::Connect(args) => launcher(args.hangup(), |drain, owed| up::cmd_connect(args, drain, owed)),
         #[cfg(feature = "launcher")]
-        Command::Down(args) => launcher(|drain| down::cmd_down(args, drain)),
+        Command::Down(args) => launcher(Hangup::Ends, |drain, _| down::cmd_down(args, drain)),
         #[cfg(feature = "launcher")]
-        Command::Status(args) => launcher(|drain| status::cmd_status(args, drain)),
+        Command::Status(args) => launcher(Hangup::Ends, |drain, _| status::cmd_status(args, drain)),
         #[cfg(feature = "launcher")]
-        Command::GrantSql(args) => launcher(|drain| grant_sql::cmd_grant_sql(args, drain)),
+        Command::GrantSql(args) => launcher(Hangup::Ends, |drain, _| grant_sql::cmd_grant_sql(args, drain)),
         #[cfg(feature = "launcher")]
         Command::Trust(args) => trust::cmd_trust(&args),
         #[cfg(feature = "relay")]
@@ -107,11 +137,10 @@ fn run(command: Command) -> Result<(), CommandError> {
 /// Runs a command of the launcher: the first signal asks it to end, the second ends it.
 #[cfg(feature = "launcher")]
 fn launcher<F: Future<Output = Result<(), CommandError>>>(
-    command: impl FnOnce(tokio_util::sync::CancellationToken) -> F,
+    hangup: Hangup,
+    command: impl FnOnce(CancellationToken, Arc<Owed>) -> F,
 ) -> Result<(), CommandError> {
-    use crate::cli::error::Kind;
     use crate::config::{Env as _, ProcessEnv, vars};
-    use crate::shutdown;
     use crate::telemetry;
 
     // People read the phases; the log is for whoever looks into a problem.
@@ -121,17 +150,36 @@ fn launcher<F: Future<Output = Result<(), CommandError>>>(
     telemetry::init(telemetry::Format::Text, filter);
     // One thread carries more than a tunnel brings, and a message that wakes no second one costs half.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CommandError::failed)?;
-    let result = runtime.block_on(async {
-        let (shutdown, listening) = shutdown::listen().map_err(CommandError::failed)?;
-        let now = shutdown.now.clone();
-        tokio::select! {
-            done = command(shutdown.drain) => done,
-            () = now.cancelled() => Err(CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted twice"))
-                .hinted("a task may still run: bastion status")),
-            _ = async { listening.await; std::future::pending::<()>().await } => Ok(()),
-        }
-    });
+    let result = runtime.block_on(run_to_the_end(hangup, command));
     // What still blocks must not hold the person.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     result
+}
+
+#[cfg(feature = "launcher")]
+async fn run_to_the_end<F: Future<Output = Result<(), CommandError>>>(
+    hangup: Hangup,
+    command: impl FnOnce(CancellationToken, Arc<Owed>) -> F,
+) -> Result<(), CommandError> {
+    let (shutdown, listening) = shutdown::listen(hangup).map_err(CommandError::failed)?;
+    let Shutdown { drain, now } = shutdown;
+    panic::ends(drain.clone());
+    let owed = Arc::new(Owed::default());
+    let work = async {
+        let done = AssertUnwindSafe(command(drain, Arc::clone(&owed))).catch_unwind().await;
+        if !panic::happened() {
+            return done.unwrap_or(Ok(()));
+        }
+        let error = CommandError::new(Kind::Fault, anyhow::anyhow!("bastion ended because of this fault"));
+        // The command has stopped its task itself, if the fault was not its own.
+        Err(owed.stop_all().await.into_iter().fold(error, CommandError::hinted))
+    };
+    tokio::select! {
+        done = work => done,
+        () = now.cancelled() => {
+            let error = CommandError::new(Kind::Interrupted, anyhow::anyhow!("interrupted twice"));
+            Err(owed.left().into_iter().fold(error, CommandError::hinted))
+        }
+        never = async { listening.await; std::future::pending().await } => never,
+    }
 }

@@ -1,15 +1,16 @@
 //! `bastion relay`: the program in the task.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::cli::error::{CommandError, Kind};
+use crate::cli::out;
 use crate::config::{self, Env, Problems, ProcessEnv, vars};
 use crate::relay::{self, Relay};
-use crate::shutdown;
+use crate::shutdown::{self, Hangup};
 use crate::telemetry;
 
 /// Run the relay (in the task; developers do not need this)
@@ -43,8 +44,7 @@ pub(super) fn cmd_relay(args: &RelayArgs) -> Result<(), CommandError> {
     let Start { source, config, filter } =
         read(args, &ProcessEnv).map_err(|problems| CommandError::new(Kind::Config, problems))?;
     if args.check {
-        // A closed pipe means that the reader has had enough; the exit code tells the rest.
-        let _broken_pipe = writeln!(std::io::stdout(), "{source} is good: {}", summary(&config));
+        out::result(&format!("{source} is good: {}", summary(&config)));
         return Ok(());
     }
     let format = if std::io::stderr().is_terminal() { telemetry::Format::Text } else { telemetry::Format::Json };
@@ -63,7 +63,7 @@ fn summary(config: &relay::Config) -> String {
 }
 
 async fn run(config: relay::Config) -> Result<(), CommandError> {
-    let (shutdown, listening) = shutdown::listen().map_err(CommandError::failed)?;
+    let (shutdown, listening) = shutdown::listen(Hangup::Ends).map_err(CommandError::failed)?;
     let serving = async {
         let relay = Relay::bind(config, shutdown.drain.clone(), shutdown.now.clone()).await.map_err(|error| {
             let taken = matches!(&error, relay::StartError::Bind { .. });

@@ -11,7 +11,8 @@ use tokio_util::task::TaskTracker;
 use crate::aws::{AwsError, TaskState};
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::explain;
-use crate::cli::launch::{POLL, Patience, Place};
+use crate::cli::launch::{self, POLL, Patience, Place};
+use crate::cli::owed::Owed;
 use crate::cli::target::Relay;
 use crate::cli::ui::Ui;
 use crate::network::Network;
@@ -45,6 +46,7 @@ pub(super) struct Sessions {
     ui: Arc<Ui>,
     purpose: Arc<Purpose>,
     current: Arc<Mutex<Current>>,
+    owed: Arc<Owed>,
     /// Starts of tasks, which must not be given up half done: nobody would stop the task.
     starts: TaskTracker,
     /// What one session learns of the gateway, all know.
@@ -58,6 +60,7 @@ impl Sessions {
         ui: &Arc<Ui>,
         task: TaskState,
         purpose: Purpose,
+        owed: &Arc<Owed>,
     ) -> Result<Arc<Self>, CommandError> {
         let container = place.access(&purpose.access)?.container.clone();
         let sessions = Self {
@@ -65,6 +68,7 @@ impl Sessions {
             ui: Arc::clone(ui),
             purpose: Arc::new(purpose),
             current: Arc::new(Mutex::new(Current { task, session_id: None, woken: false })),
+            owed: Arc::clone(owed),
             starts: TaskTracker::new(),
             config: tunnel::Config::default(),
         };
@@ -93,7 +97,11 @@ impl Sessions {
                     phase.detail("waiting for Session Manager to know the task");
                     tokio::time::sleep(POLL).await;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let late = matches!(error, AwsError::TargetNotConnected);
+                    let error = error.into();
+                    return Err(if late { patience.explain(SESSION_TIMEOUT, error) } else { error });
+                }
             }
         };
         let session_id = grant.session_id.clone();
@@ -152,6 +160,11 @@ impl Sessions {
         self.current().task.clone()
     }
 
+    /// Whether the task that the tunnel leads to now was started here, for a client.
+    pub(super) fn has_started(&self) -> bool {
+        self.current().woken
+    }
+
     /// Ends the session in Session Manager, where it would live on until its timeout, and stops a task that was started
     /// for a client, unless it shall be kept. Best effort, on the way out.
     pub(super) async fn end(&self, keep: bool) {
@@ -162,11 +175,11 @@ impl Sessions {
             let current = self.current();
             current.woken.then(|| current.task.clone())
         };
-        if let Some(task) = task.filter(|_| !keep)
-            && let Err(error) = self.place.stop(&self.ui, &task, "bastion ended").await
-        {
+        let Some(task) = task else { return };
+        if !keep && let Err(error) = self.place.stop(&self.ui, &task, "bastion ended").await {
             self.ui.warn(&format!("  ! task {} may still run: {error}", task.id));
         }
+        self.owed.settle(&task);
     }
 
     /// Whatever has ended it: one that was given up lives on in Session Manager. Best effort.
@@ -208,13 +221,18 @@ impl Sessions {
         let aws = &self.place.aws;
         let (found, ()) = tokio::join!(aws.task(&self.place.environment.cluster, &task.arn), self.end_session());
         let found = found.map_err(later)?;
+        if found.as_ref().is_none_or(|found| found.desired_status != "RUNNING") {
+            self.owed.settle(&task);
+        }
+        // Whoever has said that it shall end does not want the next client to bring it back.
+        let is_down = found.as_ref().is_some_and(|found| found.stopped_reason.as_deref() == Some(launch::DOWN));
         let story = match &found {
             Some(task) => explain::stopped(task),
             None => format!("task {} has ended", task.id),
         };
         let task = match found.filter(|task| task.desired_status == "RUNNING") {
             Some(task) => task,
-            None if !self.purpose.wake => return Err(StartError::Gone(story)),
+            None if !self.purpose.wake || is_down => return Err(StartError::Gone(story)),
             None if !wanted => return Err(StartError::Asleep(story)),
             None => self.wake().await?,
         };
@@ -231,8 +249,9 @@ impl Sessions {
         } else {
             let (place, purpose, current) =
                 (Arc::clone(&self.place), Arc::clone(&self.purpose), Arc::clone(&self.current));
+            let owed = Arc::clone(&self.owed);
             let start = self.starts.spawn(async move {
-                let task = place.run(&purpose.access, purpose.reason.as_deref()).await?;
+                let task = owed.start(&place, place.run(&purpose.access, purpose.reason.as_deref())).await?;
                 let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
                 (current.task, current.woken) = (task, true);
                 Ok::<(), CommandError>(())

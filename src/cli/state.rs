@@ -73,6 +73,19 @@ impl StateFolder {
         Ok(File::from(rustix::fs::openat(&self.folder, plain(name)?, flags, Mode::RUSR | Mode::WUSR)?))
     }
 
+    /// A file that others may hold a lock of; `None` if there is none.
+    ///
+    /// # Errors
+    /// If it is a link, for example.
+    pub(super) fn open_to_lock(&self, name: &str) -> io::Result<Option<File>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.folder, plain(name)?, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The text of a file; `None` if there is none.
     ///
     /// # Errors

@@ -144,7 +144,7 @@ pub(super) async fn post(tunnel: &Tunnel, path: &str, json: &str) -> anyhow::Res
     exchange(tunnel, &format!("{head}{json}")).await
 }
 
-async fn exchange(tunnel: &Tunnel, request: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+pub(super) async fn exchange(tunnel: &Tunnel, request: &str) -> anyhow::Result<(u16, Vec<u8>)> {
     let mut stream = tunnel.connect(ANSWER_TIMEOUT)?;
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();

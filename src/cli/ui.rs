@@ -3,21 +3,23 @@
 //! Whatever comes here may hold text of a relay, of AWS or of a configuration file: it is escaped for a terminal, and in
 //! talk no line but the first begins at the margin. Who puts together data of several lines makes a line of each value.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::cli::escape;
+use crate::cli::{escape, out};
+use crate::config::{Env, ProcessEnv};
 
 /// How a command talks.
 pub(super) struct Ui {
     json: bool,
     quiet: bool,
-    terminal: bool,
+    /// Something on the screen may move.
+    moves: bool,
     /// What moves: phases, and the line that stays below everything else.
     bars: MultiProgress,
     line: Mutex<Option<ProgressBar>>,
@@ -49,13 +51,9 @@ impl Phase {
 
 impl Ui {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
-        Self {
-            json,
-            quiet,
-            terminal: std::io::stderr().is_terminal(),
-            bars: MultiProgress::new(),
-            line: Mutex::default(),
-        }
+        let moves = !json && !quiet && std::io::stderr().is_terminal() && !is_plain(&ProcessEnv);
+        let target = if moves { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { json, quiet, moves, bars: MultiProgress::with_draw_target(target), line: Mutex::default() }
     }
 
     pub(super) fn is_json(&self) -> bool {
@@ -88,7 +86,7 @@ impl Ui {
 
     /// Whether something on the screen may move.
     pub(super) fn moves(&self) -> bool {
-        self.terminal && !self.json && !self.quiet
+        self.moves
     }
 
     /// Shows `text` in the line that stays below everything else, on a terminal only.
@@ -107,20 +105,18 @@ impl Ui {
     }
 
     /// A line for the person.
-    #[expect(clippy::print_stderr, reason = "this is the printer")]
     pub(super) fn say(&self, text: &str) {
         if !self.quiet && !self.json {
-            self.bars.suspend(|| eprintln!("{}", escape::indented(text)));
+            self.bars.suspend(|| out::talk(&escape::indented(text)));
         }
     }
 
     /// Something that the person must see even under --quiet.
-    #[expect(clippy::print_stderr, reason = "this is the printer")]
     pub(super) fn warn(&self, text: &str) {
         if self.json {
             self.event(&json!({"event": "warning", "message": text}));
         } else {
-            self.bars.suspend(|| eprintln!("{}", escape::indented(text)));
+            self.bars.suspend(|| out::talk(&escape::indented(text)));
         }
     }
 
@@ -147,10 +143,7 @@ impl Ui {
     }
 
     fn print(&self, text: &str) {
-        self.bars.suspend(|| {
-            // A closed pipe means that the reader has had enough.
-            let _broken_pipe = writeln!(std::io::stdout(), "{text}");
-        });
+        self.bars.suspend(|| out::result(text));
     }
 
     /// One JSON line, under --json only.
@@ -161,7 +154,44 @@ impl Ui {
     }
 }
 
+impl Drop for Ui {
+    /// Also on the way out of a panic, the terminal is left as it was.
+    fn drop(&mut self) {
+        self.end_status();
+    }
+}
+
+/// Whether lines must stay as they are written: on a terminal that knows no cursor, in a log of CI, and where somebody has
+/// asked for plain text (<https://no-color.org>).
+fn is_plain(env: &impl Env) -> bool {
+    let set = |name| env.get(name).is_some_and(|value| !value.is_empty());
+    set("NO_COLOR")
+        || (set("CI") && env.get("CI").as_deref() != Some("false"))
+        || env.get("TERM").as_deref() == Some("dumb")
+}
+
 fn spinner(template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
     ProgressBar::new_spinner().with_style(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn nothing_moves_where_somebody_wants_plain_text() {
+        for (name, value, plain) in [
+            ("NO_COLOR", "1", true),
+            ("NO_COLOR", "", false),
+            ("CI", "true", true),
+            ("CI", "false", false),
+            ("TERM", "dumb", true),
+            ("TERM", "xterm-256color", false),
+        ] {
+            assert_eq!(is_plain(&BTreeMap::from([(name, value)])), plain, "{name}={value}");
+        }
+    }
 }

@@ -9,18 +9,22 @@ use clap::Args;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::aws::TaskState;
 use crate::cli::authorize::Badge;
 use crate::cli::error::CommandError;
 use crate::cli::launch::{self, AwsArgs, Patience, Place, interrupted, interruptible};
+use crate::cli::leave::{self, Part};
+use crate::cli::owed::Owed;
+use crate::cli::processes::{Entry, Record};
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
 use crate::cli::state::StateFolder;
 use crate::cli::target::Door;
 use crate::cli::ui::Ui;
-use crate::cli::{escape, explain, hold, target};
+use crate::cli::{escape, explain, hold, ports, target};
+use crate::shutdown::Hangup;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lanes::Lanes;
 
@@ -71,9 +75,9 @@ pub(super) struct ConnectArgs {
     /// The environment
     #[arg(value_name = "ENV")]
     env: String,
-    /// The access level
-    #[arg(long, value_name = "LEVEL", default_value = "read")]
-    access: String,
+    /// The access level (default: the environment's, or its only one, or read)
+    #[arg(long, value_name = "LEVEL")]
+    access: Option<String>,
     /// Local port for a target; repeat it for several
     #[arg(long, value_name = "TARGET=PORT", value_parser = local_port)]
     local_port: Vec<(String, u16)>,
@@ -95,8 +99,47 @@ pub(super) struct ConnectArgs {
     /// Print nothing but data, warnings and errors
     #[arg(long, short)]
     quiet: bool,
+    /// Outlive the terminal: `up --detach` says so to the process that it leaves behind
+    #[arg(long, hide = true)]
+    background: bool,
     #[command(flatten)]
     aws: AwsArgs,
+}
+
+impl ConnectArgs {
+    /// Looks the environment up, and decides on the access level.
+    async fn place(&mut self, ui: &Ui, patience: Patience, drain: &CancellationToken) -> Result<Place, CommandError> {
+        let looking = patience.limited(launch::place(ui, &self.env, &self.aws));
+        let place = Box::pin(interruptible(drain, looking)).await?;
+        self.access = Some(place.level(self.access.as_deref())?);
+        Ok(place)
+    }
+
+    fn access(&self) -> &str {
+        self.access.as_deref().unwrap_or_default()
+    }
+
+    /// Lets `bastion down` find this process.
+    fn enter(&self, ui: &Ui, place: &Place, drain: &CancellationToken) -> Option<Entry> {
+        let record = Record::new(place, self.access());
+        let entered = StateFolder::open().and_then(|folder| Entry::new(folder, &record, drain.clone()));
+        match entered {
+            Ok(entry) => Some(entry),
+            Err(error) => {
+                let problem = format!("bastion down cannot end this process: {:#}", error.source);
+                // Others end with their task, which bastion down stops.
+                if self.wake {
+                    ui.warn(&format!("  ! {problem}"));
+                }
+                tracing::debug!(problem, "there is no entry");
+                None
+            }
+        }
+    }
+
+    pub(super) fn hangup(&self) -> Hangup {
+        if self.background { Hangup::Ignored } else { Hangup::Ends }
+    }
 }
 
 fn local_port(text: &str) -> Result<(String, u16), String> {
@@ -121,79 +164,107 @@ fn reason(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) async fn cmd_up(args: UpArgs, drain: CancellationToken) -> Result<(), CommandError> {
+pub(super) async fn cmd_up(mut args: UpArgs, drain: CancellationToken, owed: Arc<Owed>) -> Result<(), CommandError> {
     let ui = Arc::new(Ui::new(args.common.json, args.common.quiet));
     let patience = Patience::new(args.common.timeout);
-    let place = Box::pin(interruptible(&drain, launch::place(&ui, &args.common.env, &args.common.aws))).await?;
-    let place = Arc::new(place);
-    let access = &args.common.access;
+    let place = Arc::new(args.common.place(&ui, patience, &drain).await?);
+    // One that goes on in the background has an entry of its own.
+    let entry = if args.detach { None } else { args.common.enter(&ui, &place, &drain) };
+    let access = args.common.access();
     if place.access(access)?.reason_required && args.reason.is_none() {
         let message = anyhow::anyhow!("access level {access:?} of {} needs a reason", args.common.env);
         return Err(CommandError::failed(message).hinted("add --reason \"…\", for example a ticket number"));
     }
-    let own = interruptible(&drain, place.own_tasks(access)).await?;
+    let own = interruptible(&drain, patience.limited(Box::pin(place.own_tasks(access)))).await?;
     let (task, started) = match own.into_iter().next() {
         Some(task) => {
             ui.say(&format!("  · joining your running task {}", task.id));
             (task, false)
         }
         // Not interruptible: a request under way may start a task that nobody would stop.
-        None => (place.run(access, args.reason.as_deref()).await?, true),
+        None => (owed.start(&place, place.run(access, args.reason.as_deref())).await?, true),
     };
-    let mut ended = if drain.is_cancelled() {
+    let ended = if drain.is_cancelled() {
         Err(interrupted())
     } else if args.detach {
-        Box::pin(interruptible(&drain, detach(&ui, &place, task.clone(), &args, patience))).await
+        let detaching = Box::pin(interruptible(&drain, detach(&ui, &place, task.clone(), &args, patience)));
+        detaching.await.map(|()| None)
     } else {
-        attach(&ui, &place, task.clone(), &args.common, args.reason.clone(), args.keep, patience, &drain).await
+        let part = match started {
+            _ if args.keep => Part::Keep,
+            true => Part::Started,
+            false => Part::Used,
+        };
+        attach(&ui, &place, task.clone(), &args.common, args.reason.clone(), part, patience, &drain, &owed).await
     };
-    let keep = match &ended {
-        Ok(()) => args.keep || args.detach,
-        // What did not come up is not kept.
-        Err(_) => false,
-    };
-    if started && !keep {
-        let stopped = place.stop(&ui, &task, "bastion up ended").await;
-        if ended.is_ok() {
-            ended = stopped;
-        } else if let Err(error) = stopped {
-            ui.warn(&format!("  ! task {} may still run: {error}", task.id));
-        }
-    } else if started && args.keep {
-        ui.say(&format!("  · task {} goes on until it is idle or bastion down {}", task.id, args.common.env));
+    if entry.as_ref().is_some_and(Entry::is_asked_to_end) {
+        ui.say("  · bastion down has ended it");
     }
-    ended
+    match ended {
+        Ok(Some(last)) => {
+            place.stop(&ui, &last, "bastion up ended").await?;
+            owed.settle(&task);
+            Ok(())
+        }
+        Ok(None) => {
+            owed.settle(&task);
+            if started && args.keep {
+                ui.say(&format!("  · task {} goes on until it is idle or bastion down {}", task.id, args.common.env));
+            }
+            Ok(())
+        }
+        // What did not come up is not kept.
+        Err(error) => {
+            if started {
+                match place.stop(&ui, &task, "bastion up ended").await {
+                    Ok(()) => owed.settle(&task),
+                    Err(error) => ui.warn(&format!("  ! task {} may still run: {error}", task.id)),
+                }
+            }
+            Err(error)
+        }
+    }
 }
 
-pub(super) async fn cmd_connect(args: ConnectArgs, drain: CancellationToken) -> Result<(), CommandError> {
+pub(super) async fn cmd_connect(
+    mut args: ConnectArgs,
+    drain: CancellationToken,
+    owed: Arc<Owed>,
+) -> Result<(), CommandError> {
     let ui = Arc::new(Ui::new(args.json, args.quiet));
     let patience = Patience::new(args.timeout);
-    let place = Arc::new(Box::pin(interruptible(&drain, launch::place(&ui, &args.env, &args.aws))).await?);
-    let own = interruptible(&drain, place.own_tasks(&args.access)).await?;
+    let place = Arc::new(args.place(&ui, patience, &drain).await?);
+    let _entry = args.enter(&ui, &place, &drain);
+    let own = interruptible(&drain, patience.limited(Box::pin(place.own_tasks(args.access())))).await?;
     let Some(task) = own.into_iter().next() else {
         let message =
-            anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
+            anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access());
         return Err(CommandError::failed(message).hinted(format!("start one: bastion up {}", args.env)));
     };
-    attach(&ui, &place, task, &args, None, false, patience, &drain).await
+    match attach(&ui, &place, task, &args, None, Part::Used, patience, &drain, &owed).await? {
+        Some(last) => place.stop(&ui, &last, "bastion connect ended, the last user").await,
+        None => Ok(()),
+    }
 }
 
-/// Waits for the task, opens the tunnel and holds the ports until the end. Ctrl-C while holding is a good end.
+/// Waits for the task, opens the tunnel and holds the ports until the end. Ctrl-C while holding is a good end, and gives the
+/// task that is to be stopped, if it is.
 async fn attach(
     ui: &Arc<Ui>,
     place: &Arc<Place>,
     task: TaskState,
     args: &ConnectArgs,
     reason: Option<String>,
-    keep: bool,
+    part: Part,
     patience: Patience,
     drain: &CancellationToken,
-) -> Result<(), CommandError> {
-    let task = interruptible(drain, place.wait_ready(ui, &args.access, task, patience)).await?;
+    owed: &Arc<Owed>,
+) -> Result<Option<TaskState>, CommandError> {
+    let task = interruptible(drain, place.wait_ready(ui, args.access(), task, patience)).await?;
     // Its own token: Ctrl-C ends the tunnel gently below.
     let cut = CancellationToken::new();
-    let purpose = Purpose { access: args.access.clone(), reason, wake: args.wake };
-    let sessions = Sessions::new(place, ui, task, purpose)?;
+    let purpose = Purpose { access: args.access().to_owned(), reason, wake: args.wake };
+    let sessions = Sessions::new(place, ui, task, purpose, owed)?;
     let tunnel = match interruptible(drain, sessions.open(patience, cut)).await {
         Ok(tunnel) => tunnel,
         Err(error) => {
@@ -201,22 +272,27 @@ async fn attach(
             return Err(error);
         }
     };
-    let held = Box::pin(hold_tunnel(ui, place, &sessions, &tunnel, args, patience, drain)).await;
+    let held = Box::pin(hold_tunnel(ui, place, &sessions, &tunnel, args, part, patience, drain)).await;
     tunnel.close().await;
-    sessions.end(keep && held.is_ok()).await;
-    held
+    let task = sessions.task();
+    // A task that was started for a client, too, is left to whoever else uses it.
+    sessions.end(held.as_ref().is_ok_and(|is_last| !is_last)).await;
+    Ok(held?.then_some(task))
 }
 
+/// Holds the ports; whether the task is to be stopped then.
 async fn hold_tunnel(
     ui: &Arc<Ui>,
     place: &Place,
     sessions: &Arc<Sessions>,
     tunnel: &Tunnel,
     args: &ConnectArgs,
+    part: Part,
     patience: Patience,
     drain: &CancellationToken,
-) -> Result<(), CommandError> {
-    let relay = interruptible(drain, target::ask(ui, tunnel, sessions, patience.left(RELAY_TIMEOUT))).await?;
+) -> Result<bool, CommandError> {
+    let relay = interruptible(drain, target::ask(ui, tunnel, sessions, patience.left(RELAY_TIMEOUT))).await;
+    let relay = relay.map_err(|error| patience.explain(RELAY_TIMEOUT, error))?;
     let identity = relay.identity.as_deref();
     let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, sessions, identity)).await?;
     let door = match badge.local_password() {
@@ -225,22 +301,33 @@ async fn hold_tunnel(
         None => Door::Open,
     };
     let wishes: BTreeMap<String, u16> = args.local_port.iter().cloned().collect();
-    let ports = hold::open_ports(ui, &relay, &wishes)?;
+    let ports = ports::open_ports(ui, &relay, &wishes)?;
     let wanted = args.lanes.map_or(place.environment.lanes, usize::from);
     let opener = Arc::new(FurtherSessions(Arc::clone(sessions)));
+    let pass = Arc::clone(&badge);
     let lanes = Lanes::begin(tunnel.clone(), wanted, badge, opener);
     if drain.run_until_cancelled(lanes.known(LANE_TIMEOUT)).await.is_none() {
         lanes.close().await;
         return Err(interrupted());
     }
     let task = sessions.task().id;
-    hold::announce(ui, &place.environment.name, &args.access, &task, &ports, &relay.unavailable, &door);
+    hold::announce(ui, &place.environment.name, args.access(), &task, &ports, &relay.unavailable, &door);
     if let Some(seconds) = relay.idle_stop_seconds {
         ui.say(&format!("  · the task stops itself after {} min without a database connection", seconds / 60));
     }
-    let ended = hold::serve(ui, &lanes, ports, args.stats, drain).await;
+    let Some(cause) = hold::serve(ui, &lanes, ports, args.stats, drain).await else {
+        let part = if part == Part::Used && sessions.has_started() { Part::Started } else { part };
+        let others = leave::leave(tunnel, &lanes, &pass, part).await;
+        if others.others > 0 && part == Part::Started {
+            ui.say(&format!(
+                "  · task {} is left to others who use it, and ends with the last of them",
+                sessions.task().id
+            ));
+        }
+        lanes.close().await;
+        return Ok(others.leaves_it_to_us(part));
+    };
     lanes.close().await;
-    let Some(cause) = ended else { return Ok(()) };
     // The task may be why: then its story is the better one.
     match place.aws.task(&place.environment.cluster, &sessions.task().arn).await {
         Ok(Some(now)) if now.desired_status == "STOPPED" => {
@@ -252,6 +339,32 @@ async fn hold_tunnel(
     }
 }
 
+/// A process in the background that is not ready: whatever ends the wait for it, an interruption too, ends it.
+struct Unready(Option<Child>);
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _has_ended = child.start_kill();
+        }
+    }
+}
+
+/// Its own process group: Ctrl-C in this terminal is not for it.
+#[cfg(unix)]
+fn leave_terminal(command: &mut Command) {
+    command.process_group(0);
+}
+
+/// Without a console, and in its own group: neither Ctrl-C in this one nor its end is for it.
+#[cfg(windows)]
+fn leave_terminal(command: &mut Command) {
+    /// Windows API, "Process Creation Flags".
+    const DETACHED_PROCESS: u32 = 0x0000_0008;
+    const CREATE_NEW_PROCESS_GROUP: u32 = 0x0000_0200;
+    command.creation_flags(DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP);
+}
+
 /// Waits for the task, then starts `bastion connect` in the background and passes on its connect cards.
 async fn detach(
     ui: &Arc<Ui>,
@@ -260,7 +373,7 @@ async fn detach(
     args: &UpArgs,
     patience: Patience,
 ) -> Result<(), CommandError> {
-    let task = place.wait_ready(ui, &args.common.access, task, patience).await?;
+    let task = place.wait_ready(ui, args.common.access(), task, patience).await?;
     let phase = ui.phase("background");
     let program = std::env::current_exe().map_err(CommandError::failed)?;
     let state = StateFolder::open()?;
@@ -269,7 +382,7 @@ async fn detach(
         CommandError::failed(anyhow::anyhow!("cannot write a log into the state folder {}: {error}", folder.display()))
     })?;
     let mut connect = Command::new(program);
-    connect.args(["connect", &args.common.env, "--access", &args.common.access, "--json"]);
+    connect.args(["connect", &args.common.env, "--access", args.common.access(), "--json", "--background"]);
     if args.common.wake {
         connect.arg("--wake");
     }
@@ -290,10 +403,10 @@ async fn detach(
             connect.args([flag, value]);
         }
     }
-    // Its own process group: Ctrl-C in this terminal is not for it.
-    connect.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
-    let mut child = connect.spawn().map_err(CommandError::failed)?;
-    let stdout = child.stdout.take().map(BufReader::new);
+    connect.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    leave_terminal(&mut connect);
+    let mut child = Unready(Some(connect.spawn().map_err(CommandError::failed)?));
+    let stdout = child.0.as_mut().and_then(|child| child.stdout.take()).map(BufReader::new);
     let ready = async {
         let mut lines = stdout?.lines();
         while let Ok(Some(line)) = lines.next_line().await {
@@ -306,11 +419,14 @@ async fn detach(
     };
     let Ok(Some(event)) = tokio::time::timeout(patience.left(DETACH_TIMEOUT), ready).await else {
         // It has ended, or it must not go on alone.
-        let _ended = child.kill().await;
+        if let Some(mut child) = child.0.take() {
+            let _ended = child.kill().await;
+        }
         let said = state.read(&log_name).ok().flatten().unwrap_or_default();
-        return Err(CommandError::failed(anyhow::anyhow!("the background tunnel did not come up: {}", said.trim())));
+        let message = anyhow::anyhow!("the background tunnel did not come up: {}", said.trim());
+        return Err(patience.explain(DETACH_TIMEOUT, CommandError::failed(message)));
     };
-    let pid = child.id().unwrap_or_default();
+    let pid = child.0.take().and_then(|child| child.id()).unwrap_or_default();
     ui.done(phase, &format!("process {pid}, log {}", state.path(&log_name).display()));
     if ui.is_json() {
         ui.event(&event);
@@ -327,7 +443,9 @@ async fn detach(
         }
         ui.say(&format!(
             "ready: {} ({}) · bastion down {} ends it",
-            args.common.env, args.common.access, args.common.env
+            args.common.env,
+            args.common.access(),
+            args.common.env
         ));
     }
     Ok(())

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,12 +19,14 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::credential::Logins;
+use crate::limits::Spare;
+use crate::relay::accept::not_accepted;
 use crate::relay::conn::NotAdmitted;
 use crate::relay::identity::Person;
-use crate::relay::{ACCEPT_PAUSE, Served, Shared, authorize, conn, lane, upstream, wall_clock};
+use crate::relay::{Served, Shared, authorize, conn, lane, leave, upstream, wall_clock};
 use crate::types::{CredentialConfig, HEADER_TARGET, Target, UPGRADE_CONN, UPGRADE_LANE};
 use crate::wire::authorize::PATH;
 
@@ -42,6 +44,7 @@ const SECRETS_TIMEOUT: Duration = Duration::from_secs(6);
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
     let router = router(Arc::clone(&shared));
     let open = TaskTracker::new();
+    let mut spare = Spare::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -50,8 +53,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                warn!(%error, "cannot accept an HTTP connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                not_accepted(&shared, &error, &listener, &mut spare).await;
                 continue;
             }
         };
@@ -82,6 +84,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/targets", get(targets))
         .route(PATH, get(authorize::challenge).post(authorize::authorize))
         .route("/v1/lane", get(upgrade))
+        .route("/v1/leave", post(leave::leave))
         .with_state(shared)
 }
 
@@ -196,13 +199,31 @@ async fn connect(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request:
         Err(NotAdmitted::Stopping) => return refusal(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
     };
     let upgrade = hyper::upgrade::on(&mut request);
+    let present = Present::new(shared);
     shared.conns.spawn(async move {
+        let _present = present;
         match upgrade.await {
             Ok(upgraded) => conn.serve(TokioIo::new(upgraded)).await,
             Err(error) => debug!(%error, "an upgrade did not come about"),
         }
     });
     switching(UPGRADE_CONN)
+}
+
+/// An open connection without a link.
+struct Present(Arc<Shared>);
+
+impl Present {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.plain.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.plain.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The answer that ends HTTP on this connection.

@@ -1,6 +1,7 @@
 //! Links: the byte pipes that join one, and the client connections that come out of it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
@@ -25,24 +27,54 @@ const LINKS_MAX: usize = 32;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The number of a link, which only its owner knows. Never printed.
-type Secret = [u8; 16];
+pub(super) type Secret = [u8; 16];
 
 /// Every open link.
 #[derive(Default)]
 pub(super) struct Links {
     links: Mutex<HashMap<Secret, Entry>>,
     tasks: TaskTracker,
+    /// Whoever has started the task has left it to others: it ends with the last of them.
+    last_stops: AtomicBool,
+    /// The last of them is gone.
+    left: CancellationToken,
 }
 
 #[derive(Clone)]
 struct Entry {
     link: Link,
     person: Option<Arc<Person>>,
+    /// Its launcher has said that it goes.
+    leaves: bool,
 }
 
 impl Links {
     fn lock(&self) -> MutexGuard<'_, HashMap<Secret, Entry>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the launcher of this link goes; how many others there are. Both at once, so that of two that go together
+    /// the second one knows that it is the last.
+    pub(super) fn leave(&self, secret: Option<Secret>) -> usize {
+        let mut links = self.lock();
+        if let Some(entry) = secret.and_then(|secret| links.get_mut(&secret)) {
+            entry.leaves = true;
+        }
+        links.values().filter(|entry| !entry.leaves).count()
+    }
+
+    pub(super) fn set_last_stops(&self, stops: bool) {
+        self.last_stops.store(stops, Ordering::Relaxed);
+    }
+
+    pub(super) fn last_stops(&self) -> bool {
+        self.last_stops.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the last user of a task is gone that was left to its users. Most stop it themselves; one whose laptop was
+    /// switched off, or is older, does not.
+    pub(super) async fn left(&self) {
+        self.left.cancelled().await;
     }
 
     /// Lets what was sent arrive, then ends every link.
@@ -89,15 +121,24 @@ pub(super) fn join(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut reques
     switching(UPGRADE_LANE)
 }
 
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// The number of the link that a request is about.
+pub(super) fn secret(headers: &HeaderMap) -> Option<Secret> {
+    let digits = text(headers, HEADER_LINK);
+    let secret = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32 && !digits.starts_with('+'));
+    secret.map(u128::to_be_bytes)
+}
+
 /// Which link, and whether it is a new one.
 fn wish(headers: &HeaderMap) -> Result<(Secret, bool), String> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let digits = text(HEADER_LINK);
-    let secret = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32 && !digits.starts_with('+'));
-    let secret = secret.ok_or_else(|| format!("the header {HEADER_LINK} has to hold 32 hexadecimal digits"))?;
-    match text(HEADER_LANE) {
-        "new" => Ok((secret.to_be_bytes(), true)),
-        "join" => Ok((secret.to_be_bytes(), false)),
+    let secret =
+        secret(headers).ok_or_else(|| format!("the header {HEADER_LINK} has to hold 32 hexadecimal digits"))?;
+    match text(headers, HEADER_LANE) {
+        "new" => Ok((secret, true)),
+        "join" => Ok((secret, false)),
         other => Err(format!("the header {HEADER_LANE} is {other:?}; it has to be new or join")),
     }
 }
@@ -115,7 +156,7 @@ fn begin(
     person: Option<Arc<Person>>,
 ) -> Result<Link, (StatusCode, &'static str)> {
     let link = Link::acceptor();
-    let entry = Entry { link: link.clone(), person };
+    let entry = Entry { link: link.clone(), person, leaves: false };
     {
         let mut links = shared.links.lock();
         if links.contains_key(&secret) {
@@ -129,7 +170,14 @@ fn begin(
     let shared_by_task = Arc::clone(shared);
     shared.links.tasks.spawn(async move {
         tokio::join!(entry.link.keep_time(), serve(&shared_by_task, &entry));
-        shared_by_task.links.lock().remove(&secret);
+        let none_is_left = {
+            let mut links = shared_by_task.links.lock();
+            links.remove(&secret);
+            links.is_empty()
+        };
+        if none_is_left && shared_by_task.links.last_stops() {
+            shared_by_task.links.left.cancel();
+        }
         let stats = entry.link.stats();
         info!(
             cause = entry.link.over(),

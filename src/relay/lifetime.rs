@@ -11,6 +11,8 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     Idle,
+    /// Whoever has started the task has left it to others, and the last of them is gone.
+    Left,
     MaxAge,
     Signal,
 }
@@ -19,6 +21,7 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Idle => "idle",
+            Self::Left => "its last user has left",
             Self::MaxAge => "maximum age",
             Self::Signal => "signal",
         })

@@ -1,9 +1,10 @@
 //! The relay: the program in the task. Accepts clients on loopback, logs in to the database for them, copies bytes.
 //!
-//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (accept, idle stop, maximum age, drain), `decide` (the
+//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (idle stop, maximum age, drain), `accept` (clients), `decide` (the
 //! engines that only secrets say), `conn` (one client: drive the login, then splice), `upstream` (dial, TLS), `reply` (what a
 //! client is told when it fails), `http` (health, metrics, targets, upgrade to a connection), `identity` (who the caller is).
 
+mod accept;
 mod audit;
 mod authorize;
 mod conn;
@@ -15,6 +16,7 @@ mod health;
 mod http;
 mod identity;
 mod lane;
+mod leave;
 mod lifetime;
 mod local_password;
 mod metrics;
@@ -29,12 +31,12 @@ pub(crate) use identity::{IdentityConfig, Pattern, TaskSource, is_task_name};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,8 +60,6 @@ pub(crate) use lifetime::Ended;
 /// How long open connections may go on after the drain began. ECS sends SIGKILL 30 s after SIGTERM by default; a second
 /// and a quarter goes to farewells, four to Vault's leases and the laptops' last bytes.
 const DRAIN_GRACE: Duration = Duration::from_secs(24);
-/// Pause after a failed accept (out of file descriptors): trying at once would only burn the CPU.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// CloudWatch keeps metrics by the minute.
 const EMF_EVERY: Duration = Duration::from_secs(60);
@@ -162,6 +162,9 @@ struct Shared {
     cut: CancellationToken,
     conns: TaskTracker,
     links: Links,
+    /// Open connections of launchers without a link.
+    plain: AtomicUsize,
+    shortage: accept::Shortage,
 }
 
 impl Shared {
@@ -237,11 +240,11 @@ impl Relay {
                 }))
             })
             .collect::<Result<_, tls::TlsConfigError>>()?;
-        let http = listen(config.listen, RELAY_HTTP_PORT).await?;
+        let http = accept::listen(config.listen, RELAY_HTTP_PORT).await?;
         let mut plain = Vec::with_capacity(served.len());
         // Nobody can say on a plain port who they are.
         for served in served.iter().filter(|_| !config.identity.required) {
-            plain.push((listen(config.listen, served.target.relay_port).await?, Arc::clone(served)));
+            plain.push((accept::listen(config.listen, served.target.relay_port).await?, Arc::clone(served)));
         }
         let aws_tls = tls::aws(&config.extra_ca)?;
         let vaults = vaults(&served);
@@ -267,6 +270,8 @@ impl Relay {
             cut: now,
             conns: TaskTracker::new(),
             links: Links::default(),
+            plain: AtomicUsize::new(0),
+            shortage: accept::Shortage::default(),
         });
         Ok(Self { shared, http, plain })
     }
@@ -285,7 +290,7 @@ impl Relay {
                 port = served.target.relay_port,
                 "listening"
             );
-            listeners.spawn(accept(listener, served, Arc::clone(&shared)));
+            listeners.spawn(accept::accept(listener, served, Arc::clone(&shared)));
         }
         let emf = CancellationToken::new();
         if shared.config.audit.emf {
@@ -304,6 +309,7 @@ impl Relay {
         let ended = tokio::select! {
             () = shared.drain.cancelled() => Ended::Signal,
             ended = shared.lifetime.ended() => ended,
+            () = shared.links.left() => Ended::Left,
         };
         shared.drain.cancel();
         drain(&shared, ended).await;
@@ -377,41 +383,6 @@ async fn drain(shared: &Shared, ended: Ended) {
     warn!(open = shared.lifetime.open(), "cutting open connections");
     shared.cut.cancel();
     shared.conns.wait().await;
-}
-
-async fn listen(address: IpAddr, port: u16) -> Result<TcpListener, StartError> {
-    let address = SocketAddr::new(address, port);
-    TcpListener::bind(address).await.map_err(|reason| StartError::Bind { address, reason })
-}
-
-/// Accepts clients of a plain port until the drain.
-async fn accept(listener: TcpListener, served: Arc<Served>, shared: Arc<Shared>) {
-    loop {
-        let accepted = tokio::select! {
-            () = shared.drain.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, address)) => {
-                upstream::tune(&stream);
-                serve_client(stream, format!("{address}"), &served, &shared);
-            }
-            Err(error) => {
-                warn!(target = served.target.name, %error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Serves a client of a plain port on its own task. Nobody has proven who it is, so nobody can be asked for another proof.
-fn serve_client(stream: TcpStream, from: String, served: &Arc<Served>, shared: &Arc<Shared>) {
-    let (shared_by_task, served) = (Arc::clone(shared), Arc::clone(served));
-    shared.conns.spawn(async move {
-        if let Ok(conn) = conn::Conn::admit(shared_by_task, served, from, None).await {
-            conn.serve(stream).await;
-        }
-    });
 }
 
 /// The time of day, for token signatures and for people; everything that measures uses the runtime's clock.

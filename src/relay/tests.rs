@@ -6,6 +6,7 @@ use std::path::Path;
 use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::postgres::{self, Flaws, Postgres};
 use mysql_async::prelude::Queryable as _;
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 mod hostile;

@@ -244,6 +244,14 @@ impl Lanes {
         }
     }
 
+    /// The number of the link that there is now, which the relay knows this launcher by.
+    pub(crate) fn link(&self) -> Option<SecretString> {
+        match &*self.inner.way.borrow() {
+            Way::Link(current) => Some(current.secret.clone().into()),
+            Way::None | Way::Plain => None,
+        }
+    }
+
     pub(super) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }

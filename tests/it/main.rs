@@ -10,14 +10,17 @@ mod cli;
 mod container;
 mod deployed;
 mod fake_relay;
+mod first_words;
 mod grant_sql;
 mod hold;
 mod identity;
 mod lease_end;
 mod local_password;
+mod local_ports;
 mod markers;
 mod mysql_parity;
 mod network;
+mod others;
 mod proxy;
 mod relay;
 mod relay_mysql;
@@ -33,6 +36,8 @@ mod up;
 mod vault;
 mod vault_ca;
 mod vault_caller;
+mod ways_out;
+mod writes;
 
 /// A file that is not a module here would never run.
 #[test]

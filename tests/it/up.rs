@@ -24,7 +24,7 @@ pub(crate) fn bastion(world: &World, caller: &str, arguments: &[&str]) -> Comman
 
 /// A `bastion up --json` that is ready.
 pub(crate) struct Up {
-    child: Child,
+    pub(crate) child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     pub(crate) ready: Value,
     /// Everything that came before.
@@ -39,7 +39,14 @@ impl Up {
     }
 
     pub(crate) async fn of(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        command.stderr(Stdio::piped());
+        Self::of_with(command, |_| ()).await
+    }
+
+    /// With its stderr as it is, and `begun` done to it first.
+    pub(crate) async fn of_with(mut command: Command, begun: impl FnOnce(&mut Child)) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        begun(&mut child);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut events = Vec::new();
         let ready = async {
@@ -55,7 +62,9 @@ impl Up {
         let ready = tokio::time::timeout(PATIENCE, ready).await.expect("bastion up hangs");
         let Some(ready) = ready else {
             let mut said = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
+            if let Some(mut stderr) = child.stderr.take() {
+                stderr.read_to_string(&mut said).await.unwrap();
+            }
             panic!("bastion up ended: {said}");
         };
         Self { child, lines, ready, events }
@@ -253,19 +262,6 @@ async fn a_log_that_cannot_be_written_safely_ends_the_start_and_harms_no_file() 
         assert!(err.contains(part), "{part} is not in {err}");
     }
     assert_eq!((std::fs::read_dir(&kept).unwrap().count(), running(&world)), (0, 0));
-    world.stop().await;
-}
-
-#[tokio::test]
-async fn a_taken_port_gives_the_next_one_with_a_notice() {
-    let world = World::start().await;
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = taken.local_addr().unwrap().port();
-    let up = up_with(&world, &["--local-port", &format!("orders={port}")]).await;
-    assert!(up.port("orders") > port);
-    assert_eq!(up.psql("orders", "select 1").await.0, 0);
-    let (_, events) = up.end().await;
-    drop(events);
     world.stop().await;
 }
 

@@ -46,9 +46,9 @@ pub(super) struct GrantSqlArgs {
     /// The target (default: all)
     #[arg(value_name = "TARGET")]
     target: Option<String>,
-    /// The access level
-    #[arg(long, value_name = "LEVEL", default_value = "read")]
-    access: String,
+    /// The access level (default: the environment's, or its only one, or read)
+    #[arg(long, value_name = "LEVEL")]
+    access: Option<String>,
     /// Major version of the database, where the statements depend on it
     #[arg(long, value_name = "N", conflicts_with = "check")]
     server_version: Option<u16>,
@@ -65,15 +65,22 @@ pub(super) struct GrantSqlArgs {
     aws: AwsArgs,
 }
 
-pub(super) async fn cmd_grant_sql(args: GrantSqlArgs, drain: CancellationToken) -> Result<(), CommandError> {
-    let args = &args;
+impl GrantSqlArgs {
+    fn access(&self) -> &str {
+        self.access.as_deref().unwrap_or_default()
+    }
+}
+
+pub(super) async fn cmd_grant_sql(mut args: GrantSqlArgs, drain: CancellationToken) -> Result<(), CommandError> {
     // The statements are the data: one document, no events.
     let ui = Arc::new(Ui::new(false, args.quiet || args.json));
     let place = Arc::new(interruptible(&drain, Box::pin(launch::place(&ui, &args.env, &args.aws))).await?);
+    args.access = Some(place.level(args.access.as_deref())?);
+    let args = &args;
     if args.check {
         return Box::pin(check_all(&ui, &place, args, &drain)).await;
     }
-    let Access { targets, undecided, .. } = place.access(&args.access)?;
+    let Access { targets, undecided, .. } = place.access(args.access())?;
     let undecided: Vec<&str> = undecided.iter().map(|target| target.name.as_str()).collect();
     let is_named = args.target.as_ref().is_some_and(|wanted| undecided.contains(&wanted.as_str()));
     if is_named || args.target.is_none() && targets.is_empty() && !undecided.is_empty() {
@@ -84,7 +91,7 @@ pub(super) async fn cmd_grant_sql(args: GrantSqlArgs, drain: CancellationToken) 
         return Err(CommandError::new(Kind::Config, message).hinted(NO_ENGINE));
     }
     if targets.is_empty() && undecided.is_empty() {
-        let message = anyhow::anyhow!("access level {:?} of {} names no targets", args.access, args.env);
+        let message = anyhow::anyhow!("access level {:?} of {} names no targets", args.access(), args.env);
         return Err(CommandError::new(Kind::Config, message)
             .hinted("deploy the environment with its targets, or write them into bastion.toml"));
     }
@@ -94,12 +101,12 @@ pub(super) async fn cmd_grant_sql(args: GrantSqlArgs, drain: CancellationToken) 
         let message = anyhow::anyhow!("clients of {} log in themselves", wanted[0].name);
         return Err(CommandError::failed(message).hinted("there is nothing to grant to the bastion"));
     }
-    let scripts = wanted.iter().map(|target| (target, statements::script(target, &args.access, args.server_version)));
+    let scripts = wanted.iter().map(|target| (target, statements::script(target, args.access(), args.server_version)));
     if args.json {
         let all: Vec<_> = scripts
             .map(|(target, sql)| json!({"target": target.name, "engine": target.engine.as_str(), "sql": sql}))
             .collect();
-        ui.document(&json!({"access": args.access, "targets": all}));
+        ui.document(&json!({"access": args.access(), "targets": all}));
     } else {
         ui.data(&scripts.map(|(_, sql)| sql).collect::<Vec<_>>().join("\n"));
     }
@@ -122,7 +129,7 @@ fn wanted<'a, T>(
         Some(target) => Ok(vec![*target]),
         None => {
             let known: Vec<&str> = all.iter().map(|target| name(target)).chain(others.iter().copied()).collect();
-            let message = anyhow::anyhow!("there is no target {wanted:?} with access level {:?}", args.access);
+            let message = anyhow::anyhow!("there is no target {wanted:?} with access level {:?}", args.access());
             Err(CommandError::failed(message).hinted(format!("the targets are {}", known.join(", "))))
         }
     }
@@ -134,16 +141,19 @@ async fn check_all(
     args: &GrantSqlArgs,
     drain: &CancellationToken,
 ) -> Result<(), CommandError> {
-    let Some(task) = interruptible(drain, place.own_tasks(&args.access)).await?.into_iter().next() else {
+    let Some(task) = interruptible(drain, place.own_tasks(args.access())).await?.into_iter().next() else {
         let message =
-            anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access);
-        return Err(CommandError::failed(message)
-            .hinted(format!("start one: bastion up {} --access {}", args.env, args.access)));
+            anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access());
+        return Err(CommandError::failed(message).hinted(format!(
+            "start one: bastion up {} --access {}",
+            args.env,
+            args.access()
+        )));
     };
     let patience = Patience::new(None);
-    let task = interruptible(drain, place.wait_ready(ui, &args.access, task, patience)).await?;
-    let purpose = Purpose { access: args.access.clone(), reason: None, wake: false };
-    let sessions = Sessions::new(place, ui, task, purpose)?;
+    let task = interruptible(drain, place.wait_ready(ui, args.access(), task, patience)).await?;
+    let purpose = Purpose { access: args.access().to_owned(), reason: None, wake: false };
+    let sessions = Sessions::new(place, ui, task, purpose, &Arc::default())?;
     // Ctrl-C ends the tunnel and its session too.
     let checked = match interruptible(drain, sessions.open(patience, CancellationToken::new())).await {
         Ok(tunnel) => {
@@ -212,7 +222,7 @@ async fn check_through(
         }
     }
     if args.json {
-        ui.document(&json!({"access": args.access, "targets": all}));
+        ui.document(&json!({"access": args.access(), "targets": all}));
     }
     let without_login = failed.saturating_add(unavailable.len());
     if without_login == 0 {
@@ -222,6 +232,6 @@ async fn check_through(
     if failed == 0 {
         return Err(error);
     }
-    let hint = format!("the statements that it needs: bastion grant-sql {} --access {}", args.env, args.access);
+    let hint = format!("the statements that it needs: bastion grant-sql {} --access {}", args.env, args.access());
     Err(error.hinted(hint))
 }

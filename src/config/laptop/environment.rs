@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::config::problem::Problems;
 use crate::config::schema;
 use crate::config::table::Table;
@@ -36,9 +38,21 @@ pub(super) fn environment(name: &str, mut table: Table<'_>, problems: &mut Probl
             None
         }
     };
+    let default_access = table.string("default_access", problems).map(str::to_owned);
+    if let (Some(default), Some(Value::Object(levels))) = (&default_access, table.value("access"))
+        && !levels.contains_key(default)
+    {
+        let names = levels.keys().cloned().collect::<Vec<_>>().join(", ");
+        table.problem(
+            problems,
+            "default_access",
+            format!("is {default:?}, which is no access level here"),
+            format!("name one of {names}"),
+        );
+    }
     table.finish(problems);
     let (name, region, access) = (name.to_owned(), region?, access?);
-    Some(Environment { name, region, cluster, document, idle_stop, max_age, lanes, access })
+    Some(Environment { name, region, cluster, document, idle_stop, max_age, lanes, default_access, access })
 }
 
 const LEVEL_EXAMPLE: &str = "for example access.read with task_definition and subnets";

@@ -28,7 +28,7 @@ use project::changes;
 pub(crate) use project::claims;
 
 /// What the command line says.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Flags {
     pub(crate) region: Option<String>,
     pub(crate) cluster: Option<String>,
@@ -81,10 +81,60 @@ pub(crate) fn resolve(
     flags: &Flags,
     env: &impl Env,
 ) -> Result<Resolved, Problems> {
+    resolve_of(name, files, parameter, flags, env, true)
+}
+
+/// What is wrong already without the parameter, whatever it holds.
+///
+/// # Errors
+/// A file that is not TOML, a flag or variable that cannot be a region or the name of a cluster.
+pub(crate) fn certain(files: &Files, flags: &Flags, env: &impl Env) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    let _read = files.documents(&mut problems);
+    for Layer { source, keys, .. } in settings(flags, env) {
+        for (key, value) in &keys {
+            let text = value.as_str().unwrap_or_default();
+            let fix = match key.as_str() {
+                "region" => "write its name alone, for example eu-west-1",
+                _ => "write its name or ARN alone",
+            };
+            let legal =
+                |c: char| c.is_ascii_alphanumeric() || if key == "region" { c == '-' } else { "-_:/".contains(c) };
+            if !text.chars().all(legal) {
+                problems.add(&source, "", format!("is {text:?}, which is no {key}"), fix);
+            }
+        }
+    }
+    problems.finish(Some(()))
+}
+
+/// What seems to be wrong, if it cannot be found out what the parameter holds: mistakes in what the files say of the
+/// environment, or a name that is nearly one of theirs.
+pub(crate) fn suspected(name: &str, files: &Files, flags: &Flags, env: &impl Env) -> Option<Problems> {
+    let known = known(files);
+    if known.iter().any(|known| known == name) {
+        return resolve_of(name, files, None, flags, env, false).err().filter(|problems| !problems.is_empty());
+    }
+    let near = nearest(&name.to_ascii_lowercase(), known.iter().map(String::as_str))?;
+    let mut problems = Problems::default();
+    let fix = format!("did you mean {near:?}? The files know {}", known.join(", "));
+    problems.add("bastion", "", format!("no {PROJECT_FILE} names an environment {name:?}"), fix);
+    Some(problems)
+}
+
+/// `complete`: the parameter was asked for, so that what is nowhere is missing.
+fn resolve_of(
+    name: &str,
+    files: &Files,
+    parameter: Option<&str>,
+    flags: &Flags,
+    env: &impl Env,
+    complete: bool,
+) -> Result<Resolved, Problems> {
     let mut problems = Problems::default();
     let documents = files.documents(&mut problems);
     // A source that cannot be read might hold what seems to be missing.
-    let mut complete = problems.is_empty();
+    let mut complete = complete && problems.is_empty();
     let mut found = Vec::new();
     for (source, document) in &documents {
         let Some(mut root) = Table::new(source, "", document, &mut problems) else { continue };

@@ -39,7 +39,7 @@ pub(in crate::relay) fn lease_over(target: &Target, user: &str, now: SystemTime,
 pub(in crate::relay) fn stopping(target: &Target, why: Option<Ended>, conn_id: u64) -> ErrorText {
     let why = match why {
         Some(Ended::MaxAge) => "has reached its maximum age",
-        Some(Ended::Idle | Ended::Signal) | None => "is being stopped",
+        Some(Ended::Idle | Ended::Left | Ended::Signal) | None => "is being stopped",
     };
     let message =
         format!("bastion: this connection to target {} is closed because the bastion task {why}", target.name);
