@@ -64,12 +64,6 @@ CLIENTS = [
     ("JDBC MySQL", "mysql", "Jdbc.java", {"driver": "mysql"}),
     ("JDBC MariaDB", "mysql", "Jdbc.java", {"driver": "mariadb"}),
 ]
-# Start of the server's name, client, check: cells that are known to differ, and why. They do not fail the run.
-COLLATION = "the relay does not set a collation that is not its character set's default, or that MariaDB does not know (error 1115)"
-KNOWN = {
-    ("MariaDB", "mysql-connector-python (libmysqlclient)", "anew"): COLLATION,
-    ("MariaDB", "node mysql2", "anew"): COLLATION,
-}
 # Programs of MySQL, which come with the server.
 MYSQL_PROGRAMS = ("mysql", "mysqldump")
 
@@ -118,7 +112,6 @@ class Matrix:
         self.servers = {}
         self.rows = {}
         self.findings = []
-        self.known = []
 
     def compare(self, server, name, program, own):
         started = time.monotonic()
@@ -137,10 +130,7 @@ class Matrix:
         for check in direct.keys() | relay.keys():
             mine, theirs = relay.get(check, {"failed": "not run"}), direct.get(check, {"failed": "not run"})
             cells[check] = "same" if mine == theirs and "got" in mine else "**differs**"
-            known = KNOWN.get((server.name.split()[0], name, check))
-            if cells[check] != "same" and known:
-                self.known.append(f"{name} on {server.name}, {CHECKS[check][0]}: {known}")
-            elif cells[check] != "same":
+            if cells[check] != "same":
                 self.findings.append(f"{name} on {server.name}, {check}:\n  direct {short(theirs)}\n  relay  {short(mine)}")
         self.rows.setdefault(server.name, []).append((name, version, cells))
         seconds = time.monotonic() - started
@@ -173,8 +163,6 @@ class Matrix:
             lines.append("")
         lines += ["## The checks", "", *(f"- **{title}**: {text}." for title, text in CHECKS.values()), ""]
         lines += ["## The servers", "", *(f"- {name}: {text}" for name, text in self.servers.items()), ""]
-        if self.known:
-            lines += ["## Known differences", "", *(f"- {line}." for line in self.known), ""]
         return "\n".join(lines)
 
 
