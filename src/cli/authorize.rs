@@ -14,7 +14,7 @@ use crate::cli::session::Sessions;
 use crate::cli::target::{get, post, said};
 use crate::cli::ui::Ui;
 use crate::tunnel::{BoxFuture, ControlError, Pass, Tunnel};
-use crate::wire::authorize::{Audience, Challenge, Claim, Granted, PATH, Signed, VaultLogin};
+use crate::wire::authorize::{Audience, Challenge, Claim, Granted, OTHER_OWNER, PATH, STS_REFUSED, Signed, VaultLogin};
 
 /// The token of this launcher at the relay of one task.
 pub(super) struct Badge {
@@ -67,8 +67,12 @@ impl Badge {
                 ui.warn(&format!("  ! the relay does not know who you are, which it allows: {error:#}"));
             }
             Err(error) => {
-                return Err(CommandError::failed(error.context("the relay did not let you in"))
-                    .hinted("only the person who started a task may use it: bastion up starts your own"));
+                let hint = hint(&format!("{error:#}"));
+                let failed = CommandError::failed(error.context("the relay did not let you in"));
+                return Err(match hint {
+                    Some(hint) => failed.hinted(hint),
+                    None => failed,
+                });
             }
         }
         Ok(badge)
@@ -224,6 +228,17 @@ fn answer<T: serde::de::DeserializeOwned>(status: u16, body: &[u8]) -> anyhow::R
     }
 }
 
+/// What to do about the relay's sentence, where it does not say so itself: it tells a caller who is not the owner apart from
+/// one whom AWS does not know.
+fn hint(sentence: &str) -> Option<&'static str> {
+    if OTHER_OWNER.iter().any(|start| sentence.starts_with(start)) {
+        return Some("only the person who started a task may use it: bastion up starts your own");
+    }
+    sentence.starts_with(STS_REFUSED).then_some(
+        "check which AWS credentials are in use: aws sts get-caller-identity with the same profile and environment",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +262,17 @@ mod tests {
         assert_eq!(may_be_signed_for(None, Vec::new(), "prod"), (Vec::new(), Vec::new()));
         let (signed_for, warnings) = may_be_signed_for(None, known(), "prod");
         assert!(signed_for.is_empty() && warnings[0].contains("update the image"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_key_that_aws_does_not_know_is_not_told_as_another_owner() {
+        let theirs =
+            hint("this task belongs to arn:aws:iam::1:user/bob, and you are arn:aws:iam::1:user/alice").unwrap();
+        assert!(theirs.contains("bastion up starts your own"));
+        let unknown =
+            hint("STS refused the signature with InvalidClientTokenId: AWS does not know these keys").unwrap();
+        assert!(unknown.contains("aws sts get-caller-identity") && !unknown.contains("started"), "{unknown}");
+        assert_eq!(hint("the claim was signed at a time that is 900 s away from the relay's"), None);
     }
 
     #[test]

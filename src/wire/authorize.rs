@@ -20,6 +20,10 @@ pub const BODY: &str = "Action=GetCallerIdentity&Version=2011-06-15";
 pub const CONTENT_TYPE: &str = "application/x-www-form-urlencoded; charset=utf-8";
 /// Signed header that binds a login to one Vault (Vault documentation, AWS auth method, `iam_server_id_header_value`).
 pub const HEADER_VAULT: &str = "x-vault-aws-iam-server-id";
+/// How the relay's sentences about a caller begin who is not the one that the task is for.
+pub const OTHER_OWNER: [&str; 2] = ["this task belongs to", "this task has no owner"];
+/// And about one whose signature AWS does not take.
+pub const STS_REFUSED: &str = "STS refused the signature";
 /// How the reason of a reset starts where a stream would open if the caller proved anew who they are; a sentence follows.
 pub const PROOF_WANTED: &str = "proof wanted: ";
 

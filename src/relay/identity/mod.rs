@@ -315,3 +315,19 @@ fn question(signed: &Signed, nonce: &str, task: &str) -> Option<Request<Full<Byt
     }
     Some(request)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_launcher_tells_refusals_apart_by_how_they_begin() {
+        let who = |name: &str| Box::new(Principal::parse(&format!("arn:aws:iam::123456789012:user/{name}")).unwrap());
+        let [theirs, nobodys] = authorize::OTHER_OWNER;
+        let (owner, caller) = (who("bob"), who("alice"));
+        assert!(AuthorizeError::NotOwner { owner, caller }.to_string().starts_with(theirs));
+        assert!(AuthorizeError::NoOwner(who("alice")).to_string().starts_with(nobodys));
+        let unknown = AuthorizeError::StsRefused("InvalidClientTokenId".to_owned()).to_string();
+        assert!(unknown.starts_with(authorize::STS_REFUSED) && unknown.contains("AWS does not know these keys"));
+    }
+}
