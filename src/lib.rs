@@ -11,11 +11,11 @@
 //! | [`cli`] | commands, exit codes, the only printer | both |
 //! | `config` | environment schema → resolved settings, every mistake at once | both |
 //! | `types` | the vocabulary that the parts share | both |
-//! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux, lanes | both |
+//! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux, lanes; the table of ends | both |
 //! | `relay` | who is calling, accept, drive the handshake, splice, audit, health and metrics | relay |
 //! | `credential` | what a target logs in with: RDS IAM tokens, secrets, users that Vault makes for the task or for each person; redacted, cached | relay |
 //! | `limits` | open files and sockets: raised at the start, told when they are used up | both |
-//! | `link` | streams over several byte pipes: the runtime's side of `wire::lane`, for both ends | both |
+//! | `link` | streams over several byte pipes, or over one: the runtime's side of `wire::lane` and `wire::conn`, for both ends, and how they end | both |
 //! | `tunnel` | the laptop's path into the task: websocket, driver loop, local listeners | launcher |
 //! | `aws` | the profiles, the login and the AWS calls of the launcher in our own types | launcher |
 //! | `network` | the laptop's way to AWS: proxies, `CONNECT`, trusted certificates | launcher |

@@ -36,8 +36,10 @@ pub(crate) struct ExtraCa {
     pub(crate) pem: Option<String>,
 }
 
-/// The `Upgrade` token with which one client connection is carried over the relay's HTTP port.
-pub(crate) const UPGRADE_CONN: &str = "bastion-conn/1";
+/// The `Upgrade` tokens with which one client connection is carried over the relay's HTTP port: with its ends told, and, by
+/// relays and launchers that do not know that, without.
+pub(crate) const UPGRADE_CONN: &str = "bastion-conn/2";
+pub(crate) const UPGRADE_CONN_1: &str = "bastion-conn/1";
 
 /// The `Upgrade` token of a lane: one of the byte pipes of a link, `docs/lane-protocol.md`.
 pub(crate) const UPGRADE_LANE: &str = "bastion-lane/1";

@@ -15,8 +15,9 @@ use crate::cli::target::{Door, Unavailable};
 use crate::cli::ui::Ui;
 use crate::limits::{self, Spare};
 use crate::tunnel::State;
-use crate::tunnel::client::{self, CarryError};
+use crate::tunnel::client;
 use crate::tunnel::lanes::{Lanes, LanesState};
+use crate::types::Engine;
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -216,8 +217,10 @@ async fn accept(
             }
             match client::carry(&lanes, &name, engine, client).await {
                 Ok(()) => {}
-                // Clients come and go; only what the person can act on is worth a line.
-                Err(CarryError::Client(error)) => tracing::debug!(target = name, %error, "a local client is gone"),
+                // Only what the person can act on is worth a line.
+                Err(error) if !error.end().is_news(engine != Engine::Tcp) => {
+                    tracing::debug!(target = name, %error, "a connection has ended");
+                }
                 // At the end every open connection is cut, which is what was asked for.
                 Err(_) if accepting.is_cancelled() => {}
                 Err(error) => ui.warn(&format!("  ! a connection to {name} failed: {error}")),

@@ -136,8 +136,8 @@ impl Attacked {
                     assert!(length <= buffer.len());
                 }
             }
-            17 => self.link.reset(stream, "why not"),
-            18 => self.link.release(stream),
+            17 => self.link.reset(self.now, stream, "why not"),
+            18 => self.link.release(self.now, stream),
             _ => {
                 self.now += Duration::from_millis(u64::from(input.word()));
                 self.link.handle_timeout(self.now);
@@ -304,7 +304,7 @@ impl Pair {
                         half.cut = true;
                     }
                 }
-                self.ends[end].link.reset(stream, "enough");
+                self.ends[end].link.reset(now, stream, "enough");
             }
             10 => self.deliver_all(),
             _ => self.pass(Duration::from_millis(u64::from(input.word() >> 4))),

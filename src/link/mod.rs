@@ -3,7 +3,9 @@
 //! [`crate::wire::lane`] decides everything; here is one lock around it that is never held over an await, and who is
 //! woken when. The relay accepts streams from it, the tunnel opens them.
 
+pub(crate) mod end;
 mod lane;
+pub(crate) mod plain;
 mod stream;
 
 use std::collections::{HashMap, VecDeque};

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::link::end::{Resets, failure};
 use crate::link::{Shared, now};
-use crate::wire::lane::link::StreamEnd;
 use crate::wire::lane::stream::Read;
 
 /// One read unpacks so much at most.
@@ -16,7 +16,7 @@ const READ: usize = 64 * 1024;
 
 /// Bytes to and from a target. Each direction ends on its own. What is written leaves with a flush, or when there is a
 /// lot of it; reading ends with `Ok(0)` only if the other side has finished and all of it was read. Dropped before its
-/// writing has ended, the other side sees a reset and not an end.
+/// writing has ended, the other side sees a reset and not an end, behind what was written.
 pub(crate) struct Stream {
     shared: Arc<Shared>,
     id: u64,
@@ -27,22 +27,20 @@ impl Stream {
         Self { shared, id }
     }
 
-    /// Ends both directions; `reason` is for the person at the other end.
-    #[cfg(feature = "relay")]
-    pub(crate) fn reset(self, reason: &str) {
+    /// Ends both directions, and neither at its end; `reason` is for the other end. It hears of it behind everything that
+    /// was written.
+    pub(crate) fn reset(&mut self, reason: &str) {
         let mut inner = self.shared.lock();
-        inner.machine.reset(self.id, reason);
+        inner.machine.reset(now(), self.id, reason);
         self.shared.settle(&mut inner);
     }
 }
 
-fn failure(end: StreamEnd) -> io::Error {
-    let kind = match end {
-        StreamEnd::Closed => io::ErrorKind::BrokenPipe,
-        StreamEnd::Reset(_) => io::ErrorKind::ConnectionReset,
-        StreamEnd::Unreadable(_) => io::ErrorKind::InvalidData,
-    };
-    io::Error::new(kind, end)
+impl Resets for Stream {
+    fn poll_reset(&mut self, _context: &mut Context<'_>, why: &str) -> Poll<()> {
+        self.reset(why);
+        Poll::Ready(())
+    }
 }
 
 impl AsyncRead for Stream {
@@ -108,7 +106,7 @@ impl Drop for Stream {
         let mut inner = self.shared.lock();
         inner.readers.remove(&self.id);
         inner.writers.remove(&self.id);
-        inner.machine.release(self.id);
+        inner.machine.release(now(), self.id);
         self.shared.settle(&mut inner);
     }
 }

@@ -41,6 +41,7 @@ impl World {
             while let Some((stream, target)) = acceptor.accept().await {
                 streams.spawn(async move {
                     if target != "echo" {
+                        let mut stream = stream;
                         return stream.reset("there is no such target");
                     }
                     let (mut read, mut write) = tokio::io::split(stream);
@@ -134,6 +135,10 @@ async fn a_closed_link_ends_the_other_side_at_once() {
     world.opener.drained().await;
     world.opener.close();
     assert!(world.acceptor.accept().await.is_none());
-    assert!(accepted.read_u8().await.is_err() && stream.read_u8().await.is_err());
+    // What has come whole before stays whole.
+    let mut said = Vec::new();
+    accepted.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said, b"hello");
+    assert!(accepted.write_all(b"x").await.is_err() && stream.read_u8().await.is_err());
     while world.tasks.join_next().await.is_some() {}
 }

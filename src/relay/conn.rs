@@ -1,6 +1,7 @@
 //! One client: drive the login, then splice, then say how it ended.
 
 mod driver;
+mod ending;
 mod farewell;
 mod refusal;
 mod service;
@@ -18,7 +19,7 @@ use crate::relay::audit::ConnRecord;
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, TUNNEL_OPENING_TIMEOUT, Upstream};
 use crate::relay::error::ConnError;
 use crate::relay::identity::Person;
-use crate::relay::{Io, Served, Shared, upstream, wall_clock};
+use crate::relay::{ClientIo, Served, Shared, upstream, wall_clock};
 use crate::tls;
 use crate::types::{CredentialConfig, Engine, Target};
 use crate::wire::proxy::Handshake;
@@ -51,7 +52,7 @@ pub(super) enum NotAdmitted {
 
 /// A logged-in connection, ready to splice.
 struct Login {
-    client: Box<dyn Io>,
+    client: Box<dyn ClientIo>,
     upstream: Upstream,
     record: ConnRecord,
     /// To go to the client before anything else.
@@ -93,14 +94,14 @@ impl Conn {
     }
 
     /// Serves the client to its end. Never fails: what goes wrong is told to the client and logged here.
-    pub(super) async fn serve(mut self, client: impl Io + 'static) {
-        let mut client: Box<dyn Io> = Box::new(client);
+    pub(super) async fn serve(mut self, client: impl ClientIo + 'static) {
+        let client: Box<dyn ClientIo> = Box::new(client);
         let warm = self.warm.take();
         let target = &self.served.target;
         let handshake = match self.handshake() {
             Ok(handshake) => handshake,
-            // Without a handshake there is no way to tell the client.
-            Err(failure) => return self.record_failure(&failure, None, target, target.credential.db_user()).await,
+            // Without a handshake there are no words for the client.
+            Err(failure) => return self.refuse(client, None, &failure, target, target.credential.db_user()).await,
         };
         let limit = self.shared.config.max_connections;
         let room = self.shared.room.try_acquire().map_err(|_| ConnError::Full(limit)).and_then(|room| {
@@ -110,24 +111,22 @@ impl Conn {
         let _room = match room {
             Ok(room) => room,
             Err(full) => {
-                self.refuse(&mut client, handshake.as_ref(), &full, target, target.credential.db_user()).await;
+                self.refuse(client, handshake.as_ref(), &full, target, target.credential.db_user()).await;
                 return;
             }
         };
         let started = Instant::now();
-        let login = tokio::select! {
-            login = self.log_in(client, handshake, warm) => login,
-            () = self.shared.cut.cancelled() => {
-                self.record_failure(&ConnError::Shutdown, None, target, target.credential.db_user()).await;
-                return;
-            }
-        };
-        if let Some(login) = login {
+        if let Some(login) = self.log_in(client, handshake, warm).await {
             self.relay(login, started).await;
         }
     }
 
-    async fn log_in(&self, client: Box<dyn Io>, handshake: Option<Handshake>, warm: Option<Loan>) -> Option<Login> {
+    async fn log_in(
+        &self,
+        client: Box<dyn ClientIo>,
+        handshake: Option<Handshake>,
+        warm: Option<Loan>,
+    ) -> Option<Login> {
         match (&self.served.target.credential, handshake) {
             (CredentialConfig::Client, handshake) | (_, handshake @ None) => self.connect(client, handshake).await,
             (_, Some(handshake)) => self.log_in_for(client, handshake, warm).await,
@@ -188,9 +187,13 @@ impl Conn {
     }
 
     /// A target whose clients log in themselves: bytes only, to the configured address only.
-    async fn connect(&self, mut client: Box<dyn Io>, handshake: Option<Handshake>) -> Option<Login> {
+    async fn connect(&self, client: Box<dyn ClientIo>, handshake: Option<Handshake>) -> Option<Login> {
         let target = &self.served.target;
-        match upstream::dial(target).await {
+        let dialed = tokio::select! {
+            dialed = upstream::dial(target) => dialed.map_err(ConnError::from),
+            () = self.shared.cut.cancelled() => Err(ConnError::Shutdown),
+        };
+        match dialed {
             Ok(stream) => Some(Login {
                 client,
                 upstream: Upstream::Plain(stream),
@@ -201,14 +204,14 @@ impl Conn {
                 loan: None,
             }),
             Err(error) => {
-                self.refuse(&mut client, handshake.as_ref(), &error.into(), target, None).await;
+                self.refuse(client, handshake.as_ref(), &error, target, None).await;
                 None
             }
         }
     }
 
     /// Logs in for the client. `None`: there is nothing to splice, and the client has been told why.
-    async fn log_in_for(&self, client: Box<dyn Io>, handshake: Handshake, warm: Option<Loan>) -> Option<Login> {
+    async fn log_in_for(&self, client: Box<dyn ClientIo>, handshake: Handshake, warm: Option<Loan>) -> Option<Login> {
         let mut driver = Driver::new(&self.shared, &self.served, &self.admission, self.id, handshake, Some(client));
         driver.next = warm;
         let opening = if self.from == TUNNEL { TUNNEL_OPENING_TIMEOUT } else { OPENING_TIMEOUT };
@@ -227,14 +230,17 @@ impl Conn {
                     // A cancel request has no answer in the protocol; the log is all there is.
                     Err(failure) => self.record_failure(&failure, None, driver.target(), driver.user()).await,
                 }
+                if let Some(client) = driver.client.take() {
+                    ending::end_well(client, &[], ending::GOODBYE_TIMEOUT).await;
+                }
                 return None;
             }
             Err(failure) => failure,
         };
         match driver.client.take() {
-            Some(mut client) => {
+            Some(client) => {
                 let handshake = Some(&driver.handshake);
-                self.refuse(&mut client, handshake, &failure, driver.target(), driver.user()).await;
+                self.refuse(client, handshake, &failure, driver.target(), driver.user()).await;
             }
             // The client went down with its own TLS handshake; there is nobody to tell.
             None => {
@@ -255,9 +261,11 @@ impl Conn {
         if let Some(Upstream::Tls(mut upstream)) = driver.upstream {
             let mut nothing = [0_u8; 16];
             let closed = async { while upstream.read(&mut nothing).await.is_ok_and(|read| read > 0) {} };
-            tokio::time::timeout(CANCEL_TIMEOUT, closed)
-                .await
-                .map_err(|_| ConnError::LoginTimeout(CANCEL_TIMEOUT.as_secs()))?;
+            let in_time = tokio::time::timeout(CANCEL_TIMEOUT, closed);
+            tokio::select! {
+                in_time = in_time => in_time.map_err(|_| ConnError::LoginTimeout(CANCEL_TIMEOUT.as_secs()))?,
+                () = self.shared.cut.cancelled() => return Err(ConnError::Shutdown),
+            }
         }
         Ok(())
     }

@@ -13,10 +13,11 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::relay::{Io, upstream};
+use crate::relay::upstream;
 
 /// Status line and headers of an answer.
 const HEAD_MAX: usize = 16 * 1024;
@@ -107,6 +108,10 @@ pub(super) async fn fetch(
         Err(_) => Err(FetchError::Timeout(endpoint.authority(), timeout.as_secs())),
     }
 }
+
+/// Plain or with TLS.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 async fn connect(endpoint: &Endpoint, tls: &Arc<ClientConfig>) -> Result<Box<dyn Io>, String> {
     let stream =

@@ -12,10 +12,11 @@ use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::server::conn::http1;
+use hyper::upgrade::Parts;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,11 +24,13 @@ use tracing::debug;
 
 use crate::credential::Logins;
 use crate::limits::Spare;
+use crate::link::plain::Plain;
 use crate::relay::accept::not_accepted;
+use crate::relay::client_io::Early;
 use crate::relay::conn::NotAdmitted;
 use crate::relay::identity::Person;
 use crate::relay::{Served, Shared, authorize, conn, lane, leave, upstream, wall_clock};
-use crate::types::{CredentialConfig, HEADER_TARGET, Target, UPGRADE_CONN, UPGRADE_LANE};
+use crate::types::{CredentialConfig, HEADER_TARGET, Target, UPGRADE_CONN, UPGRADE_CONN_1, UPGRADE_LANE};
 use crate::wire::authorize::PATH;
 
 /// A client that opens the port and sends no request is closed.
@@ -169,23 +172,27 @@ async fn known(served: &Served, deadline: Instant) -> (Target, Option<String>, O
 /// Turns this HTTP connection into a lane of a link, or into one client connection to the target that it names.
 async fn upgrade(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let wanted = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let lane = wanted.eq_ignore_ascii_case(UPGRADE_LANE);
-    if !lane && !wanted.eq_ignore_ascii_case(UPGRADE_CONN) {
-        let message = format!(
-            "this address only upgrades to {UPGRADE_LANE} and {UPGRADE_CONN}; update bastion on the laptop or in the task"
-        );
+    let known = [UPGRADE_LANE, UPGRADE_CONN, UPGRADE_CONN_1];
+    let Some(protocol) = known.into_iter().find(|protocol| wanted.eq_ignore_ascii_case(protocol)) else {
+        let message =
+            format!("this address only upgrades to {}; update bastion on the laptop or in the task", known.join(", "));
         return refusal(StatusCode::UPGRADE_REQUIRED, &message);
-    }
+    };
     match authorize::caller(&shared, request.headers()).await {
         Ok(_) if shared.drain.is_cancelled() => refusal(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
-        Ok(person) if lane => lane::join(&shared, person, request),
-        Ok(person) => connect(&shared, person, request).await,
+        Ok(person) if protocol == UPGRADE_LANE => lane::join(&shared, person, request),
+        Ok(person) => connect(&shared, person, protocol, request).await,
         Err(no_token) => no_token.response(),
     }
 }
 
 /// One client connection.
-async fn connect(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request: Request) -> Response<Body> {
+async fn connect(
+    shared: &Arc<Shared>,
+    person: Option<Arc<Person>>,
+    protocol: &'static str,
+    mut request: Request,
+) -> Response<Body> {
     let Some(name) = request.headers().get(HEADER_TARGET).and_then(|value| value.to_str().ok()) else {
         return refusal(StatusCode::BAD_REQUEST, &format!("the header {HEADER_TARGET} names no target"));
     };
@@ -202,12 +209,17 @@ async fn connect(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request:
     let present = Present::new(shared);
     shared.conns.spawn(async move {
         let _present = present;
-        match upgrade.await {
-            Ok(upgraded) => conn.serve(TokioIo::new(upgraded)).await,
+        // With the socket itself a connection can end by a reset.
+        match upgrade.await.map(hyper::upgrade::Upgraded::downcast::<TokioIo<TcpStream>>) {
+            Ok(Ok(Parts { io, read_buf, .. })) if protocol == UPGRADE_CONN => {
+                conn.serve(Plain::new(io.into_inner(), &read_buf)).await;
+            }
+            Ok(Ok(Parts { io, read_buf, .. })) => conn.serve(Early::new(read_buf, io.into_inner())).await,
+            Ok(Err(_)) => debug!("an upgraded connection is no socket"),
             Err(error) => debug!(%error, "an upgrade did not come about"),
         }
     });
-    switching(UPGRADE_CONN)
+    switching(protocol)
 }
 
 /// An open connection without a link.
@@ -241,7 +253,7 @@ pub(super) fn refusal(status: StatusCode, message: &str) -> Response<Body> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if status == StatusCode::UPGRADE_REQUIRED {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        let offered = HeaderValue::from_static("bastion-lane/1, bastion-conn/1");
+        let offered = HeaderValue::from_static("bastion-lane/1, bastion-conn/2, bastion-conn/1");
         response.headers_mut().insert(UPGRADE, offered);
     }
     response

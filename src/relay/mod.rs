@@ -7,6 +7,7 @@
 mod accept;
 mod audit;
 mod authorize;
+mod client_io;
 mod conn;
 mod decide;
 mod error;
@@ -35,7 +36,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::{ClientConfig, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,7 @@ use tracing::{info, warn};
 
 use crate::credential::{Logins, Sources};
 use crate::relay::audit::{Audit, Emf};
+use crate::relay::client_io::ClientIo;
 use crate::relay::decide::{Decided, Unavailable};
 use crate::relay::greeting::RememberedGreeting;
 use crate::relay::identity::Identity;
@@ -121,10 +122,6 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Tls(#[from] tls::TlsConfigError),
 }
-
-/// A byte stream of a client, whatever it came through.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// A target with all that serving it needs.
 struct Served {

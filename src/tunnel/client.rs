@@ -3,37 +3,29 @@
 //!
 //! The target's name or the upgrade request and the client's first bytes travel together, so that it costs no round trip.
 
+mod began;
+mod exchange;
+mod old;
+mod tell;
+
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use secrecy::SecretString;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use crate::link::Link;
+use crate::link::end;
+use crate::tunnel::client::began::Began;
 use crate::tunnel::lanes::Lanes;
-use crate::tunnel::upgrade::{self, UpgradeError};
-use crate::tunnel::{ConnectError, ControlError, Tunnel};
-use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN};
-use crate::wire::authorize::PROOF_WANTED;
-use crate::wire::downstream::Downstream;
+use crate::tunnel::upgrade::UpgradeError;
+use crate::tunnel::{ConnectError, ControlError};
+use crate::types::Engine;
+use crate::wire::end::{End, How, Notice, Who};
 use crate::wire::error_text::ErrorText;
-use crate::wire::lane::link::StreamEnd;
-use crate::wire::mysql::capability;
-use crate::wire::pg::startup::{self, Opening};
 
-/// Head and capabilities of a MySQL packet.
-const HEAD: usize = 8;
-const CHUNK: usize = 16 * 1024;
-/// One read from a client for the link, which packs what it gets at once.
-const LINK_CHUNK: usize = 48 * 1024;
-/// A database client that has closed its side is gone; its answer may still be on the way.
-const LINGER_DATABASE: Duration = Duration::from_secs(30);
-/// Other protocols may half-close and wait.
-const LINGER_TCP: Duration = Duration::from_secs(600);
 /// What the relay's answers have for a lost connection too: MySQL's number (`mysqld_error.h`) and SQLSTATE, and the
 /// SQLSTATE `connection_failure` of PostgreSQL.
 const LOST_MYSQL: (u16, &str) = (1158, "08S01");
@@ -52,6 +44,9 @@ pub(crate) enum CarryError {
     Connect(#[from] ConnectError),
     #[error("you could not prove again who you are: {0}")]
     Pass(ControlError),
+    /// The database has reset the connection.
+    #[error("{0}")]
+    Database(io::Error),
     /// What the relay said.
     #[error("{0}")]
     Refused(String),
@@ -73,9 +68,23 @@ impl From<UpgradeError> for CarryError {
     }
 }
 
-/// Carries `client` to `target` until both sides are done. A cut tunnel is told to the client as an error of the protocol
-/// that it speaks; in the middle of a message, in an encrypted session and for other engines by a reset; never by a clean
-/// end.
+impl CarryError {
+    /// Who ended the connection and how.
+    pub(crate) fn end(&self) -> End {
+        match self {
+            Self::Client(_) => End::new(Who::Client, How::Reset),
+            Self::Connect(_) => End::new(Who::Tunnel, How::Refused),
+            Self::Database(_) => End::new(Who::Database, How::Reset),
+            Self::Pass(_) => End::new(Who::Launcher, How::Refused),
+            Self::Refused(_) | Self::Unauthorized(_) => End::new(Who::Relay, How::Refused),
+            Self::Tunnel(error) => end::of_relay(error),
+        }
+    }
+}
+
+/// Carries `client` to `target` until both sides are done. What the client notices of another end than its own,
+/// [`crate::wire::end`] says; errors of ours are told in the protocol that it speaks; in the middle of a message, in an
+/// encrypted session and for other engines by a reset; never by a clean end.
 ///
 /// # Errors
 /// [`CarryError`], for the person at the terminal; the client knows already.
@@ -92,21 +101,22 @@ pub(crate) async fn carry(
         return Ok(());
     }
     let mut began = Began::new(engine);
-    let carried = with_proof(lanes, target, engine, &mut client, &opening, &mut began).await;
+    let carried = with_proof(lanes, target, engine, &mut client, &mut opening, &mut began).await;
     if let Err(error) = &carried {
         // Databases may drop a client that has said goodbye; it hears nothing any more, and nothing is wrong.
-        if began.closed && engine != Engine::Tcp && matches!(error, CarryError::Tunnel(_)) {
+        let dropped = matches!(error, CarryError::Database(_) | CarryError::Refused(_) | CarryError::Tunnel(_));
+        if began.closed && engine != Engine::Tcp && dropped {
             tracing::debug!(target, %error, "after the client's end");
             return Ok(());
         }
-        let text = error_text(target, engine, error);
+        let text = error_text(target, engine, error, began.down);
         let stream = began.stream.as_ref().filter(|_| !began.hidden.load(Ordering::Relaxed));
         let last_words = stream.and_then(|stream| stream.last_words(&text));
-        if let Some(last_words) = last_words.filter(|_| !matches!(error, CarryError::Client(_))) {
+        if let Some(last_words) = last_words.filter(|_| error.end().notice() == Notice::Error) {
             let told = async {
                 match began.down {
-                    true => say(&mut client, &last_words).await,
-                    false => tell(&mut client, engine, opening, &text).await,
+                    true => tell::say(&mut client, &last_words).await,
+                    false => tell::tell(&mut client, engine, opening, &text).await,
                 }
             };
             // Whoever does not read it cannot be helped.
@@ -126,7 +136,7 @@ async fn with_proof(
     target: &str,
     engine: Engine,
     client: &mut TcpStream,
-    opening: &[u8],
+    opening: &mut BytesMut,
     began: &mut Began,
 ) -> Result<(), CarryError> {
     let mut proven = false;
@@ -134,8 +144,8 @@ async fn with_proof(
         let link = lanes.ready().await?;
         let token = lanes.pass().token();
         let carried = match &link {
-            Some(link) => over_link(link, target, client, opening, began).await,
-            None => over_tunnel(&lanes.plain().await, token.as_ref(), target, engine, client, opening, began).await,
+            Some(link) => exchange::over_link(link, target, client, opening, began).await,
+            None => over_tunnel(lanes, target, engine, client, opening, began).await,
         };
         let again = matches!(carried, Err(CarryError::Unauthorized(_))) && !began.up && !began.down;
         if proven || !again {
@@ -146,252 +156,35 @@ async fn with_proof(
     }
 }
 
-/// What has gone through already, and cannot be taken back.
-struct Began {
-    /// The client has closed its side.
-    closed: bool,
-    /// Bytes of the client, besides its opening.
-    up: bool,
-    /// Bytes for the client.
-    down: bool,
-    /// Where those stand, if that can be known.
-    stream: Option<Downstream>,
-    /// The start of a MySQL client's first packet: its head and its capabilities.
-    head: Option<Vec<u8>>,
-    /// Those announce a stream that cannot be followed.
-    hidden: AtomicBool,
-}
-
-impl Began {
-    fn new(engine: Engine) -> Self {
-        let stream = match engine {
-            Engine::Mysql => Some(Downstream::mysql_login()),
-            Engine::Postgres => Some(Downstream::postgres_login()),
-            Engine::Tcp => None,
-        };
-        let head = (engine == Engine::Mysql).then(Vec::new);
-        Self { closed: false, up: false, down: false, stream, head, hidden: AtomicBool::new(false) }
-    }
-}
-
-/// Looks at what a client sends, on its way.
-fn heard(began_up: &mut bool, head: &mut Option<Vec<u8>>, hidden: &AtomicBool, bytes: &[u8]) {
-    *began_up = true;
-    if let Some(head) = head.as_mut().filter(|head| head.len() < HEAD) {
-        head.extend(bytes.iter().take(HEAD.saturating_sub(head.len())));
-        hidden.store(capability::hides_the_rest(head), Ordering::Relaxed);
-    }
-}
-
-/// Follows what a client was sent.
-fn sent(began_down: &mut bool, stream: &mut Option<Downstream>, bytes: &[u8]) {
-    *began_down = true;
-    if let Some(stream) = stream {
-        stream.pass(bytes);
-    }
-}
-
-/// A stream of the link. Each direction ends on its own.
-async fn over_link(
-    link: &Link,
-    target: &str,
-    client: &mut TcpStream,
-    opening: &[u8],
-    began: &mut Began,
-) -> Result<(), CarryError> {
-    let full = || ConnectError::Ended(link.over().unwrap_or_else(|| "it has too many connections".to_owned()));
-    let stream = link.open(target).ok_or_else(full)?;
-    let (mut from_link, mut to_link) = tokio::io::split(stream);
-    let (from_client, mut to_client) = client.split();
-    let Began { closed, up: began_up, down: began_down, stream: followed, head, hidden } = began;
-    let up = async {
-        // Why a write fails, the reading side knows.
-        let sent = async {
-            to_link.write_all(opening).await?;
-            to_link.flush().await
-        };
-        if sent.await.is_err() {
-            return Ok(());
-        }
-        loop {
-            from_client.readable().await.map_err(CarryError::Client)?;
-            // Only while there is something to read: most clients are idle most of the time.
-            let mut buffer = Vec::with_capacity(LINK_CHUNK);
-            match from_client.try_read_buf(&mut buffer) {
-                Ok(0) => break,
-                Ok(_) => heard(began_up, head, hidden, &buffer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(CarryError::Client(error)),
-            }
-            let sent = async {
-                to_link.write_all(&buffer).await?;
-                to_link.flush().await
-            };
-            if sent.await.is_err() {
-                return Ok(());
-            }
-        }
-        *closed = true;
-        let _ended_already = to_link.shutdown().await;
-        Ok(())
-    };
-    let down = async {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            let length = from_link.read(&mut buffer).await.map_err(link_failed)?;
-            if length == 0 {
-                return to_client.shutdown().await.map_err(CarryError::Client);
-            }
-            let bytes = buffer.get(..length).unwrap_or_default();
-            sent(began_down, followed, bytes);
-            to_client.write_all(bytes).await.map_err(CarryError::Client)?;
-        }
-    };
-    tokio::try_join!(up, down).map(|_| ())
-}
-
-/// Why a stream of the link broke.
-fn link_failed(error: io::Error) -> CarryError {
-    match error.get_ref().and_then(|error| error.downcast_ref()) {
-        Some(StreamEnd::Reset(reason)) if reason.starts_with(PROOF_WANTED) => {
-            CarryError::Unauthorized(reason.replacen(PROOF_WANTED, "", 1))
-        }
-        _ => CarryError::Tunnel(error),
-    }
-}
-
-/// A stream of the tunnel, with the token that the relay asks for.
+/// The plain way, which a relay may know in its newer form or in its older one only.
 async fn over_tunnel(
-    tunnel: &Tunnel,
-    token: Option<&SecretString>,
+    lanes: &Lanes,
     target: &str,
     engine: Engine,
     client: &mut TcpStream,
-    opening: &[u8],
+    opening: &mut BytesMut,
     began: &mut Began,
 ) -> Result<(), CarryError> {
-    let linger = if engine == Engine::Tcp { LINGER_TCP } else { LINGER_DATABASE };
-    let stream = tunnel.connect(linger)?;
-    let (mut from_tunnel, mut to_tunnel) = tokio::io::split(stream);
-    let (mut from_client, mut to_client) = client.split();
-    let Began { closed, up: began_up, down: began_down, stream: followed, head, hidden } = began;
-    let mut first = upgrade::request(UPGRADE_CONN, token, &[(HEADER_TARGET, target)]);
-    first.extend_from_slice(opening);
-    to_tunnel.write_all(&first).await.map_err(CarryError::Tunnel)?;
-    let up = async {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            match from_client.read(&mut buffer).await.map_err(CarryError::Client)? {
-                0 => break,
-                length => {
-                    let bytes = buffer.get(..length).unwrap_or_default();
-                    heard(began_up, head, hidden, bytes);
-                    if to_tunnel.write_all(bytes).await.is_err() {
-                        // The reading side knows why, and the client has not left.
-                        return std::future::pending().await;
-                    }
-                }
-            }
+    let (tunnel, token) = (lanes.plain().await, lanes.pass().token());
+    let token = token.as_ref();
+    if lanes.tells_ends() {
+        if exchange::over_tunnel(&tunnel, token, target, engine, client, opening, began).await? {
+            return Ok(());
         }
-        *closed = true;
-        let _ended_already = to_tunnel.shutdown().await;
-        std::future::pending::<Result<(), CarryError>>().await
-    };
-    let down = async {
-        let mut buffer = BytesMut::with_capacity(CHUNK);
-        upgrade::read_answer(&mut from_tunnel, &mut buffer).await?;
-        loop {
-            if !buffer.is_empty() {
-                sent(began_down, followed, &buffer);
-                to_client.write_all_buf(&mut buffer).await.map_err(CarryError::Client)?;
-            }
-            buffer.clear();
-            buffer.reserve(CHUNK);
-            if from_tunnel.read_buf(&mut buffer).await.map_err(CarryError::Tunnel)? == 0 {
-                to_client.shutdown().await.map_err(CarryError::Client)?;
-                return Ok(());
-            }
-        }
-    };
-    // smux closes both directions at once: when the answer has ended, so has the question.
-    tokio::select! {
-        ended = down => ended,
-        failed = up => failed,
+        lanes.tells_no_ends();
     }
+    old::over_tunnel(&tunnel, token, target, engine, client, opening, began).await
 }
 
-fn error_text(target: &str, engine: Engine, error: &CarryError) -> ErrorText {
+/// `has_begun`: the client has heard something already.
+fn error_text(target: &str, engine: Engine, error: &CarryError, has_begun: bool) -> ErrorText {
     let (number, sqlstate) = if engine == Engine::Mysql { LOST_MYSQL } else { LOST_POSTGRES };
     let (what, hint) = match error {
-        CarryError::Client(_) | CarryError::Tunnel(_) => ("this connection has ended", AGAIN),
+        CarryError::Client(_) | CarryError::Database(_) | CarryError::Tunnel(_) => ("this connection has ended", AGAIN),
         CarryError::Connect(_) => ("it cannot be reached now", AGAIN),
+        CarryError::Refused(_) if has_begun => ("this connection has ended", AGAIN),
         CarryError::Pass(_) | CarryError::Refused(_) | CarryError::Unauthorized(_) => ("no connection", LOOK),
     };
     let message = format!("bastion: target {target}: {what}: {error}");
     ErrorText { number, sqlstate: sqlstate.to_owned(), message, detail: String::new(), hint: hint.to_owned() }
-}
-
-/// Tells a client that has heard nothing yet. MySQL's reads an ERR packet in place of the greeting.
-async fn tell(client: &mut TcpStream, engine: Engine, opening: BytesMut, text: &ErrorText) -> io::Result<()> {
-    if engine == Engine::Mysql {
-        return say(client, &text.packet(0, false)).await;
-    }
-    if !refuse_all_before_startup(client, opening).await? {
-        return Ok(());
-    }
-    let mut message = BytesMut::new();
-    text.fields("FATAL").encode(&mut message);
-    say(client, &message).await
-}
-
-/// The last message, and then the end of the stream. Waits until the client has read it: unread input of ours would turn
-/// the close into a reset.
-async fn say(client: &mut TcpStream, message: &[u8]) -> io::Result<()> {
-    client.write_all(message).await?;
-    client.shutdown().await?;
-    let mut rest = [0; 512];
-    while client.read(&mut rest).await? > 0 {}
-    Ok(())
-}
-
-/// Answers a PostgreSQL client's TLS and GSSAPI requests with no, up to its startup: libpq shows no text of an error that
-/// comes before. False if it has left, or only wanted to cancel.
-async fn refuse_all_before_startup(client: &mut TcpStream, mut buffer: BytesMut) -> io::Result<bool> {
-    loop {
-        match startup::decode(&mut buffer) {
-            Ok(None) => {
-                if client.read_buf(&mut buffer).await? == 0 {
-                    return Ok(false);
-                }
-            }
-            Ok(Some(Opening::GssEncRequest | Opening::SslRequest)) => client.write_all(b"N").await?,
-            Ok(Some(Opening::Cancel(_))) => return Ok(false),
-            Ok(Some(Opening::DirectTls | Opening::Startup(_))) | Err(_) => return Ok(true),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mysql_client_that_will_encrypt_or_compress_is_followed_no_more() {
-        let login = |capabilities: u32| [&[32, 0, 0, 1][..], &capabilities.to_le_bytes(), &[0; 24]].concat();
-        for (engine, bytes, hidden) in [
-            (Engine::Mysql, login(capability::NEEDED), false),
-            (Engine::Mysql, login(capability::NEEDED | capability::SSL), true),
-            (Engine::Mysql, login(capability::NEEDED | capability::COMPRESS), true),
-            (Engine::Postgres, login(capability::SSL), false),
-        ] {
-            for cut in 1..=bytes.len() {
-                let mut began = Began::new(engine);
-                for piece in bytes.chunks(cut).chain([&[0xff; 64][..]]) {
-                    heard(&mut began.up, &mut began.head, &began.hidden, piece);
-                }
-                assert!(began.up);
-                assert_eq!(began.hidden.load(Ordering::Relaxed), hidden, "{engine:?} in pieces of {cut}");
-            }
-        }
-    }
 }

@@ -119,6 +119,8 @@ pub(super) struct Inner {
     lanes: watch::Sender<LanesState>,
     state: watch::Sender<State>,
     used: Mutex<Used>,
+    /// The relay knows no ends of connections, as those from before `bastion-conn/2`.
+    no_ends: AtomicBool,
     /// Sessions that the agent has workers for, besides the first: as many as are wanted until it is known better.
     places: Semaphore,
     /// Somebody tries again whether the agent answers one more.
@@ -176,6 +178,7 @@ impl Lanes {
             way: watch::Sender::new(Way::None),
             lanes: watch::Sender::new(LanesState { wanted, ..LanesState::default() }),
             state: watch::Sender::new(state),
+            no_ends: AtomicBool::new(false),
             places: Semaphore::new(wanted.saturating_sub(1)),
             tries: AtomicBool::new(false),
             answered: Notify::new(),
@@ -258,6 +261,15 @@ impl Lanes {
 
     pub(super) fn pass(&self) -> &dyn Pass {
         self.inner.pass.as_ref()
+    }
+
+    /// Whether the relay may know how to tell ends on the plain way.
+    pub(super) fn tells_ends(&self) -> bool {
+        !self.inner.no_ends.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn tells_no_ends(&self) {
+        self.inner.no_ends.store(true, Ordering::Relaxed);
     }
 
     /// Counts a client for as long as the result lives.

@@ -362,6 +362,8 @@ impl Tunnel {
 }
 
 #[cfg(test)]
+mod ends_tests;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod lanes_tests;

@@ -17,8 +17,11 @@ use super::client::CarryError;
 use super::lanes::{LaneError, Lanes, Opener};
 use super::*;
 use crate::link::Link;
-use crate::types::{Engine, HEADER_LANE, HEADER_LINK, HEADER_TARGET};
+use crate::link::end::Resets;
+use crate::link::plain::Plain;
+use crate::types::{Engine, HEADER_LANE, HEADER_LINK, HEADER_TARGET, UPGRADE_CONN};
 use crate::wire::authorize::PROOF_WANTED;
+use crate::wire::end::DATABASE_RESET;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -144,9 +147,12 @@ impl Pass for Proofs {
 /// Joins lanes to links, as the relay does, or serves the plain way. Its targets: `echo`; `hash` answers with the SHA-256
 /// of what came; `sums` echoes as many bytes as the first eight say, and adds the SHA-256 of what came;
 /// `turns` does so once all has come; `tired` as `sums`, with rests; `deaf` reads nothing; `rude` goes at the end without a word; `shy` echoes once
-/// nobody has to prove anything any more.
+/// nobody has to prove anything any more; `last` says something and is reset by its database, `unserved` is refused with a
+/// reason.
 #[derive(Default)]
 pub(super) struct Relay {
+    /// It knows no ends of connections.
+    pub(super) old: AtomicBool,
     pub(super) links: Mutex<HashMap<String, Link>>,
     /// Nobody is answered while this is set.
     pub(super) held: watch::Sender<bool>,
@@ -195,9 +201,16 @@ impl Relay {
             line.unwrap_or_default().to_owned()
         };
         let target = header(HEADER_TARGET);
+        if header("Upgrade") == UPGRADE_CONN && self.old.load(Ordering::SeqCst) {
+            stream.write_all(b"HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            return;
+        }
         if !target.is_empty() {
             stream.write_all(SWITCHING).await.unwrap();
-            return serve(stream, target, Arc::clone(&self.rest)).await;
+            return match header("Upgrade").as_str() {
+                UPGRADE_CONN => serve(Plain::new(stream, b""), target, Arc::clone(&self.rest)).await,
+                _ => serve(stream, target, Arc::clone(&self.rest)).await,
+            };
         }
         let link = match header(HEADER_LANE).as_str() {
             "new" => Some(self.begin(header(HEADER_LINK))),
@@ -220,7 +233,7 @@ impl Relay {
             let mut streams = JoinSet::new();
             let serve = async {
                 let want = || wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-                while let Some((stream, target)) = serving.accept().await {
+                while let Some((mut stream, target)) = serving.accept().await {
                     if target == "shy" && want().is_ok() {
                         stream.reset(&format!("{PROOF_WANTED}sign another login"));
                         continue;
@@ -234,9 +247,23 @@ impl Relay {
     }
 }
 
+/// What `last` says: an ErrorResponse of PostgreSQL, and a packet of MySQL.
+pub(super) const LAST: &[u8] = b"E\0\0\0\x05\0";
+
 const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 
-async fn serve(stream: impl AsyncRead + AsyncWrite, target: String, rest: Arc<Rest>) {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Resets + Unpin, target: String, rest: Arc<Rest>) {
+    let why = match target.as_str() {
+        "last" => format!("{DATABASE_RESET}: so"),
+        "unserved" => "nothing listens there".to_owned(),
+        _ => String::new(),
+    };
+    if !why.is_empty() {
+        if target == "last" {
+            stream.write_all(LAST).await.unwrap();
+        }
+        return std::future::poll_fn(|context| stream.poll_reset(context, &why)).await;
+    }
     let (mut read, mut write) = tokio::io::split(stream);
     match target.as_str() {
         "deaf" => return std::future::pending().await,

@@ -32,6 +32,12 @@ impl ErrorText {
         }
     }
 
+    /// For the person at the terminal, who sees that it is bastion that speaks.
+    pub fn sentence(&self) -> String {
+        let message = self.message.strip_prefix("bastion: ").unwrap_or(&self.message);
+        if self.hint.is_empty() { message.to_owned() } else { format!("{message}. {}", self.hint) }
+    }
+
     /// As an ERR packet of MySQL, one sentence after the other. Before the greeting it is to have no SQLSTATE, because
     /// nobody has agreed on protocol 4.1.
     pub fn packet(&self, sequence: u8, with_state: bool) -> Bytes {

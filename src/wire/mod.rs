@@ -23,7 +23,9 @@
 )]
 
 pub mod authorize;
+pub mod conn;
 pub mod downstream;
+pub mod end;
 pub mod error_text;
 pub mod lane;
 pub mod mysql;

@@ -14,8 +14,9 @@ use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use crate::credential::{Admission, Cache, Kind, Loan};
+use crate::relay::client_io::{ClientIo, Early};
 use crate::relay::error::ConnError;
-use crate::relay::{Io, Served, Shared, upstream, wall_clock};
+use crate::relay::{Served, Shared, upstream, wall_clock};
 use crate::types::Target;
 use crate::wire::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
 
@@ -71,7 +72,7 @@ pub(super) struct Driver<'a> {
     conn_id: u64,
     pub(super) handshake: Handshake,
     /// `None` after the client's own TLS handshake failed.
-    pub(super) client: Option<Box<dyn Io>>,
+    pub(super) client: Option<Box<dyn ClientIo>>,
     pub(super) upstream: Option<Upstream>,
     /// The target with what its secret says, where the configuration leaves that to the secret.
     completed: Option<Target>,
@@ -91,7 +92,7 @@ impl<'a> Driver<'a> {
         admission: &'a Admission,
         conn_id: u64,
         handshake: Handshake,
-        client: Option<Box<dyn Io>>,
+        client: Option<Box<dyn ClientIo>>,
     ) -> Self {
         let buffer = BytesMut::with_capacity(READ);
         Self {
@@ -229,7 +230,8 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Carries out `action`, unless the client leaves while the upstream keeps it waiting: nobody wants the login then.
+    /// Carries out `action`, unless the relay has to cut its connections, or the client leaves while the upstream keeps it
+    /// waiting: nobody wants the login then.
     async fn carry_out_for_client(&mut self, action: Action) -> Result<Option<Outcome>, ConnError> {
         let for_upstream = matches!(
             action,
@@ -239,18 +241,29 @@ impl<'a> Driver<'a> {
                 | Action::StartTls { peer: Peer::Upstream, .. }
         );
         let watched = for_upstream && !self.handshake.has_more_of_client();
-        let Some(mut client) = self.client.take_if(|_| watched) else { return self.carry_out(action).await };
+        let cut = &self.shared.cut;
+        let Some(mut client) = self.client.take_if(|_| watched) else {
+            return tokio::select! {
+                biased;
+                done = self.carry_out(action) => done,
+                () = cut.cancelled() => Err(ConnError::Shutdown),
+            };
+        };
         let mut early = BytesMut::new();
         let (done, gone) = {
             let mut carrying = pin!(self.carry_out(action));
-            tokio::select! {
-                biased;
-                done = &mut carrying => (done, false),
-                read = client.read_buf(&mut early) => match read {
-                    Ok(0) | Err(_) => (Ok(None), true),
-                    // It is there, and does not wait for its turn.
-                    Ok(_) => (carrying.await, false),
-                },
+            let mut speaks = true;
+            loop {
+                tokio::select! {
+                    biased;
+                    done = &mut carrying => break (done, false),
+                    () = cut.cancelled() => break (Err(ConnError::Shutdown), false),
+                    read = client.read_buf(&mut early), if speaks => match read {
+                        Ok(0) | Err(_) => break (Ok(None), true),
+                        // It is there, and does not wait for its turn.
+                        Ok(_) => speaks = false,
+                    },
+                }
             }
         };
         self.client = Some(client);
@@ -313,9 +326,7 @@ impl<'a> Driver<'a> {
 
     async fn accept_tls(&mut self, already_read: Bytes) -> Result<(), ConnError> {
         let (Some(client), Some(tls)) = (self.client.take(), &self.shared.client_tls) else { return Ok(()) };
-        let (read, write) = tokio::io::split(client);
-        let whole = tokio::io::join(std::io::Cursor::new(already_read).chain(read), write);
-        let accepted = TlsAcceptor::from(Arc::clone(tls)).accept(whole).await;
+        let accepted = TlsAcceptor::from(Arc::clone(tls)).accept(Early::new(already_read, client)).await;
         let stream = accepted.map_err(|error| ConnError::ClientTls(error.to_string()))?;
         self.client = Some(Box::new(stream));
         self.handshake.handle_tls(Peer::Client, self.shared.client_binding.clone());

@@ -3,22 +3,23 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 use tracing::info;
 
 use crate::credential::Loan;
 use crate::relay::conn::driver::Upstream;
-use crate::relay::conn::{Conn, Login};
-use crate::relay::splice::{Aside, EndedBy};
-use crate::relay::{Io, reply, wall_clock};
+use crate::relay::conn::{Conn, Login, ending};
+use crate::relay::splice::Aside;
+use crate::relay::{ClientIo, reply, wall_clock};
 use crate::wire::downstream::Downstream;
+use crate::wire::end::{End, How, Who};
 use crate::wire::error_text::ErrorText;
 
-/// For the rest of a message and the error. At the end of a drain it is part of what ECS leaves until its SIGKILL.
+/// For the rest of a message, and for the error and a client that is still sending. At the end of a drain they are part of
+/// what ECS leaves until its SIGKILL.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Behind the error, for a client that is still sending: unread input would turn the close into a reset.
-const LINGER: Duration = Duration::from_millis(250);
+const LINGER: Duration = Duration::from_millis(500);
 
 impl Conn {
     /// Where the upstream's stream stands, and the notice that is to come. `None` where the client has logged in itself:
@@ -37,69 +38,64 @@ impl Conn {
     }
 
     /// Who has cut the connection.
-    pub(super) fn cut_by(&self) -> EndedBy {
-        if self.shared.cut.is_cancelled() { EndedBy::Shutdown } else { EndedBy::Lease }
+    pub(super) fn cut_by(&self) -> End {
+        End::new(if self.shared.cut.is_cancelled() { Who::Task } else { Who::Lease }, How::Cut)
     }
 
-    /// Tells the client why its session has been cut, where the upstream's stream is followed. `rest` is what the cut has
-    /// kept from it. Says how many more bytes of the upstream have gone to the client.
-    pub(super) async fn say_farewell(&self, login: &mut Login, aside: &mut Option<Aside<'_>>, rest: &[u8]) -> u64 {
+    /// Why a session has been cut.
+    pub(super) fn cut_text(&self, user: &str) -> ErrorText {
         let target = &self.served.target;
-        let text = match self.cut_by() {
-            EndedBy::Lease => {
-                let user = login.record.db_user.as_deref().unwrap_or_default();
-                reply::lease_over(target, user, wall_clock(), self.id)
-            }
+        match self.cut_by().who {
+            Who::Lease => reply::lease_over(target, user, wall_clock(), self.id),
             _ => reply::stopping(target, self.shared.lifetime.cause(), self.id),
-        };
-        self.say(login, aside, rest, Some(&text)).await
+        }
     }
 
-    /// Ends the session with `text`, in the same way.
+    /// Ends the client's session with `text`, where the upstream's stream is followed, and with a reset otherwise. `rest` is
+    /// what has been kept from the client. Says how many more bytes of the upstream have gone to it.
     pub(super) async fn say(
         &self,
-        login: &mut Login,
+        mut client: Box<dyn ClientIo>,
+        upstream: &mut Upstream,
         aside: &mut Option<Aside<'_>>,
         rest: &[u8],
-        text: Option<&ErrorText>,
+        text: &ErrorText,
     ) -> u64 {
-        let (Some(aside), Some(text)) = (aside, text) else { return 0 };
-        let more = say(login.client.as_mut(), &mut login.upstream, aside.stream(), rest, text).await;
+        let Some(aside) = aside else {
+            ending::reset(client, &text.sentence()).await;
+            return 0;
+        };
+        let mut more = 0;
+        let finishing = finish(client.as_mut(), upstream, aside.stream(), rest, &mut more);
+        let finished = matches!(tokio::time::timeout(TIMEOUT, finishing).await, Ok(Ok(())));
+        match aside.stream().last_words(text).filter(|_| finished) {
+            Some(last_words) => ending::end_well(client, &last_words, LINGER).await,
+            None => ending::reset(client, &text.sentence()).await,
+        }
         self.served.metrics.down.inc_by(more);
         more
     }
 }
 
-/// Sends the client what is left of the message under way, `rest` first, then the error, and ends the stream. Says how
-/// many bytes of the upstream have gone to the client. Nothing is said if the message does not end in time.
-async fn say(
-    client: &mut dyn Io,
+/// Sends the client what is left of the message under way, `rest` first, and counts in `more` what of it is new.
+async fn finish(
+    client: &mut dyn ClientIo,
     upstream: &mut Upstream,
     stream: &mut Downstream,
     rest: &[u8],
-    text: &ErrorText,
-) -> u64 {
-    let mut more = 0;
-    let saying = async {
-        client.write_all(rest).await?;
-        let mut buffer = [0; 4096];
-        while !stream.is_between_messages() {
-            let read = upstream.read(&mut buffer).await?;
-            let bytes = buffer.get(..read).unwrap_or_default();
-            let end = stream.pass_message(bytes);
-            let Some(message) = bytes.get(..end).filter(|message| !message.is_empty()) else {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            };
-            client.write_all(message).await?;
-            more += u64::try_from(message.len()).unwrap_or_default();
-        }
-        client.write_all(&stream.last_words(text).unwrap_or_default()).await?;
-        client.shutdown().await
-    };
-    if let Ok(Ok(())) = tokio::time::timeout(TIMEOUT, saying).await {
-        let mut nothing = [0; 512];
-        let gone = async { while client.read(&mut nothing).await.is_ok_and(|read| read > 0) {} };
-        let _lingered = tokio::time::timeout(LINGER, gone).await;
+    more: &mut u64,
+) -> std::io::Result<()> {
+    client.write_all(rest).await?;
+    let mut buffer = [0; 4096];
+    while !stream.is_between_messages() {
+        let read = upstream.read(&mut buffer).await?;
+        let bytes = buffer.get(..read).unwrap_or_default();
+        let end = stream.pass_message(bytes);
+        let Some(message) = bytes.get(..end).filter(|message| !message.is_empty()) else {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        };
+        client.write_all(message).await?;
+        *more += u64::try_from(message.len()).unwrap_or_default();
     }
-    more
+    Ok(())
 }

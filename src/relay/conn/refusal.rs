@@ -1,45 +1,34 @@
 //! A connection that is not served: the client, the audit log, the log and the metrics hear why.
 
-use std::time::Duration;
-
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tracing::{debug, error, warn};
 
 use crate::relay::audit::Refused;
-use crate::relay::conn::Conn;
+use crate::relay::conn::{Conn, ending};
 use crate::relay::error::{ConnError, ErrorKind};
-use crate::relay::{Io, reply};
+use crate::relay::{ClientIo, reply};
 use crate::types::Target;
 use crate::wire::proxy::Handshake;
 
-/// For the goodbye to a client that may have stopped reading.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
-
 impl Conn {
-    /// Tells the client what failed, in its protocol, and logs it. `target` and `user`: where and as whom, as far as it
+    /// Tells the client what failed, in its protocol, ends its connection and logs it. `target` and `user`: where and as whom, as far as it
     /// came.
     pub(super) async fn refuse(
         &self,
-        client: &mut dyn Io,
+        client: Box<dyn ClientIo>,
         handshake: Option<&Handshake>,
         failure: &ConnError,
         target: &Target,
         user: Option<&str>,
     ) {
         self.record_failure(failure, handshake, target, user).await;
-        let Some(handshake) = handshake else { return };
-        if let Some(text) = reply::error_text(failure, target, user, self.id) {
-            let packet = handshake.encode_error(&text);
-            // A client that no longer reads cannot be told.
-            let _told = tokio::time::timeout(GOODBYE_TIMEOUT, async {
-                client.write_all(&packet).await?;
-                client.shutdown().await?;
-                // Let the client read the error before the socket goes: unread input would turn the close into a reset.
-                let mut rest = [0_u8; 512];
-                while client.read(&mut rest).await? > 0 {}
-                std::io::Result::Ok(())
-            })
-            .await;
+        match (handshake, reply::error_text(failure, target, user, self.id)) {
+            (Some(handshake), Some(text)) => {
+                ending::end_well(client, &handshake.encode_error(&text), ending::GOODBYE_TIMEOUT).await;
+            }
+            // What the database has said went to the client already.
+            (Some(_), None) => ending::end_well(client, &[], ending::GOODBYE_TIMEOUT).await,
+            // For the terminal of the person, since there is no protocol to say it in.
+            (None, text) => ending::reset(client, &text.map(|text| text.sentence()).unwrap_or_default()).await,
         }
     }
 

@@ -10,18 +10,28 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::credential::Loan;
+use crate::link::end;
 use crate::relay::audit::{Ended, Redact, Watch};
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, Upstream};
-use crate::relay::conn::{Conn, Login};
+use crate::relay::conn::{Conn, Login, ending};
 use crate::relay::error::ConnError;
-use crate::relay::splice::{ANSWER_TIMEOUT, Aside, EndedBy, Spliced, splice};
-use crate::relay::{Io, reply};
+use crate::relay::splice::{ANSWER_TIMEOUT, Aside, Spliced, splice};
+use crate::relay::{ClientIo, reply};
 use crate::tls;
 use crate::types::CredentialConfig;
+use crate::wire::end::{DATABASE_RESET, End, How, Notice, Who};
+use crate::wire::error_text::ErrorText;
 use crate::wire::proxy::{Handshake, Refusal};
 
 /// For the end of the login to reach the client.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A copy that has ended, and who has not been left yet.
+struct Copied {
+    spliced: Spliced,
+    client: Option<Box<dyn ClientIo>>,
+    upstream: Option<Upstream>,
+}
 
 impl Conn {
     /// From the record of the connection to the record of its end.
@@ -32,7 +42,7 @@ impl Conn {
         // Before the client hears that it is let in.
         if audit.opened(&record).await.is_err() {
             let handshake = login.handshake.as_ref();
-            self.refuse(&mut login.client, handshake, &ConnError::Audit, target, record.db_user.as_deref()).await;
+            self.refuse(login.client, handshake, &ConnError::Audit, target, record.db_user.as_deref()).await;
             return;
         }
         let _open = self.shared.lifetime.opened();
@@ -52,17 +62,23 @@ impl Conn {
         let mut aside = self.aside(&login, loan.as_ref());
         let cut = self.shared.cut.child_token();
         let copying = async {
-            tokio::select! {
-                handed = hand_over(&mut login.client, &login.to_client) => match handed {
-                    Ok(()) => self.copy(login, &mut aside, &cut).await,
-                    Err(error) => Spliced::nothing(EndedBy::Client, Some(error)),
-                },
-                () = cut.cancelled() => Spliced::nothing(self.cut_by(), None),
+            let handed = tokio::select! {
+                handed = hand_over(&mut login.client, &login.to_client) => {
+                    handed.map_err(|error| (end::of_client(&error), Some(error)))
+                }
+                () = cut.cancelled() => Err((self.cut_by(), None)),
+            };
+            match handed {
+                Ok(()) => self.copy(login, &mut aside, &cut).await,
+                Err((end, error)) => {
+                    let spliced = Spliced::nothing(end, error);
+                    Copied { spliced, client: Some(login.client), upstream: Some(login.upstream) }
+                }
             }
         };
         let mut copying = pin!(copying);
-        let spliced = tokio::select! {
-            spliced = &mut copying => spliced,
+        let Copied { spliced, client, upstream } = tokio::select! {
+            copied = &mut copying => copied,
             () = lease_ended(loan.as_ref()) => {
                 let db_user = &record.db_user;
                 warn!(conn_id = self.id, target = target.name, db_user, "closed: the lease of the database user has ended");
@@ -72,27 +88,47 @@ impl Conn {
             }
         };
         self.log_end(&spliced, started);
-        let error = spliced.error.map(|error| error.to_string());
-        let ended = Ended::new(spliced.up, spliced.down, started.elapsed(), spliced.ended_by.as_str(), error);
+        let error = spliced.error.as_ref().map(ToString::to_string);
+        let ended = Ended::new(spliced.up, spliced.down, started.elapsed(), spliced.end.ended_by(), error);
         audit.closed(&record, &ended).await;
+        if let Some(client) = client {
+            self.leave(client, &spliced, record.db_user.as_deref()).await;
+        }
+        if let Some(upstream) = upstream {
+            ending::leave(upstream, spliced.end);
+        }
+    }
+
+    /// Leaves the client as the table of ends says.
+    async fn leave(&self, client: Box<dyn ClientIo>, spliced: &Spliced, user: Option<&str>) {
+        match spliced.notice {
+            Notice::Nothing => {}
+            Notice::End => ending::end_well(client, &[], ending::GOODBYE_TIMEOUT).await,
+            Notice::Reset => {
+                let how = spliced.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+                ending::reset(client, &format!("{DATABASE_RESET}{how}")).await;
+            }
+            // What there is to say was said, or this is the way that it would have taken.
+            Notice::Error => ending::reset(client, &self.cut_text(user.unwrap_or_default()).sentence()).await,
+        }
     }
 
     /// Copies until the end, but for commands of the client that go through the door again.
-    async fn copy(&self, login: Login, aside: &mut Option<Aside<'_>>, cut: &CancellationToken) -> Spliced {
+    async fn copy(&self, login: Login, aside: &mut Option<Aside<'_>>, cut: &CancellationToken) -> Copied {
         let (config, target) = (&self.shared.config.audit, &self.served.target);
         let mut watch = None;
         if !matches!(target.credential, CredentialConfig::Client) {
             let statements = config.statements.then_some(Redact(config.redact));
             watch = Watch::new(&self.shared.audit, target, statements, &login.record);
         }
-        let mut spliced = self.copy_watched(login, aside, &mut watch, cut).await;
+        let mut copied = self.copy_watched(login, aside, &mut watch, cut).await;
         // A file that was on its way has its record at the end.
         if let Some(watch) = &mut watch
             && watch.flush().await.is_err()
         {
-            spliced.ended_by = EndedBy::Audit;
+            copied.spliced.end = End::new(Who::Audit, How::Cut);
         }
-        spliced
+        copied
     }
 
     async fn copy_watched(
@@ -101,7 +137,7 @@ impl Conn {
         aside: &mut Option<Aside<'_>>,
         watch: &mut Option<Watch>,
         cut: &CancellationToken,
-    ) -> Spliced {
+    ) -> Copied {
         let metrics = &self.served.metrics;
         let counters = (&metrics.up, &metrics.down);
         let (mut up, mut down) = (0, 0);
@@ -126,17 +162,13 @@ impl Conn {
                     }
                     None => part.unanswered.then(|| ConnError::Unanswered(ANSWER_TIMEOUT.as_secs())),
                 };
-                if let Some(failure) = failure {
-                    warn!(conn_id = self.id, target = self.served.target.name, error = %failure, "closed");
-                    let user = login.record.db_user.as_deref();
-                    let text = reply::error_text(&failure, &self.served.target, user, self.id);
-                    part.down = part.down.saturating_add(self.say(&mut login, aside, &part.rest, text.as_ref()).await);
-                    part.error = Some(std::io::Error::other(failure));
-                } else if part.ended_by == EndedBy::Shutdown {
-                    part.ended_by = self.cut_by();
-                    part.down = part.down.saturating_add(self.say_farewell(&mut login, aside, &part.rest).await);
-                }
-                return part;
+                let Some(text) = self.text_of_end(&mut part, failure, login.record.db_user.as_deref()) else {
+                    return Copied { spliced: part, client: Some(login.client), upstream: Some(login.upstream) };
+                };
+                let Login { client, mut upstream, .. } = login;
+                let more = self.say(client, &mut upstream, aside, &part.rest, &text).await;
+                part.down = part.down.saturating_add(more);
+                return Copied { spliced: part, client: None, upstream: Some(upstream) };
             };
             let again = async {
                 if let Some(watch) = watch {
@@ -146,16 +178,40 @@ impl Conn {
             };
             let again = tokio::select! {
                 again = again => again,
-                () = cut.cancelled() => return Spliced { ended_by: self.cut_by(), ..part },
+                () = cut.cancelled() => {
+                    let spliced = Spliced { end: self.cut_by(), ..part };
+                    return Copied { spliced, client: None, upstream: None };
+                }
             };
             login = match again {
                 Ok(login) => login,
                 Err(failure) => {
-                    part.ended_by = if failure == ConnError::Audit { EndedBy::Audit } else { EndedBy::Client };
+                    let audit = failure == ConnError::Audit;
+                    part.end = End::new(if audit { Who::Audit } else { Who::Client }, How::Cut);
                     part.error = Some(std::io::Error::other(failure));
-                    return part;
+                    return Copied { spliced: part, client: None, upstream: None };
                 }
             };
+        }
+    }
+
+    /// What the client is to be told about an end that is the relay's, or about this `failure`.
+    fn text_of_end(&self, part: &mut Spliced, failure: Option<ConnError>, user: Option<&str>) -> Option<ErrorText> {
+        let target = &self.served.target;
+        let said = |failure: &ConnError| reply::error_text(failure, target, user, self.id);
+        if let Some(failure) = failure {
+            warn!(conn_id = self.id, target = target.name, error = %failure, "closed");
+            let text = said(&failure);
+            part.error = Some(std::io::Error::other(failure));
+            return text;
+        }
+        match part.end {
+            End { who: Who::Task, how: How::Cut } if part.error.is_none() => {
+                part.end = self.cut_by();
+                Some(self.cut_text(user.unwrap_or_default()))
+            }
+            End { who: Who::Audit, .. } => said(&ConnError::Audit),
+            _ => None,
         }
     }
 
@@ -180,9 +236,9 @@ impl Conn {
                 let (to_client, handshake) = (Bytes::new(), Some(handshake));
                 Ok(Login { client, upstream, record, to_client, early, handshake, loan: None })
             }
-            (Err(failure), Some(mut client), _) => {
+            (Err(failure), Some(client), _) => {
                 let user = record.db_user.as_deref();
-                self.refuse(&mut client, Some(&handshake), &failure, &self.served.target, user).await;
+                self.refuse(client, Some(&handshake), &failure, &self.served.target, user).await;
                 Err(failure)
             }
             (Err(failure), ..) => Err(failure),
@@ -197,7 +253,7 @@ impl Conn {
             bytes.up = spliced.up,
             bytes.down = spliced.down,
             seconds = started.elapsed().as_secs(),
-            ended_by = spliced.ended_by.as_str(),
+            ended_by = spliced.end.ended_by(),
             error = spliced.error.as_ref().map(tracing::field::display),
             "connection closed"
         );
@@ -212,7 +268,7 @@ async fn lease_ended(loan: Option<&Loan>) {
 }
 
 /// The end of the login, to a client that may have stopped reading.
-async fn hand_over(client: &mut dyn Io, bytes: &[u8]) -> std::io::Result<()> {
+async fn hand_over(client: &mut dyn ClientIo, bytes: &[u8]) -> std::io::Result<()> {
     let handed = async {
         client.write_all(bytes).await?;
         client.flush().await

@@ -50,6 +50,10 @@ impl<'a> Aside<'a> {
         &mut self.stream
     }
 
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.stream.is_between_messages()
+    }
+
     /// The file that the upstream has asked for and may not have. Nothing passes any more.
     pub(super) fn refused(&self) -> Option<&str> {
         self.refused.as_deref()

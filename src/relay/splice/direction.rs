@@ -8,8 +8,9 @@ use std::task::{Context, Poll};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Aside, EndedBy};
+use super::Aside;
 use crate::relay::audit::{NotWritten, Watch};
+use crate::wire::end::Who;
 use crate::wire::mysql::commands::Commands;
 
 /// One read; also the most that one direction keeps for a slow receiver.
@@ -24,11 +25,18 @@ thread_local! {
 /// Terminate of PostgreSQL and COM_QUIT of MySQL: the last thing that a client says.
 const GOODBYES: [&[u8]; 2] = [b"X\0\0\0\x04", b"\x01\0\0\0\x01"];
 
-/// Whose end failed, and how.
-pub(super) struct Failure(pub(super) EndedBy, pub(super) io::Error);
+/// Why a direction cannot go on.
+pub(super) enum Failure {
+    /// What it read could not be recorded.
+    Audit(io::Error),
+    /// Nothing more can be read, and this is no end.
+    Read(io::Error),
+    /// Nothing more can be written. Why, the other direction reads.
+    Write(io::Error),
+}
 
 fn not_written(error: NotWritten) -> Failure {
-    Failure(EndedBy::Audit, io::Error::other(error))
+    Failure::Audit(io::Error::other(error))
 }
 
 /// Who reads along, in both directions.
@@ -80,13 +88,16 @@ impl Readers<'_> {
 
 /// See the module.
 pub(super) struct Direction<'a, 'n> {
-    from: EndedBy,
-    to: EndedBy,
+    from: Who,
     /// Read but not yet written.
     kept: Vec<u8>,
     kept_from: usize,
     needs_flush: bool,
     pub(super) read_ended: bool,
+    /// It has broken off instead, and everything before was read.
+    pub(super) broken: Option<io::Error>,
+    /// Writing to its sender has failed with a reset, which is then not read any more: what looks like the end is none.
+    pub(super) reset: Option<io::Error>,
     done: bool,
     /// What was read last ends with a client's goodbye.
     pub(super) goodbye: bool,
@@ -99,14 +110,15 @@ pub(super) struct Direction<'a, 'n> {
 }
 
 impl<'a, 'n> Direction<'a, 'n> {
-    pub(super) fn new(from: EndedBy, to: EndedBy, aside: Option<&'a mut Aside<'n>>) -> Self {
+    pub(super) fn new(from: Who, aside: Option<&'a mut Aside<'n>>) -> Self {
         Self {
             from,
-            to,
             kept: Vec::new(),
             kept_from: 0,
             needs_flush: false,
             read_ended: false,
+            broken: None,
+            reset: None,
             done: false,
             goodbye: false,
             total: 0,
@@ -114,6 +126,11 @@ impl<'a, 'n> Direction<'a, 'n> {
             stopped: false,
             aside,
         }
+    }
+
+    /// Whether the receiver has had everything, and the end.
+    pub(super) fn is_done(&self) -> bool {
+        self.done
     }
 
     /// Whether everything that was read has been written.
@@ -163,6 +180,10 @@ impl<'a, 'n> Direction<'a, 'n> {
             if self.poll_kept(context, to, readers)?.is_pending() {
                 return Ok(Poll::Pending);
             }
+            if self.broken.is_some() {
+                let _what_is_left = self.poll_flush(context, to)?;
+                return Ok(if self.needs_flush { Poll::Pending } else { Poll::Ready(()) });
+            }
             if self.stopped {
                 let _what_is_left = self.poll_flush(context, to)?;
                 return Ok(if self.needs_flush { Poll::Pending } else { Poll::Ready(()) });
@@ -204,11 +225,25 @@ impl<'a, 'n> Direction<'a, 'n> {
             let (front, room) = scratch.split_at_mut(held);
             front.copy_from_slice(&self.held);
             let mut buffer = ReadBuf::new(room);
-            match Pin::new(from).poll_read(context, &mut buffer) {
+            let read = match (Pin::new(from).poll_read(context, &mut buffer), &mut self.reset) {
+                (Poll::Ready(Ok(())), reset @ Some(_)) if buffer.filled().is_empty() => {
+                    Poll::Ready(reset.take().map_or(Ok(()), Err))
+                }
+                (read, _) => read,
+            };
+            match read {
                 Poll::Pending => return Ok(Poll::Pending),
-                // A database that exits may skip the end of TLS; its protocol has its own framing.
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Poll::Ready(result) => result.map_err(|error| Failure(self.from, error))?,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) if self.skips_the_end_of_tls(&error) => {}
+                Poll::Ready(Err(error)) if self.from == Who::Database => {
+                    // What it said before still goes to the client.
+                    if let Some(aside) = &mut self.aside {
+                        self.kept.append(&mut aside.take_head());
+                    }
+                    self.broken = Some(error);
+                    return Ok(Poll::Ready(()));
+                }
+                Poll::Ready(Err(error)) => return Err(Failure::Read(error)),
             }
             let read = buffer.filled().len();
             counter.inc_by(self.count(read));
@@ -225,7 +260,7 @@ impl<'a, 'n> Direction<'a, 'n> {
             self.goodbye = GOODBYES.iter().any(|goodbye| filled.ends_with(goodbye));
             let mut rest = self.pass(filled, readers);
             self.show(rest, readers);
-            if self.from == EndedBy::Client && readers.poll_watch(context)?.is_pending() {
+            if self.from == Who::Client && readers.poll_watch(context)?.is_pending() {
                 self.kept.extend_from_slice(rest);
                 return Ok(Poll::Ready(()));
             }
@@ -240,17 +275,24 @@ impl<'a, 'n> Direction<'a, 'n> {
             while !rest.is_empty() {
                 match Pin::new(&mut *to).poll_write(context, rest) {
                     Poll::Pending => break,
-                    Poll::Ready(Ok(0)) => return Err(Failure(self.to, io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(0)) => return Err(Failure::Write(io::ErrorKind::WriteZero.into())),
                     Poll::Ready(Ok(written)) => {
                         self.needs_flush = true;
                         rest = rest.get(written..).unwrap_or_default();
                     }
-                    Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
+                    Poll::Ready(Err(error)) => return Err(Failure::Write(error)),
                 }
             }
             self.kept.extend_from_slice(rest);
             Ok(Poll::Ready(()))
         })
+    }
+
+    /// Clients and databases may leave without the end of TLS; their protocols have their own framing. In the middle of a
+    /// message it is no end.
+    fn skips_the_end_of_tls(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::UnexpectedEof
+            && self.aside.as_ref().is_none_or(|aside| aside.is_between_messages())
     }
 
     /// Reads on behind the command that has stopped the copy, up to a limit. Whether the stream ends there.
@@ -263,7 +305,7 @@ impl<'a, 'n> Direction<'a, 'n> {
                 let mut buffer = ReadBuf::new(scratch);
                 match Pin::new(&mut *from).poll_read(context, &mut buffer) {
                     Poll::Pending => return Ok(false),
-                    Poll::Ready(result) => result.map_err(|error| Failure(self.from, error))?,
+                    Poll::Ready(result) => result.map_err(Failure::Read)?,
                 }
                 if buffer.filled().is_empty() {
                     return Ok(true);
@@ -290,7 +332,7 @@ impl<'a, 'n> Direction<'a, 'n> {
 
     /// Lets the others read the bytes. Those of the client must wait for the watch.
     fn show(&self, bytes: &[u8], readers: &mut Readers<'_>) {
-        if self.from == EndedBy::Client {
+        if self.from == Who::Client {
             if let Some(watch) = readers.watch {
                 watch.up(bytes);
             }
@@ -306,7 +348,7 @@ impl<'a, 'n> Direction<'a, 'n> {
 
     /// What of `bytes` may be written; the rest is held.
     fn pass<'b>(&mut self, bytes: &'b [u8], readers: &mut Readers<'_>) -> &'b [u8] {
-        let Some(commands) = readers.commands.as_mut().filter(|_| self.from == EndedBy::Client) else { return bytes };
+        let Some(commands) = readers.commands.as_mut().filter(|_| self.from == Who::Client) else { return bytes };
         let scan = commands.scan(bytes);
         readers.files_sent();
         let (rest, held) = bytes.split_at_checked(scan.pass).unwrap_or((bytes, &[]));
@@ -326,19 +368,19 @@ impl<'a, 'n> Direction<'a, 'n> {
     where
         W: AsyncWrite + Unpin + ?Sized,
     {
-        if self.from == EndedBy::Client && readers.poll_watch(context)?.is_pending() {
+        if self.from == Who::Client && readers.poll_watch(context)?.is_pending() {
             return Ok(Poll::Pending);
         }
         while let Some(rest) = self.kept.get(self.kept_from..).filter(|rest| !rest.is_empty()) {
             match Pin::new(&mut *to).poll_write(context, rest) {
                 // The writer may hold bytes of its own that must go out before it takes more.
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(0)) => return Err(Failure(self.to, io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(0)) => return Err(Failure::Write(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     self.needs_flush = true;
                     self.kept_from = self.kept_from.saturating_add(written);
                 }
-                Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
+                Poll::Ready(Err(error)) => return Err(Failure::Write(error)),
             }
         }
         self.kept = Vec::new();
@@ -355,7 +397,7 @@ impl<'a, 'n> Direction<'a, 'n> {
             match Pin::new(to).poll_flush(context) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => self.needs_flush = false,
-                Poll::Ready(Err(error)) => return Err(Failure(self.to, error)),
+                Poll::Ready(Err(error)) => return Err(Failure::Write(error)),
             }
         }
         Ok(Poll::Pending)

@@ -4,6 +4,11 @@ use super::*;
 use crate::wire::downstream::Downstream;
 use crate::wire::error_text::ErrorText;
 
+const CLIENT: End = End::new(Who::Client, How::Clean);
+const DATABASE: End = End::new(Who::Database, How::Clean);
+const SILENT: End = End::new(Who::Database, How::TimedOut);
+const TASK: End = End::new(Who::Task, How::Cut);
+
 /// A splice between two in-memory pipes, and the far ends.
 async fn spliced<F: Future>(
     pipe: usize,
@@ -43,17 +48,15 @@ async fn an_answer_after_half_close_arrives_whole() {
     .await;
     assert_eq!(answer, big);
     assert_eq!((spliced.up, spliced.down), (8, 1_000_000));
-    assert_eq!(spliced.ended_by, EndedBy::Client);
+    assert_eq!(spliced.end, CLIENT);
     assert!(spliced.error.is_none());
 }
 
 #[tokio::test]
 async fn a_client_that_has_said_goodbye_has_ended_it_even_if_the_database_closes_first() {
-    for (last, ended_by) in [
-        (&b"Q\0\0\0\x06;\0X\0\0\0\x04"[..], EndedBy::Client),
-        (b"\x01\0\0\0\x01", EndedBy::Client),
-        (b"Q\0\0\0\x06;\0", EndedBy::Upstream),
-    ] {
+    for (last, ended_by) in
+        [(&b"Q\0\0\0\x06;\0X\0\0\0\x04"[..], CLIENT), (b"\x01\0\0\0\x01", CLIENT), (b"Q\0\0\0\x06;\0", DATABASE)]
+    {
         let (spliced, ()) = spliced(64, |mut client, mut upstream| async move {
             client.write_all(last).await.unwrap();
             upstream.read_exact(&mut vec![0; last.len()]).await.unwrap();
@@ -61,7 +64,7 @@ async fn a_client_that_has_said_goodbye_has_ended_it_even_if_the_database_closes
             client.read_to_end(&mut Vec::new()).await.unwrap();
         })
         .await;
-        assert_eq!(spliced.ended_by, ended_by, "{last:?}");
+        assert_eq!(spliced.end, ended_by, "{last:?}");
     }
 }
 
@@ -98,7 +101,7 @@ async fn a_cut_ends_it_with_what_went_through() {
     };
     let splicing = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut);
     let (spliced, ()) = tokio::join!(splicing, cutting);
-    assert_eq!((spliced.up, spliced.ended_by), (8, EndedBy::Shutdown));
+    assert_eq!((spliced.up, spliced.end), (8, TASK));
 }
 
 #[tokio::test]
@@ -109,7 +112,7 @@ async fn a_client_that_is_gone_ends_it() {
         upstream.read_to_end(&mut rest).await.unwrap();
     })
     .await;
-    assert_eq!(spliced.ended_by, EndedBy::Client);
+    assert_eq!(spliced.end, CLIENT);
 }
 
 const STATEMENT: &[u8] = b"\x09\0\0\0\x03select 1";
@@ -182,7 +185,7 @@ async fn owed(after: impl AsyncFnOnce(tokio::io::DuplexStream)) -> (Spliced, tok
 #[tokio::test]
 async fn a_client_that_leaves_before_its_answers_ends_it() {
     let (spliced, _upstream) = owed(async |client| drop(client)).await;
-    assert_eq!((spliced.ended_by, spliced.unanswered), (EndedBy::Client, false));
+    assert_eq!((spliced.end, spliced.unanswered), (CLIENT, false));
     assert!(spliced.stopped.is_none());
     // Behind the command there is more.
     let (spliced, _upstream) = owed(async |mut client| {
@@ -190,7 +193,7 @@ async fn a_client_that_leaves_before_its_answers_ends_it() {
         client.shutdown().await.unwrap();
     })
     .await;
-    assert_eq!((spliced.ended_by, spliced.stopped), (EndedBy::Client, None));
+    assert_eq!((spliced.end, spliced.stopped), (CLIENT, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,7 +201,7 @@ async fn answers_that_never_come_are_not_waited_for_without_end() {
     let began = tokio::time::Instant::now();
     let mut kept = None;
     let (spliced, _upstream) = owed(async |client| kept = Some(client)).await;
-    assert_eq!((spliced.ended_by, spliced.unanswered), (EndedBy::Upstream, true));
+    assert_eq!((spliced.end, spliced.unanswered), (SILENT, true));
     assert!(spliced.stopped.is_none() && began.elapsed() >= ANSWER_TIMEOUT);
 }
 
@@ -355,11 +358,88 @@ async fn a_request_for_a_file_passes_only_behind_the_statement_that_names_it() {
                 true => assert_eq!((heard, spliced.refused_file), (request.clone(), None)),
                 false => {
                     assert!(heard.is_empty(), "{cut} {heard:?}");
-                    assert_eq!(spliced.ended_by, EndedBy::Upstream);
+                    assert_eq!(spliced.end, End::new(Who::Database, How::Cut));
                     let refused = spliced.refused_file.unwrap();
                     assert!(name.starts_with(refused.as_bytes()), "{refused}");
                 }
             }
         }
     }
+}
+
+/// A pair of sockets.
+async fn sockets() -> (tokio::net::TcpStream, tokio::net::TcpStream) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (near, listener.accept().await.unwrap().0)
+}
+
+fn reset(socket: tokio::net::TcpStream) {
+    socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// What the far ends do, over sockets: how it ended, and what the client has read.
+async fn over_sockets(far: impl AsyncFnOnce(&mut tokio::net::TcpStream, tokio::net::TcpStream)) -> (Spliced, Vec<u8>) {
+    let (mut client, mut near_client) = sockets().await;
+    let (upstream, mut near_upstream) = sockets().await;
+    let (up, down) = (Counter::default(), Counter::default());
+    let (mut watch, cut) = (None, CancellationToken::new());
+    let both = async {
+        far(&mut client, upstream).await;
+        let mut read = Vec::new();
+        // The reset behind it is not of interest here.
+        let _end = client.read_to_end(&mut read).await;
+        read
+    };
+    let copying = async {
+        let copied =
+            splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut).await;
+        drop((near_client, near_upstream));
+        copied
+    };
+    let (spliced, read) = tokio::join!(copying, both);
+    (spliced, read)
+}
+
+#[tokio::test]
+async fn what_a_database_says_before_its_reset_reaches_the_client() {
+    let (spliced, read) = over_sockets(async |_, mut upstream| {
+        upstream.write_all(b"the last words").await.unwrap();
+        reset(upstream);
+    })
+    .await;
+    assert_eq!((spliced.end, spliced.notice), (End::new(Who::Database, How::Reset), Notice::Reset));
+    assert_eq!((read.as_slice(), spliced.down), (&b"the last words"[..], 14));
+}
+
+#[tokio::test]
+async fn a_client_that_goes_on_sending_still_reads_what_a_database_said_at_its_end() {
+    let (spliced, read) = over_sockets(async |client, mut upstream| {
+        upstream.write_all(b"no more").await.unwrap();
+        drop(upstream);
+        // The second is refused by the socket of the database.
+        for _ in 0..20 {
+            client.write_all(b"statement").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert_eq!(spliced.end.who, Who::Database);
+    assert_eq!(read, b"no more");
+}
+
+#[tokio::test]
+async fn what_a_client_says_before_its_reset_reaches_the_database() {
+    let (mut client, mut near_client) = sockets().await;
+    let (mut upstream, mut near_upstream) = sockets().await;
+    let (up, down) = (Counter::default(), Counter::default());
+    let (mut watch, cut) = (None, CancellationToken::new());
+    upstream.write_all(b"unread").await.unwrap();
+    client.write_all(b"commit").await.unwrap();
+    reset(client);
+    let spliced = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut).await;
+    assert_eq!((spliced.end, spliced.notice), (End::new(Who::Client, How::Reset), Notice::Nothing));
+    let mut said = [0; 6];
+    upstream.read_exact(&mut said).await.unwrap();
+    assert_eq!((&said, spliced.up), (b"commit", 6));
 }

@@ -99,10 +99,17 @@ pub enum StreamEnd {
     /// The local end has finished it, or the other side reads no more.
     #[error("nobody reads the stream any more")]
     Closed,
+    /// What carries it has ended before the stream did.
+    #[error("the connection between bastion and its relay was cut")]
+    Cut,
+    /// One of the two sides has reset it, and why.
     #[error("{0}")]
     Reset(String),
     #[error("{0}")]
     Unreadable(#[from] CodecError),
+    /// With its link.
+    #[error("{0}")]
+    Over(Ended),
 }
 
 /// What went through, before packing and after it.
@@ -126,7 +133,8 @@ struct Stream {
     named: bool,
     /// Nobody holds it any more.
     released: bool,
-    reset: Option<String>,
+    /// How it has ended other than by the ends of both directions.
+    cut: Option<StreamEnd>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -144,14 +152,15 @@ impl Stream {
             in_turn: false,
             named,
             released: false,
-            reset: None,
+            cut: None,
         }
     }
 
-    fn end(&mut self, reason: &str) {
-        self.reset.get_or_insert_with(|| reason.to_owned());
+    /// Nothing goes out or comes any more; what has come before can be read.
+    fn cut(&mut self, end: StreamEnd) {
+        self.cut.get_or_insert(end);
         self.sending.stop();
-        self.receiving.forget();
+        self.receiving.cut();
     }
 }
 
@@ -170,6 +179,8 @@ pub struct Link {
     control: VecDeque<Control>,
     /// Streams whose encoder has a context.
     contexts: BTreeSet<u64>,
+    /// Streams whose reset waits for what was written before it, and how long.
+    resets: BTreeMap<u64, Instant>,
     /// By how much windows have grown.
     grown: u64,
     clear_until: Option<Instant>,
@@ -209,6 +220,7 @@ impl Link {
             resend: VecDeque::new(),
             control: VecDeque::new(),
             contexts: BTreeSet::new(),
+            resets: BTreeMap::new(),
             grown: 0,
             clear_until: None,
             used: 0,
@@ -302,12 +314,12 @@ impl Link {
         if self.over.is_some() {
             return;
         }
-        let cause = ended.to_string();
         for stream in self.streams.values_mut() {
-            stream.end(&cause);
+            stream.cut(StreamEnd::Over(ended.clone()));
         }
         self.turns.clear();
         self.contexts.clear();
+        self.resets.clear();
         self.resend.clear();
         self.control.clear();
         for lane in self.lanes.values_mut() {
@@ -332,7 +344,8 @@ impl Link {
         let lanes = self.lanes.values().filter_map(Lane::timeout);
         let idle = self.contexts.iter().filter_map(|id| self.streams.get(id)?.sending.encoder.idle_at());
         let no_lane = self.no_lane_since.map(|since| (later(since, self.config.grace), "no lane"));
-        lanes.chain(idle.map(|at| (at, "idle context"))).chain(no_lane).min_by_key(|(at, _)| *at)
+        let resets = self.resets.values().map(|at| (*at, "reset"));
+        lanes.chain(idle.map(|at| (at, "idle context"))).chain(no_lane).chain(resets).min_by_key(|(at, _)| *at)
     }
 
     /// Fires what is due.
@@ -352,6 +365,10 @@ impl Link {
                 stream.sending.end_context();
                 self.take_turn(id);
             }
+        }
+        let late: Vec<u64> = self.resets.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in late {
+            self.reset_at_once(id);
         }
         if self.no_lane_since.is_some_and(|since| later(since, self.config.grace) <= now) {
             self.end(Ended::NoLane(self.config.grace.as_secs()));

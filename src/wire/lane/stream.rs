@@ -49,6 +49,8 @@ pub(super) struct Sending {
     /// The local end has finished writing.
     finished: bool,
     fin_sent: bool,
+    /// What was written goes out, and then a reset in place of the end.
+    resets: Option<String>,
     /// Nothing more goes out.
     pub(super) stopped: bool,
     /// Pieces that are under way or to be sent again.
@@ -75,6 +77,7 @@ impl Sending {
             told: None,
             finished: false,
             fin_sent: false,
+            resets: None,
             stopped: false,
             outstanding: 0,
             wants_room: false,
@@ -82,7 +85,7 @@ impl Sending {
     }
 
     pub(super) fn can_write(&self) -> bool {
-        !self.finished && !self.stopped
+        !self.finished && !self.stopped && self.resets.is_none()
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -114,9 +117,29 @@ impl Sending {
         self.encoder = Encoder::default();
     }
 
+    /// Nothing more is written, and the other side is not to take that for an end: it is told once the rest has arrived.
+    /// Call it after [`Sending::flush`].
+    pub(super) fn reset(&mut self, reason: &str) {
+        self.resets = Some(reason.to_owned());
+        self.encoder = Encoder::default();
+    }
+
+    /// The reset that is due, once.
+    pub(super) fn take_reset(&mut self) -> Option<String> {
+        let reason = self.resets.take_if(|_| self.outstanding == 0 && self.unsent.is_empty())?;
+        self.stop();
+        Some(reason)
+    }
+
+    /// Bytes of it are on their way or have been.
+    pub(super) fn has_begun(&self) -> bool {
+        self.offset > 0
+    }
+
     /// Nothing more is sent and nothing more is taken.
     pub(super) fn stop(&mut self) {
         self.stopped = true;
+        self.resets = None;
         self.unsent = BytesMut::new();
         self.encoder = Encoder::default();
     }
@@ -194,6 +217,8 @@ pub(super) struct Receiving {
     read: u64,
     /// The reader has had the last byte, or wants no more.
     pub(super) done: bool,
+    /// Nothing more comes; what has come in order can still be read.
+    cut: bool,
 }
 
 impl std::fmt::Debug for Receiving {
@@ -220,6 +245,7 @@ impl Receiving {
             window: WINDOW.0,
             read: 0,
             done: false,
+            cut: false,
         }
     }
 
@@ -235,8 +261,8 @@ impl Receiving {
         if fin {
             self.end = Some(end);
         }
-        if self.done {
-            self.next = self.next.max(end);
+        if self.done || self.cut {
+            self.next = if self.done { self.next.max(end) } else { self.next };
             return Ok(false);
         }
         if offset > self.next {
@@ -343,7 +369,10 @@ impl Receiving {
     /// A new limit, when a quarter of the window was read since the last one.
     pub(super) fn new_limit(&mut self) -> Option<u64> {
         let wanted = self.read.saturating_add(self.window);
-        let due = !self.done && self.end.is_none() && wanted.saturating_sub(self.limit) >= self.window >> CREDIT_SHIFT;
+        let due = !self.done
+            && !self.cut
+            && self.end.is_none()
+            && wanted.saturating_sub(self.limit) >= self.window >> CREDIT_SHIFT;
         due.then(|| {
             self.limit = wanted;
             wanted
@@ -355,7 +384,7 @@ impl Receiving {
     pub(super) fn grow(&mut self, room: u64) -> u64 {
         let waiting = u64::try_from(self.ready_bytes).unwrap_or(u64::MAX);
         let more = self.window.min(WINDOW.1.saturating_sub(self.window));
-        if waiting > self.window >> 1 || more == 0 || more > room || self.done {
+        if waiting > self.window >> 1 || more == 0 || more > room || self.done || self.cut {
             return 0;
         }
         self.window = self.window.saturating_add(more);
@@ -364,6 +393,13 @@ impl Receiving {
 
     pub(super) fn window(&self) -> u64 {
         self.window
+    }
+
+    /// Nothing more comes. What has come in order stays to be read: it was said before the reset.
+    pub(super) fn cut(&mut self) {
+        self.cut = true;
+        self.early = BTreeMap::new();
+        self.early_bytes = 0;
     }
 
     /// Nobody reads any more.

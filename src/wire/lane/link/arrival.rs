@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::super::frame::{Frame, Segment};
 use super::super::pipe::{Cargo, Control};
-use super::{CONTROL_MAX, Ended, Event, Link, LinkError, STREAMS_MAX, Side, Stream};
+use super::{CONTROL_MAX, Ended, Event, Link, LinkError, STREAMS_MAX, Side, Stream, StreamEnd};
 
 /// All windows together may grow by so much.
 const GROWTH_MAX: u64 = 64 << 20;
@@ -68,7 +68,13 @@ impl Link {
             }
             Frame::Reset { stream, reason } => {
                 if let Some(entry) = self.stream(stream)? {
-                    entry.end(reason);
+                    entry.cut(StreamEnd::Reset(reason.to_owned()));
+                    // Nobody will ever hold one whose target is not known.
+                    entry.released |= !entry.named;
+                    if entry.released {
+                        entry.receiving.forget();
+                    }
+                    self.resets.remove(&stream);
                     self.wake(stream);
                     self.retire(stream);
                 }
@@ -76,6 +82,7 @@ impl Link {
             Frame::Stop { stream } => {
                 if let Some(entry) = self.stream(stream)? {
                     entry.sending.stop();
+                    self.resets.remove(&stream);
                     self.wake(stream);
                     self.retire(stream);
                 }
@@ -146,6 +153,7 @@ impl Link {
     fn arrived(&mut self, id: u64) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.sending.outstanding = stream.sending.outstanding.saturating_sub(1);
+            self.reset_if_due(id);
             self.retire(id);
         }
     }

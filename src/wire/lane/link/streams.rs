@@ -1,13 +1,17 @@
 //! What the local ends of the streams do.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::super::later;
 use super::super::pipe::Control;
 use super::super::stream::{Read, WINDOW};
 use super::{Event, Link, STREAMS_MAX, Side, Stream, StreamEnd};
 
 /// Streams that may have a context for compression at the same time.
 const CONTEXTS_MAX: usize = 16;
+/// What was written before a reset has so long to arrive; a reader that takes nothing must not keep the other end's
+/// database session open.
+const RESET_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Link {
     /// Opens a stream to a target; it goes out with the next [`Link::flush`]. `None`: the link is over or full.
@@ -33,8 +37,8 @@ impl Link {
         let mut taken = 0_usize;
         while !data.is_empty() {
             let stream = self.streams.get_mut(&id).ok_or(StreamEnd::Closed)?;
-            if let Some(reason) = &stream.reset {
-                return Err(StreamEnd::Reset(reason.clone()));
+            if let Some(end) = &stream.cut {
+                return Err(end.clone());
             }
             if !stream.sending.can_write() {
                 return Err(StreamEnd::Closed);
@@ -82,25 +86,24 @@ impl Link {
     /// Reads into `out`.
     ///
     /// # Errors
-    /// [`StreamEnd`]: the stream was reset, never with its end.
+    /// [`StreamEnd`]: the stream was reset, never with its end, and everything that came before has been read.
     pub fn read(&mut self, id: u64, out: &mut [u8]) -> Result<Read, StreamEnd> {
         let stream = self.streams.get_mut(&id).ok_or(StreamEnd::Closed)?;
-        if let Some(reason) = &stream.reset {
-            return Err(StreamEnd::Reset(reason.clone()));
-        }
         if stream.receiving.done {
-            return Ok(Read::End);
+            return stream.cut.clone().map_or(Ok(Read::End), Err);
         }
-        match stream.receiving.read(out) {
-            Ok(read) => {
+        match (stream.receiving.read(out), &stream.cut) {
+            (Ok(Read::Pending) | Err(_), Some(end)) => Err(end.clone()),
+            (Ok(read), _) => {
                 if let Read::Data(length) = read {
                     self.totals.received = self.totals.received.saturating_add(u64::try_from(length).unwrap_or(0));
                 }
                 self.grant(id);
                 Ok(read)
             }
-            Err(error) => {
-                stream.end(&error.to_string());
+            (Err(error), None) => {
+                stream.cut(error.into());
+                stream.receiving.forget();
                 self.control.push_back(Control::Reset { stream: id, reason: error.to_string() });
                 Err(error.into())
             }
@@ -116,23 +119,54 @@ impl Link {
         }
     }
 
-    /// Ends both directions at once, and not cleanly.
-    pub fn reset(&mut self, id: u64, reason: &str) {
+    /// Ends both directions, and neither at its end. What was written still arrives before the other side hears of it.
+    pub fn reset(&mut self, now: Instant, id: u64, reason: &str) {
+        self.flush(now, id);
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.cut.is_none()) else { return };
+        stream.cut = Some(StreamEnd::Reset(reason.to_owned()));
+        stream.receiving.forget();
+        self.contexts.remove(&id);
+        if stream.sending.can_write() {
+            stream.sending.reset(reason);
+            self.resets.insert(id, later(now, RESET_TIMEOUT));
+            // The name of its target alone is no news.
+            if self.config.side == Side::Opener && !stream.sending.has_begun() {
+                self.reset_at_once(id);
+            }
+            self.reset_if_due(id);
+        } else if !stream.receiving.is_complete() {
+            self.control.push_back(Control::Stop { stream: id });
+        }
+        self.wake(id);
+    }
+
+    /// Tells the other side of a reset, once everything before it has arrived.
+    pub(super) fn reset_if_due(&mut self, id: u64) {
+        if let Some(reason) = self.streams.get_mut(&id).and_then(|stream| stream.sending.take_reset()) {
+            self.resets.remove(&id);
+            self.control.push_back(Control::Reset { stream: id, reason });
+        }
+    }
+
+    /// Gives up what was written before a reset and has not arrived.
+    pub(super) fn reset_at_once(&mut self, id: u64) {
+        self.resets.remove(&id);
         if let Some(stream) = self.streams.get_mut(&id)
-            && stream.reset.is_none()
+            && let Some(StreamEnd::Reset(reason)) = &stream.cut
         {
-            stream.end(reason);
-            self.control.push_back(Control::Reset { stream: id, reason: reason.to_owned() });
-            self.wake(id);
+            let reason = reason.clone();
+            stream.sending.stop();
+            self.control.push_back(Control::Reset { stream: id, reason });
+            self.retire(id);
         }
     }
 
     /// The stream's holder is gone. What it has finished still arrives; anything else is reset.
-    pub fn release(&mut self, id: u64) {
+    pub fn release(&mut self, now: Instant, id: u64) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.sending.can_write() {
-            self.reset(id, "the other end of the connection is gone");
-        } else if !stream.receiving.done && !stream.receiving.is_complete() && stream.reset.is_none() {
+        if stream.sending.can_write() && stream.cut.is_none() {
+            self.reset(now, id, "the other end of the connection is gone");
+        } else if !stream.receiving.done && !stream.receiving.is_complete() && stream.cut.is_none() {
             self.control.push_back(Control::Stop { stream: id });
         }
         if let Some(stream) = self.streams.get_mut(&id) {

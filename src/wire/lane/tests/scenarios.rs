@@ -262,13 +262,13 @@ fn a_reset_says_why_and_a_released_stream_is_forgotten() {
     let mut world = World::new(2, quick, 5);
     let id = world.open("open", b"hello".to_vec());
     world.run_until(Duration::from_secs(1), |world| world.halves[ACCEPTOR].contains_key(&id));
-    world.links[ACCEPTOR].reset(id, "there is no target \"open\" here");
+    world.links[ACCEPTOR].reset(world.now, id, "there is no target \"open\" here");
     world.run_until(Duration::from_secs(1), |world| world.halves[OPENER][&id].failed.is_some());
     assert_eq!(world.halves[OPENER][&id].failed.as_deref(), Some("there is no target \"open\" here"));
     let error = world.links[OPENER].write(world.now, id, b"x").unwrap_err();
     assert_eq!(error, StreamEnd::Reset("there is no target \"open\" here".to_owned()));
     for end in [OPENER, ACCEPTOR] {
-        world.links[end].release(id);
+        world.links[end].release(world.now, id);
         world.halves[end].remove(&id);
         assert_eq!(world.links[end].open_streams(), 0);
     }
@@ -278,13 +278,60 @@ fn a_reset_says_why_and_a_released_stream_is_forgotten() {
 }
 
 #[test]
+fn what_was_written_before_a_reset_is_read_before_it() {
+    for (lanes, seed) in [(1, 5), (2, 6), (4, 7)] {
+        let mut world = World::new(lanes, || agent(Duration::from_millis(5)), seed);
+        let id = world.open("open", b"hello".to_vec());
+        world.run_until(Duration::from_secs(1), |world| world.halves[ACCEPTOR].contains_key(&id));
+        // Others fill the lanes.
+        let other = world.open("echo", bytes(300_000, 2));
+        let now = world.now;
+        let acceptor = &mut world.links[ACCEPTOR];
+        assert_eq!(acceptor.write(now, id, &bytes(20_000, 1)), Ok(20_000));
+        acceptor.reset(now, id, "so it is");
+        acceptor.release(now, id);
+        world.halves[ACCEPTOR].remove(&id);
+        world.run_until(Duration::from_secs(5), |world| world.halves[OPENER][&id].failed.is_some());
+        let half = &world.halves[OPENER][&id];
+        assert!(half.received == bytes(20_000, 1) && !half.ended, "{} bytes", half.received.len());
+        assert_eq!(half.failed.as_deref(), Some("so it is"));
+        world.run_until(Duration::from_secs(9), |world| world.ended(other));
+    }
+}
+
+#[test]
+fn a_reset_does_not_wait_for_ever_for_a_reader_that_reads_nothing() {
+    let mut world = World::new(2, quick, 5);
+    let id = world.open("open", b"hello".to_vec());
+    world.run_until(Duration::from_secs(1), |world| world.halves[ACCEPTOR].contains_key(&id));
+    world.halves[OPENER].get_mut(&id).unwrap().paused = true;
+    let now = world.now;
+    let acceptor = &mut world.links[ACCEPTOR];
+    // Beyond the credit that the stream has.
+    let noise = noise(WINDOW.0 as usize + 10_000);
+    let taken = acceptor.write(now, id, &noise).unwrap();
+    acceptor.flush(now, id);
+    acceptor.schedule(now);
+    let more = acceptor.write(now, id, &noise[taken..]).unwrap();
+    assert!(taken + more > WINDOW.0 as usize);
+    acceptor.reset(now, id, "so it is");
+    acceptor.release(now, id);
+    world.halves[ACCEPTOR].remove(&id);
+    world.run_until(Duration::from_secs(40), |world| world.now - now >= Duration::from_secs(30));
+    world.halves[OPENER].get_mut(&id).unwrap().paused = false;
+    world.run_until(Duration::from_secs(2), |world| world.halves[OPENER][&id].failed.is_some());
+    assert_eq!(world.halves[OPENER][&id].failed.as_deref(), Some("so it is"));
+    assert_eq!(world.links[ACCEPTOR].open_streams(), 0);
+}
+
+#[test]
 fn a_writer_that_has_finished_and_gone_loses_nothing() {
     let mut world = World::new(2, || agent(Duration::from_millis(5)), 5);
     let id = world.open("open", b"hello".to_vec());
     world.run_until(Duration::from_secs(1), |world| world.halves[ACCEPTOR].contains_key(&id));
     world.halves[ACCEPTOR].insert(id, Half { to_send: bytes(60_000, 1).into(), finish: true, ..Half::default() });
     world.run_until(Duration::from_secs(1), |world| world.halves[ACCEPTOR][&id].finished);
-    world.links[ACCEPTOR].release(id);
+    world.links[ACCEPTOR].release(world.now, id);
     world.halves[ACCEPTOR].remove(&id);
     world.run_until(Duration::from_secs(5), |world| world.halves[OPENER][&id].ended);
     assert!(world.halves[OPENER][&id].received == bytes(60_000, 1));
@@ -299,7 +346,10 @@ fn a_closed_link_is_closed_at_both_ends() {
     world.run_until(Duration::from_secs(1), |world| world.over == [true; 2]);
     assert_eq!(world.links[ACCEPTOR].over(), Some(&Ended::Goodbye));
     assert_eq!(world.links[OPENER].over(), Some(&Ended::Closed));
-    assert!(matches!(world.links[ACCEPTOR].read(id, &mut [0; 9]), Err(StreamEnd::Reset(_)) | Ok(Read::End)));
+    assert!(matches!(
+        world.links[ACCEPTOR].read(id, &mut [0; 9]),
+        Err(StreamEnd::Over(Ended::Goodbye)) | Ok(Read::End)
+    ));
 }
 
 #[test]
