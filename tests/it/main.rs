@@ -9,6 +9,7 @@ mod aws_login;
 mod cli;
 mod container;
 mod deployed;
+mod ends;
 mod fake_relay;
 mod first_words;
 mod grant_sql;
