@@ -1,5 +1,7 @@
 //! The vocabulary that the parts share: plain values, no behaviour beyond parsing and printing.
 
+#[cfg(feature = "relay")]
+pub(crate) mod endpoint;
 mod partition;
 mod sts;
 
@@ -113,8 +115,9 @@ impl fmt::Display for Engine {
 pub(crate) enum CredentialConfig {
     /// The client logs in itself; the relay only relays.
     Client,
-    /// An RDS IAM token minted from the task role for this database user.
-    RdsIam { user: String },
+    /// An RDS IAM token minted from the task role for this database user, signed for the region: that of the host's name if
+    /// none is given, otherwise the relay's.
+    RdsIam { user: String, region: Option<String> },
     /// User and password from a secret, by name or ARN; of the relay's region if none is given.
     SecretsManager { secret_id: String, region: Option<String> },
     /// A database user that Vault makes for the task role or for the caller.
@@ -190,7 +193,7 @@ impl CredentialConfig {
     /// The database user the relay logs in as, where the configuration fixes it.
     pub(crate) fn db_user(&self) -> Option<&str> {
         match self {
-            Self::RdsIam { user } => Some(user),
+            Self::RdsIam { user, .. } => Some(user),
             Self::Client | Self::SecretsManager { .. } | Self::Vault(_) => None,
         }
     }
@@ -235,6 +238,11 @@ impl Target {
 
 #[cfg(feature = "relay")]
 impl Target {
+    /// Whether it is reached through RDS Proxy, as far as its host is known.
+    pub(crate) fn is_rds_proxy(&self) -> bool {
+        self.host.as_deref().is_some_and(endpoint::is_proxy)
+    }
+
     /// Whether the configuration says all that a connection needs.
     pub(crate) fn is_complete(&self) -> bool {
         self.host.is_some() && self.port.is_some() && self.database.is_some()

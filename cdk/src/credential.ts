@@ -12,7 +12,9 @@ export interface CredentialContext {
   /** The target as messages name it: `target "orders"`. */
   readonly thing: string;
   readonly engine: BastionEngine;
-  /** `cluster-…` or `db-…`, where there is one. */
+  /** The name of its endpoint. */
+  readonly host: string;
+  /** `cluster-…`, `db-…` or `prx-…`, where there is one. */
   readonly resourceId?: string;
   /** Whether the database takes IAM tokens; undefined if that cannot be known here. */
   readonly iamAuthentication?: boolean;
@@ -25,6 +27,16 @@ export interface CredentialConfig {
   readonly json: any;
   /** What else than the database the task must reach. */
   readonly reach?: { readonly peer?: IPeer; readonly port: number; readonly what: string };
+}
+
+/** How to log in with an IAM token. */
+export interface RdsIamCredentialOptions {
+  /**
+   * The region of the database, if its endpoint's name does not say it and it is not the stack's.
+   *
+   * @default - the region in the endpoint's name, otherwise the stack's
+   */
+  readonly region?: string;
 }
 
 /** How to log in at a Vault. */
@@ -82,8 +94,8 @@ export interface VaultCredentialOptions {
 /** What the relay logs in with at a target. */
 export abstract class BastionCredential {
   /** An RDS IAM token of the task role, for this database user. The user needs `GRANT rds_iam` or the AWS plugin. */
-  public static rdsIam(user: string): BastionCredential {
-    return new RdsIamCredential(user);
+  public static rdsIam(user: string, options: RdsIamCredentialOptions = {}): BastionCredential {
+    return new RdsIamCredential(user, options);
   }
 
   /** A user that a Vault makes for the connection. */
@@ -113,13 +125,31 @@ export abstract class BastionCredential {
   ): CredentialConfig | undefined;
 }
 
-/** `cluster-` of Aurora or `db-` of an instance, and upper-case letters and digits (RDS User Guide, "IAM policy"). */
-const RESOURCE_ID = /^(cluster|db)-[A-Z0-9]+$/;
+/**
+ * `cluster-` of Aurora or `db-` of an instance, and upper-case letters and digits; `prx-` of RDS Proxy, and lower-case ones
+ * (RDS User Guide, "IAM policy").
+ */
+const RESOURCE_ID = /^((cluster|db)-[A-Z0-9]+|prx-[a-z0-9]+)$/;
+/** `eu-west-1`, `us-gov-east-1`. */
+const REGION = /^[a-z]+(-[a-z]+)+-[0-9]+$/;
+
+/** `NAME.ID.REGION.rds.amazonaws.com`, and in some partitions `NAME.ID.rds.REGION.amazonaws.com.cn`. */
+const ENDPOINT =
+  /\.([^.]+)\.rds(?:-[^.]+)?\.(?:([^.]+)\.)?(?:amazonaws\.(?:com|com\.cn|eu)|(?:c2s\.ic|sc2s\.sgov|csp\.hci\.ic)\.gov|cloud\.adc-e\.uk)\.?$/;
+
+/** The region in the name of an RDS endpoint, as the relay reads it; undefined if there is none. */
+function regionOf(host: string): string | undefined {
+  const [, before, after] = ENDPOINT.exec(host.toLowerCase()) ?? [];
+  return [before, after].find((label) => label !== undefined && REGION.test(label));
+}
 
 class RdsIamCredential extends BastionCredential {
   public readonly title: string;
 
-  constructor(private readonly user: string) {
+  constructor(
+    private readonly user: string,
+    private readonly options: RdsIamCredentialOptions,
+  ) {
     super();
     this.title = `rdsIam("${user}")`;
   }
@@ -130,7 +160,8 @@ class RdsIamCredential extends BastionCredential {
     context: CredentialContext,
     problems: Problems,
   ): CredentialConfig | undefined {
-    const { thing, resourceId } = context;
+    const { thing, host, resourceId } = context;
+    const { region } = this.options;
     if (!Token.isUnresolved(this.user) && !/^[A-Za-z0-9_.@-]+$/.test(this.user)) {
       problems.add(thing, `database user "${this.user}" is not one user`, 'name exactly one, without wildcards');
       return undefined;
@@ -151,7 +182,8 @@ class RdsIamCredential extends BastionCredential {
       problems.add(
         thing,
         `the resource id is unknown, so the task role cannot be held to ${this.title}`,
-        'set resourceId to DbClusterResourceId (cluster-…) or DbiResourceId (db-…) of the database',
+        'set resourceId to DbClusterResourceId (cluster-…) or DbiResourceId (db-…) of the database, or to the id in the ' +
+          'ARN of the proxy (prx-…)',
       );
       return undefined;
     }
@@ -159,12 +191,18 @@ class RdsIamCredential extends BastionCredential {
       problems.add(
         thing,
         `resourceId "${resourceId}" is not a resource id`,
-        'use DbClusterResourceId (cluster-…) or DbiResourceId (db-…), not the identifier, the ARN or *',
+        'use DbClusterResourceId (cluster-…) or DbiResourceId (db-…), or the id in the ARN of a proxy (prx-…), not the ' +
+          'identifier, the ARN or *',
       );
+      return undefined;
+    }
+    if (region !== undefined && !Token.isUnresolved(region) && !REGION.test(region)) {
+      problems.add(thing, `region "${region}" of ${this.title} is not a region`, 'write it as in "eu-west-1"');
       return undefined;
     }
     const user = Stack.of(scope).formatArn({
       service: 'rds-db',
+      region: region ?? (Token.isUnresolved(host) ? undefined : regionOf(host)),
       resource: 'dbuser',
       resourceName: `${resourceId}/${this.user}`,
       arnFormat: ArnFormat.COLON_RESOURCE_NAME,
@@ -172,7 +210,8 @@ class RdsIamCredential extends BastionCredential {
     role.addToPrincipalPolicy(
       new PolicyStatement({ sid: 'ConnectAsOneUser', actions: ['rds-db:connect'], resources: [user] }),
     );
-    return { json: { rds_iam: { user: this.user } } };
+    // The JSON leaves out what is undefined.
+    return { json: { rds_iam: { user: this.user, region } } };
   }
 }
 

@@ -106,7 +106,8 @@ export interface BastionEndpointTargetOptions extends BastionTargetOptions {
   /** Where the endpoint is: the task may reach this and nothing around it. A security group gets an ingress rule. */
   readonly peer: ec2.IPeer;
   /**
-   * `DbClusterResourceId` or `DbiResourceId`; needed for `BastionCredential.rdsIam`.
+   * `DbClusterResourceId`, `DbiResourceId`, or for RDS Proxy the id in its ARN (`prx-…`); needed for
+   * `BastionCredential.rdsIam`.
    *
    * @default - none
    */

@@ -304,6 +304,29 @@ describe('targets', () => {
     );
   });
 
+  test.each([
+    ['pool.proxy-abc.eu-west-1.rds.amazonaws.com', undefined, 'prx-0123456789abcdef0', 'eu-west-1'],
+    ['replica.abc.eu-central-1.rds.amazonaws.com', undefined, 'db-ABC', 'eu-central-1'],
+    ['replica.abc.rds.us-gov-west-1.amazonaws.com', undefined, 'db-ABC', 'us-gov-west-1'],
+    ['db.eu-central-1.rds.example.com', undefined, 'db-ABC', 'eu-west-1'],
+    ['db.example.com', 'us-east-1', 'db-ABC', 'us-east-1'],
+  ])('an IAM token for %s is for the region of the database', (host, region, resourceId, wanted) => {
+    const world = new World();
+    const credential = BastionCredential.rdsIam('db_read', { region });
+    const peer = ec2.Peer.ipv4('10.1.2.0/24');
+    const engine = BastionEngine.POSTGRES;
+    world.bastion({ targets: [BastionTarget.endpoint(host, { name: 'db', engine, peer, credential, resourceId })] });
+    const deployed = world.deployed();
+    expect(JSON.parse(deployed.one('AWS::SSM::Parameter').Value).access.read.target.db.credential).toEqual({
+      rds_iam: { user: 'db_read', ...(region && { region }) },
+    });
+    const [connect] = deployed
+      .rolePolicies('TaskRole')
+      .flatMap(({ Statement }) => Statement)
+      .slice(1);
+    expect(connect?.Resource).toBe(`arn:aws:rds-db:${wanted}:123456789012:dbuser:${resourceId}/db_read`);
+  });
+
   test('whether a database takes IAM tokens may be decided when the stack is deployed', () => {
     const world = new World();
     const parameter = new CfnParameter(world.stack, 'IamAuth', { type: 'String' });

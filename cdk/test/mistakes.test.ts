@@ -168,9 +168,19 @@ describe('a mistake is said with its value and its fix:', () => {
     const iam = { credential: BastionCredential.rdsIam('db_read') };
     expect(saidOf(iam)).toContain(
       'target "db": the resource id is unknown, so the task role cannot be held to rdsIam("db_read"); ' +
-        'set resourceId to DbClusterResourceId (cluster-…) or DbiResourceId (db-…) of the database',
+        'set resourceId to DbClusterResourceId (cluster-…) or DbiResourceId (db-…) of the database, or to the id in the ' +
+        'ARN of the proxy (prx-…)',
     );
-    for (const resourceId of ['*', 'orders', 'cluster-abc', 'arn:aws:rds:eu-west-1:123456789012:cluster:orders']) {
+    for (const resourceId of [
+      '*',
+      'orders',
+      'cluster-abc',
+      'prx-ABC',
+      'prx-',
+      'prx-a/b',
+      'xprx-abc',
+      'arn:aws:rds:eu-west-1:123456789012:cluster:orders',
+    ]) {
       expect(saidOf({ ...iam, resourceId })).toContain(`target "db": resourceId "${resourceId}" is not a resource id`);
     }
   });
@@ -179,6 +189,13 @@ describe('a mistake is said with its value and its fix:', () => {
     const options = { credential: BastionCredential.rdsIam(user), resourceId: 'db-ABC' };
     expect(saidOf(options)).toContain(
       `target "db": database user "${user}" is not one user; name exactly one, without wildcards`,
+    );
+  });
+
+  test('a region that is none', () => {
+    const credential = BastionCredential.rdsIam('db_read', { region: 'Frankfurt' });
+    expect(saidOf({ credential, resourceId: 'db-ABC' })).toContain(
+      'target "db": region "Frankfurt" of rdsIam("db_read") is not a region; write it as in "eu-west-1"',
     );
   });
 

@@ -186,8 +186,13 @@ fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Prob
 
 fn rds_iam(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConfig> {
     let user = table.required("user", "db_read", problems).map(str::to_owned);
+    let region = table.string("region", problems);
+    if let Some(region) = region.filter(|region| !is_region(region)) {
+        table.problem(problems, "region", format!("is {region:?}"), "write an AWS region, for example \"eu-west-1\"");
+    }
+    let region = region.map(str::to_owned);
     table.finish(problems);
-    Some(CredentialConfig::RdsIam { user: user? })
+    Some(CredentialConfig::RdsIam { user: user?, region })
 }
 
 fn secrets_manager(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConfig> {

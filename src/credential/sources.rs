@@ -9,7 +9,7 @@ use crate::credential::task_role::https_client;
 use crate::credential::vault::{Login, Server};
 use crate::credential::{Cache, Logins, RdsIam, SecretsManager, Source, TaskRole, Vault};
 use crate::tls::TlsConfigError;
-use crate::types::{CredentialConfig, Engine, ExtraCa, Target, Undecided, VaultAs};
+use crate::types::{CredentialConfig, Engine, ExtraCa, Target, Undecided, VaultAs, endpoint};
 use crate::wire::authorize::Audience;
 
 /// Makes the logins of each target.
@@ -41,9 +41,9 @@ impl Sources {
         let role = Arc::clone(&self.role);
         let source = match &target.credential {
             CredentialConfig::Client => return Ok(Logins::Client),
-            CredentialConfig::RdsIam { user } => Source::RdsIam(RdsIam {
+            CredentialConfig::RdsIam { user, region } => Source::RdsIam(RdsIam {
                 role,
-                region: self.region.clone(),
+                region: signing_region(region.as_deref(), target.host.as_deref(), &self.region).to_owned(),
                 // The configuration has both for this source.
                 host: target.host.clone().unwrap_or_default(),
                 port: target.port.unwrap_or_default(),
@@ -86,5 +86,31 @@ impl Sources {
             engine,
             endpoint: self.secrets_manager_endpoint.clone(),
         })
+    }
+}
+
+/// Where a token is good: in the region of the database, which its name tells. A replica of another region is reached so,
+/// too.
+fn signing_region<'a>(configured: Option<&'a str>, host: Option<&'a str>, own: &'a str) -> &'a str {
+    configured.or_else(|| endpoint::region(host?)).unwrap_or(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_signed_for_the_region_of_the_database() {
+        let host = Some("orders.abc123.eu-central-1.rds.amazonaws.com");
+        let cname = Some("db.example.com");
+        for (configured, host, wanted) in [
+            (None, host, "eu-central-1"),
+            (Some("us-east-1"), host, "us-east-1"),
+            (Some("us-east-1"), cname, "us-east-1"),
+            (None, cname, "eu-west-1"),
+            (None, None, "eu-west-1"),
+        ] {
+            assert_eq!(signing_region(configured, host, "eu-west-1"), wanted, "{configured:?} {host:?}");
+        }
     }
 }

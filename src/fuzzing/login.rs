@@ -25,9 +25,14 @@ pub(super) trait Engine {
     /// Whether TLS may follow what the upstream has sent in clear.
     fn may_start_tls(&self, plain: &[u8]) -> bool;
 
+    /// Whether the client names the protocol in its TLS handshake.
+    fn alpn(&self) -> bool {
+        false
+    }
+
     /// Checks `to_client`, what the client got since the upstream was dialled, against all of what the upstream sent
-    /// inside TLS. It must have let us in.
-    fn check_splice(&self, upstream: &[u8], to_client: &[u8]);
+    /// inside TLS. It must have let us in. `heard` is what the relay has sent it.
+    fn check_splice(&self, upstream: &[u8], heard: &[u8], to_client: &[u8]);
 
     /// Whether these are the bytes of one error message.
     fn is_error(&self, bytes: &[u8]) -> bool;
@@ -187,13 +192,13 @@ fn run(engine: &dyn Engine, kind: SecretKind, script: &mut dyn Script) -> Run {
                 assert!(dialed && upstream.tls.is_none());
                 assert!(already_read.is_empty() && engine.may_start_tls(&upstream.plain), "bytes from before TLS");
                 upstream.tls = Some(Vec::new());
-                handshake.handle_tls(Peer::Upstream, Some(vec![7; 32]));
+                handshake.handle_tls(Peer::Upstream, Some(vec![7; 32]), false);
             }
             Action::StartTls { peer: Peer::Client, already_read } => {
                 assert!(client.tls.is_none(), "TLS inside TLS");
                 assert!(client.plain.ends_with(&already_read));
                 client.tls = Some(Vec::new());
-                handshake.handle_tls(Peer::Client, None);
+                handshake.handle_tls(Peer::Client, None, engine.alpn());
             }
             Action::NeedCredential => {
                 assert!(upstream.tls.is_some() && !credential);
@@ -215,10 +220,10 @@ fn run(engine: &dyn Engine, kind: SecretKind, script: &mut dyn Script) -> Run {
             Action::Splice { to_upstream, to_client } => {
                 assert!(credential && handshake.has_opened());
                 client.heard.extend_from_slice(&to_client);
-                upstream.heard.extend_from_slice(&to_upstream);
                 assert!(client.sent().ends_with(&to_upstream), "bytes that the client did not send, or not inside TLS");
                 let said = upstream.tls.as_ref().expect("joined without TLS");
-                engine.check_splice(said, client.heard.get(told_at_dial..).unwrap_or_default());
+                engine.check_splice(said, &upstream.heard, client.heard.get(told_at_dial..).unwrap_or_default());
+                upstream.heard.extend_from_slice(&to_upstream);
                 assert!(!handshake.retry(), "it would start over behind the client's back");
                 break End::Spliced;
             }
@@ -242,7 +247,10 @@ fn run(engine: &dyn Engine, kind: SecretKind, script: &mut dyn Script) -> Run {
 
 fn text(refusal: &Refusal) -> ErrorText {
     match refusal {
-        Refusal::NotReadOnly(text) | Refusal::Rejected(text) | Refusal::UpstreamRefused(text) => text.clone(),
+        Refusal::NotReadOnly(text)
+        | Refusal::ReadOnlyParameter(text)
+        | Refusal::Rejected(text)
+        | Refusal::UpstreamRefused(text) => text.clone(),
         other => ErrorText { message: format!("{other:?}"), ..ErrorText::default() },
     }
 }

@@ -122,7 +122,7 @@ impl Engine for Mysql {
         matches!(packet::decode(&mut plain), Ok(Some(_))) && plain.is_empty()
     }
 
-    fn check_splice(&self, upstream: &[u8], to_client: &[u8]) {
+    fn check_splice(&self, upstream: &[u8], _: &[u8], to_client: &[u8]) {
         assert!(self.0.demand.is_none(), "joined without the password");
         let mut rest = BytesMut::from(upstream);
         while let Ok(Some(Packet { payload, .. })) = packet::decode(&mut rest) {

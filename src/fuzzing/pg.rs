@@ -9,6 +9,7 @@ use super::{Input, check_decoder};
 use crate::wire::pg::door::{Demand, NONCE, SALT, Verifier};
 use crate::wire::pg::handshake::Settings;
 use crate::wire::pg::message::{self, Authentication, ErrorFields, LOGIN_MESSAGE_MAX, Message};
+use crate::wire::pg::parameters::ReadOnly;
 use crate::wire::pg::startup::{self, Opening, STARTUP_MAX};
 use crate::wire::proxy::Handshake;
 
@@ -42,21 +43,32 @@ pub(super) fn messages(data: &[u8]) {
 /// A login whose client and upstream send anything.
 pub(super) fn handshake(data: &[u8]) -> End {
     login::drive(data, |flags| {
-        Postgres(Settings {
+        let settings = Settings {
             database: (flags & 1 != 0).then(|| "orders".to_owned()),
             offer_tls: flags & 2 != 0,
             person: (flags & 8 != 0).then(|| "alice".to_owned()),
-            read_only: flags & 16 != 0,
+            read_only: match flags & 0x90 {
+                0x10 => ReadOnly::Parameter,
+                0x90 => ReadOnly::Statement,
+                _ => ReadOnly::No,
+            },
             demand: (flags & 0x40 != 0).then(|| Demand { verifier: Arc::clone(&VERIFIER), random: [9; NONCE] }),
-        })
+        };
+        Postgres { settings, alpn: flags & 0x20 == 0 }
     })
 }
 
-struct Postgres(Settings);
+struct Postgres {
+    settings: Settings,
+    alpn: bool,
+}
+
+/// What the relay asks for by itself.
+const STATEMENT: &[u8] = b"Q\0\0\0\x2bSET default_transaction_read_only = on\0";
 
 impl Engine for Postgres {
     fn start(&self) -> Handshake {
-        Handshake::postgres(self.0.clone())
+        Handshake::postgres(self.settings.clone())
     }
 
     fn message(&self, shape: u8, input: &mut Input<'_>, line: &Line) -> Vec<u8> {
@@ -96,12 +108,22 @@ impl Engine for Postgres {
         plain == b"S"
     }
 
-    fn check_splice(&self, upstream: &[u8], to_client: &[u8]) {
-        assert!(self.0.demand.is_none(), "joined without the password");
+    fn alpn(&self) -> bool {
+        self.alpn
+    }
+
+    fn check_splice(&self, upstream: &[u8], heard: &[u8], to_client: &[u8]) {
+        assert!(self.settings.demand.is_none(), "joined without the password");
         let (mut rest, mut expected, mut let_in) = (BytesMut::from(upstream), Vec::new(), false);
+        // The answer to the relay's own statement, where it has sent one, is not for the client.
+        let (asks, mut asked) = (heard.ends_with(STATEMENT), false);
         while let Ok(Some(Message { tag, raw, body })) = message::decode(&mut rest) {
             let_in |= tag == b'R' && body == Bytes::from_static(&[0; 4]);
-            if let_in || tag != b'R' {
+            if tag == b'Z' && let_in && asks && !asked {
+                asked = true;
+                continue;
+            }
+            if (let_in || tag != b'R') && !(tag == b'C' && asked) {
                 expected.extend_from_slice(&raw);
             }
             if tag == b'Z' && let_in {

@@ -3,6 +3,7 @@
 mod driver;
 mod ending;
 mod farewell;
+mod patience;
 mod refusal;
 mod service;
 
@@ -17,11 +18,13 @@ use tracing::{debug, info};
 use crate::credential::{Admission, Loan};
 use crate::relay::audit::ConnRecord;
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, TUNNEL_OPENING_TIMEOUT, Upstream};
-use crate::relay::error::ConnError;
+use crate::relay::conn::patience::{Patience, TooLate, UPSTREAM_TIMEOUT};
+use crate::relay::error::{ConnError, DialError};
 use crate::relay::identity::Person;
 use crate::relay::{ClientIo, Served, Shared, upstream, wall_clock};
 use crate::tls;
 use crate::types::{CredentialConfig, Engine, Target};
+use crate::wire::pg::parameters::ReadOnly;
 use crate::wire::proxy::Handshake;
 use crate::wire::{mysql, pg};
 
@@ -172,7 +175,11 @@ impl Conn {
                     database: target.database.clone(),
                     offer_tls,
                     person: self.person.as_ref().map(|person| person.principal.name().to_owned()),
-                    read_only: target.read_only,
+                    read_only: match (target.read_only, target.is_rds_proxy()) {
+                        (false, _) => ReadOnly::No,
+                        (true, false) => ReadOnly::Parameter,
+                        (true, true) => ReadOnly::Statement,
+                    },
                     demand,
                 }))
             }
@@ -189,8 +196,12 @@ impl Conn {
     /// A target whose clients log in themselves: bytes only, to the configured address only.
     async fn connect(&self, client: Box<dyn ClientIo>, handshake: Option<Handshake>) -> Option<Login> {
         let target = &self.served.target;
+        let mut patience = Patience::new(OPENING_TIMEOUT, self.id);
         let dialed = tokio::select! {
-            dialed = upstream::dial(target) => dialed.map_err(ConnError::from),
+            dialed = patience.for_upstream(&target.name, upstream::dial(target)) => match dialed {
+                Ok(dialed) => dialed.map_err(ConnError::Dial),
+                Err(TooLate) => Err(DialError::Timeout(UPSTREAM_TIMEOUT.as_secs()).into()),
+            },
             () = self.shared.cut.cancelled() => Err(ConnError::Shutdown),
         };
         match dialed {

@@ -122,9 +122,14 @@ impl ConnError {
         match self {
             Self::Audit => ErrorKind::Audit,
             Self::ClientIo(_) | Self::Refused(Refusal::ClientGone) => ErrorKind::ClientGone,
-            Self::ClientTls(_) | Self::OpeningTimeout(_) | Self::Refused(Refusal::ClientMalformed(_)) => {
-                ErrorKind::Client
-            }
+            Self::ClientTls(_)
+            | Self::OpeningTimeout(_)
+            | Self::Refused(
+                Refusal::ClientMalformed(_)
+                | Refusal::NoStartup(_)
+                | Refusal::ProtocolVersion(_)
+                | Refusal::StartupTooLong { .. },
+            ) => ErrorKind::Client,
             Self::Refused(Refusal::WrongPassword) => ErrorKind::ClientAuth,
             Self::Credential(_) | Self::Stale { .. } => ErrorKind::Credential,
             Self::Dial(_) => ErrorKind::Dial,
@@ -159,9 +164,12 @@ impl ConnError {
     /// What the database said, if it was the database that refused.
     pub(super) fn said(&self) -> Option<&ErrorText> {
         match self {
-            Self::Refused(Refusal::NotReadOnly(said) | Refusal::Rejected(said) | Refusal::UpstreamRefused(said)) => {
-                Some(said)
-            }
+            Self::Refused(
+                Refusal::NotReadOnly(said)
+                | Refusal::ReadOnlyParameter(said)
+                | Refusal::Rejected(said)
+                | Refusal::UpstreamRefused(said),
+            ) => Some(said),
             Self::Stale { said, .. } => Some(said),
             _ => None,
         }

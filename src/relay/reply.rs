@@ -12,13 +12,19 @@ mod password;
 pub(super) use advice::credential as credential_advice;
 pub(super) use farewell::{lease_ending, lease_over, stopping};
 
+use std::borrow::Cow;
+
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
 use crate::types::{CredentialConfig, Engine, Target};
 use crate::wire::error_text::ErrorText;
+use crate::wire::pg::parameters::READ_ONLY;
+use crate::wire::pg::startup::STARTUP_MAX;
 use crate::wire::proxy::Refusal;
 
 /// Characters of a file's name in an error; a MySQL client shows 511 bytes of it all.
 const FILE_NAME_MAX: usize = 100;
+/// Of a database that has not answered in time.
+const WAKING: &str = "A database that was paused (Aurora at 0 ACU) may still be waking: try again in a minute.";
 
 /// What kind of failure a client's driver is to see.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +34,7 @@ enum Class {
     /// Of a session that was served. Pools take it for what it is: a connection that is gone.
     Ended,
     InvalidAuthorization,
+    NotSupported,
     ProtocolViolation,
     TooManyConnections,
     Warning,
@@ -42,6 +49,7 @@ impl Class {
             (Engine::Mysql, Self::CannotConnect) => (1429, "08001"),
             (Engine::Mysql, Self::ConnectionFailure) => (1158, "08S01"),
             (Engine::Mysql, Self::InvalidAuthorization | Self::WrongPassword) => (1045, "28000"),
+            (Engine::Mysql, Self::NotSupported) => (1235, "42000"),
             (Engine::Mysql, Self::ProtocolViolation) => (1043, "08S01"),
             (Engine::Mysql, Self::TooManyConnections) => (1040, "08004"),
             (Engine::Mysql, Self::Ended) => (1053, "08S01"),
@@ -50,6 +58,7 @@ impl Class {
             (Engine::Postgres | Engine::Tcp, Self::CannotConnect) => (0, "08001"),
             (Engine::Postgres | Engine::Tcp, Self::ConnectionFailure) => (0, "08006"),
             (Engine::Postgres | Engine::Tcp, Self::InvalidAuthorization) => (0, "28000"),
+            (Engine::Postgres | Engine::Tcp, Self::NotSupported) => (0, "0A000"),
             (Engine::Postgres | Engine::Tcp, Self::ProtocolViolation) => (0, "08P01"),
             (Engine::Postgres | Engine::Tcp, Self::TooManyConnections) => (0, "53300"),
             (Engine::Postgres | Engine::Tcp, Self::WrongPassword) => (0, "28P01"),
@@ -134,7 +143,8 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
     let user = user.unwrap_or("the client's user");
     let (engine, without_tls) = words(target.engine);
     Some(match failure {
-        ConnError::ClientIo(_) | ConnError::Refused(Refusal::ClientGone | Refusal::Rejected(_)) => return None,
+        ConnError::ClientIo(_)
+        | ConnError::Refused(Refusal::ClientGone | Refusal::NoStartup(_) | Refusal::Rejected(_)) => return None,
         ConnError::Audit => error(
             target,
             Class::CannotConnect,
@@ -162,6 +172,30 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             format!("bastion: target {name} speaks {engine}, but {what}"),
             "",
             format!("Connect with a {engine} client."),
+        ),
+        ConnError::Refused(Refusal::ProtocolVersion(version)) => error(
+            target,
+            Class::NotSupported,
+            format!(
+                "bastion: target {name} speaks version 3 of the {engine} protocol, not {}.{}",
+                version >> 16,
+                version & 0xffff
+            ),
+            "",
+            format!("Connect with a {engine} client."),
+        ),
+        ConnError::Refused(Refusal::StartupTooLong { client, whole }) => error(
+            target,
+            Class::ProtocolViolation,
+            format!(
+                "bastion: the startup packet for target {name} is too long: it has {client} bytes, {whole} with what bastion \
+                 sets in it, and {engine} takes {STARTUP_MAX} at most"
+            ),
+            "",
+            format!(
+                "Shorten the parameters of the connection (options, for example) by {} bytes.",
+                whole.saturating_sub(STARTUP_MAX)
+            ),
         ),
         ConnError::OpeningTimeout(seconds) => error(
             target,
@@ -230,7 +264,7 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             Class::ConnectionFailure,
             format!("bastion: target {name} at {address} did not finish the login within {seconds} s"),
             "",
-            "Try again; if it stays so, look at the load and the log of the database.",
+            format!("{WAKING} If it stays so, look at the load and the log of the database."),
         ),
         ConnError::Unanswered(seconds) => error(
             target,
@@ -279,25 +313,40 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
         ConnError::Refused(Refusal::NotReadOnly(said)) => {
             behind(said, target, &format!("bastion: target {name} did not make the session read-only"), "", "")
         }
-        ConnError::Refused(Refusal::UpstreamRefused(said)) => {
-            behind(said, target, &format!("bastion: target {name} refused the login of {user}"), "", "")
+        ConnError::Refused(Refusal::ReadOnlyParameter(said) | Refusal::UpstreamRefused(said)) => {
+            let refused = format!("bastion: target {name} refused the login of {user}");
+            let is_pooler = target.read_only && said.message.contains(READ_ONLY);
+            let hint = if is_pooler { read_only_refused(user) } else { String::new() };
+            behind(said, target, &refused, "", &hint)
         }
     })
 }
 
+/// What to do about a pooler that does not take the parameter, and whose connections are not to get a statement.
+fn read_only_refused(user: &str) -> String {
+    format!(
+        "The target is read_only, and a connection pooler in front of it does not take {READ_ONLY}. PgBouncer 1.20 and later \
+         do if track_extra_parameters names it; or set read_only of the target to false and leave it to the grants of {user}."
+    )
+}
+
 fn dial(reason: &DialError, target: &Target) -> ErrorText {
     let (name, address) = (&target.name, target.address());
-    let hint = match reason {
-        DialError::LinkLocal(_) => "Check host and hostaddr in the target's configuration, and the DNS of the VPC.",
-        DialError::NoAddress => "Add host to the target's configuration, or \"host\" to the secret.",
+    let hint: Cow<'_, str> = match reason {
+        DialError::LinkLocal(_) => {
+            "Check host and hostaddr in the target's configuration, and the DNS of the VPC.".into()
+        }
+        DialError::NoAddress => "Add host to the target's configuration, or \"host\" to the secret.".into(),
         DialError::Resolve(_) => {
             "Check host in the target's configuration, and that the VPC has DNS resolution and DNS host names on."
+                .into()
         }
-        DialError::Timeout(_) => {
+        DialError::Timeout(_) => format!(
             "Let the security group of the database accept the security group of the task on this port, and check that \
-             the database runs."
-        }
-        DialError::Connect { .. } => "Check that the database runs and listens on this port.",
+             the database runs. {WAKING}"
+        )
+        .into(),
+        DialError::Connect { .. } => "Check that the database runs and listens on this port.".into(),
     };
     error(target, Class::CannotConnect, format!("bastion: cannot reach target {name} at {address}: {reason}"), "", hint)
 }
@@ -313,9 +362,10 @@ fn tls(reason: &UpstreamTlsError, target: &Target) -> ErrorText {
              extra_ca in the relay's configuration, or its file as BASTION_EXTRA_CA_FILE."
         }
         UpstreamTlsError::Expired => "Rotate the database's server certificate in RDS.",
-        UpstreamTlsError::Certificate(_) | UpstreamTlsError::Handshake(_) | UpstreamTlsError::Timeout(_) => {
+        UpstreamTlsError::Certificate(_) | UpstreamTlsError::Handshake(_) => {
             "Check that host and port are those of the database, and the clock of both ends."
         }
+        UpstreamTlsError::Timeout(_) => WAKING,
     };
     error(
         target,
@@ -330,8 +380,17 @@ fn tls(reason: &UpstreamTlsError, target: &Target) -> ErrorText {
 pub(super) fn cause(refusal: &Refusal) -> String {
     match refusal {
         Refusal::ClientGone => "the client left".to_owned(),
-        Refusal::ClientMalformed(what) | Refusal::UpstreamMalformed(what) => what.to_string(),
-        Refusal::NotReadOnly(said) | Refusal::Rejected(said) | Refusal::UpstreamRefused(said) => said.message.clone(),
+        Refusal::ClientMalformed(what) | Refusal::NoStartup(what) | Refusal::UpstreamMalformed(what) => {
+            what.to_string()
+        }
+        Refusal::NotReadOnly(said)
+        | Refusal::ReadOnlyParameter(said)
+        | Refusal::Rejected(said)
+        | Refusal::UpstreamRefused(said) => said.message.clone(),
+        Refusal::ProtocolVersion(version) => format!("version {}.{} of the protocol", version >> 16, version & 0xffff),
+        Refusal::StartupTooLong { client, whole } => {
+            format!("a startup packet of {client} bytes, {whole} with those of the relay")
+        }
         Refusal::UnknownAuthentication(method) => format!("authentication method {method}"),
         Refusal::UpstreamGone => "the database closed the connection".to_owned(),
         Refusal::UpstreamWithoutTls => "the database does not offer TLS".to_owned(),

@@ -9,8 +9,11 @@ use mysql_async::prelude::Queryable as _;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
+mod client_tls;
 mod hostile;
 mod pipelined;
+mod special;
+mod stand_in;
 mod standing_log;
 
 use super::*;
@@ -50,7 +53,7 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
         local_port: None,
         relay_port: engine.default_port().unwrap() + u16::try_from(n).unwrap(),
         // Says that the relay logs in; the test chooses with what.
-        credential: CredentialConfig::RdsIam { user: (*user).to_owned() },
+        credential: CredentialConfig::RdsIam { user: (*user).to_owned(), region: None },
     };
     Config {
         environment: "test".to_owned(),

@@ -15,9 +15,6 @@ use crate::relay::error::{DialError, UpstreamTlsError};
 use crate::tls;
 use crate::types::Target;
 
-/// For all addresses together: a security group that drops packets must not hold the client longer.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// First probe after a minute, then every 15 s, dead after four: below the idle limits of NAT gateways (350 s).
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4);
@@ -29,15 +26,9 @@ pub(super) fn tune(stream: &TcpStream) {
     let _best_effort = SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE);
 }
 
-/// Connects to the target. The name is looked up anew for each connection: that is how a failover is followed.
+/// Connects to the target, in whatever time it takes. The name is looked up anew for each connection: that is how a
+/// failover is followed.
 pub(super) async fn dial(target: &Target) -> Result<TcpStream, DialError> {
-    match tokio::time::timeout(DIAL_TIMEOUT, dial_any(target)).await {
-        Ok(result) => result,
-        Err(_) => Err(DialError::Timeout(DIAL_TIMEOUT.as_secs())),
-    }
-}
-
-async fn dial_any(target: &Target) -> Result<TcpStream, DialError> {
     let (Some(host), Some(port)) = (&target.host, target.port) else { return Err(DialError::NoAddress) };
     let addresses: Vec<SocketAddr> = match target.hostaddr {
         Some(address) => vec![SocketAddr::new(address, port)],
@@ -75,23 +66,19 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// Does TLS as the client and verifies chain and name; also gives the certificate's channel binding.
+/// Does TLS as the client and verifies chain and name, in whatever time it takes; also gives the certificate's channel
+/// binding.
 pub(super) async fn start_tls(
     stream: TcpStream,
     target: &Target,
     config: &Arc<ClientConfig>,
 ) -> Result<(TlsStream<TcpStream>, Option<Vec<u8>>), UpstreamTlsError> {
     let name = ServerName::try_from(target.host.clone().unwrap_or_default()).map_err(|_| UpstreamTlsError::BadName)?;
-    let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream);
-    match tokio::time::timeout(TLS_TIMEOUT, connecting).await {
-        Err(_) => Err(UpstreamTlsError::Timeout(TLS_TIMEOUT.as_secs())),
-        Ok(Err(error)) => Err(classify(&error)),
-        Ok(Ok(stream)) => {
-            let certificates = stream.get_ref().1.peer_certificates();
-            let binding = certificates.and_then(<[_]>::first).and_then(tls::server_end_point);
-            Ok((stream, binding))
-        }
-    }
+    let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
+    let stream = connecting.map_err(|error| classify(&error))?;
+    let certificates = stream.get_ref().1.peer_certificates();
+    let binding = certificates.and_then(<[_]>::first).and_then(tls::server_end_point);
+    Ok((stream, binding))
 }
 
 fn classify(error: &std::io::Error) -> UpstreamTlsError {

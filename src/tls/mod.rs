@@ -9,8 +9,8 @@ mod relay;
 pub(crate) use laptop::laptop;
 #[cfg(feature = "relay")]
 pub(crate) use relay::{
-    TlsConfigError, aws, aws_roots, extra_ca_pem, pem_certificates, random, random_hex, server, server_end_point,
-    upstream, vault,
+    ALPN_POSTGRESQL, TlsConfigError, aws, aws_roots, extra_ca_pem, pem_certificates, random, random_hex, server,
+    server_end_point, upstream, vault,
 };
 
 use std::sync::Arc;

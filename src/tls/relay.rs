@@ -22,6 +22,9 @@ use crate::types::ExtraCa;
 /// each were compared by fingerprint.
 const RDS_CA: &[u8] = include_bytes!("rds-ca.pem");
 
+/// What libpq announces with `sslnegotiation=direct`, and the server requires then (`PG_ALPN_PROTOCOL` in `pqcomm.h`).
+pub(crate) const ALPN_POSTGRESQL: &[u8] = b"postgresql";
+
 /// Where the roots of Amazon Trust Services begin in [`RDS_CA`].
 const AWS_ROOTS: &str = "# Amazon Root CA 1";
 
@@ -120,8 +123,7 @@ pub(crate) fn server(certificate: &Path, key: &Path) -> Result<(Arc<ServerConfig
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
-    // What libpq announces with sslnegotiation=direct.
-    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    config.alpn_protocols = vec![ALPN_POSTGRESQL.to_vec()];
     Ok((Arc::new(config), binding))
 }
 

@@ -71,6 +71,12 @@ impl Partition {
         public || vpc_endpoint.is_some_and(|start| start.starts_with("vpce-") && label(start))
     }
 
+    /// What stands before the domain of a partition in `host`: `sts.eu-west-1`.
+    #[cfg(feature = "relay")]
+    pub(crate) fn without_domain(host: &str) -> Option<&str> {
+        PARTITIONS.iter().find_map(|partition| host.strip_suffix(partition.suffix)?.strip_suffix('.'))
+    }
+
     /// Whether `host` is a name below the domain of some partition, as all endpoints of AWS are.
     #[cfg(feature = "launcher")]
     pub(crate) fn owns(host: &str) -> bool {

@@ -82,10 +82,19 @@ pub enum Refusal {
     ClientGone,
     /// The client does not speak the protocol.
     ClientMalformed(Malformed),
+    /// What the client sent is no opening of the protocol. Its server says nothing to such clients, and so does the relay.
+    NoStartup(Malformed),
     /// The upstream did not make the session one that only reads.
     NotReadOnly(ErrorText),
+    /// The client asks for a version of the protocol that is not spoken: `major << 16 | minor`.
+    ProtocolVersion(u32),
+    /// The upstream does not take the parameter with which a session only reads; another attempt says it in another way.
+    ReadOnlyParameter(ErrorText),
     /// The upstream let the user in but then ended the login; the client has its message already.
     Rejected(ErrorText),
+    /// With what the relay sets in it, the client's startup packet is longer than the upstream takes: bytes of the client's
+    /// own and of the whole.
+    StartupTooLong { client: usize, whole: usize },
     /// The upstream asks for this authentication method, which the relay does not speak.
     UnknownAuthentication(String),
     /// The upstream closed the connection in the middle of the login.
@@ -160,12 +169,12 @@ impl Handshake {
     }
 
     /// `binding` is the `tls-server-end-point` hash of the server's certificate (RFC 5929), if it has one: the upstream's,
-    /// which is verified, or ours.
-    pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>) {
+    /// which is verified, or ours. `alpn`: the client has named the protocol of its engine in the TLS handshake.
+    pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>, alpn: bool) {
         match self {
             Self::Mysql(handshake) => handshake.handle_tls(peer),
             Self::MysqlChange(_) => {}
-            Self::Postgres(handshake) => handshake.handle_tls(peer, binding),
+            Self::Postgres(handshake) => handshake.handle_tls(peer, binding, alpn),
         }
     }
 
@@ -186,6 +195,13 @@ impl Handshake {
         }
     }
 
+    /// The upstream does not take PostgreSQL's parameter for a session that only reads, if that is known only now.
+    pub fn read_only_by_statement(&mut self) {
+        if let Self::Postgres(handshake) = self {
+            handshake.read_only_by_statement();
+        }
+    }
+
     /// Starts over with a new upstream connection, for a credential that was stale. False if it is too late for that.
     #[must_use]
     pub fn retry(&mut self) -> bool {
@@ -202,6 +218,15 @@ impl Handshake {
             Self::Mysql(handshake) => handshake.has_opened(),
             Self::MysqlChange(change) => change.has_opened(),
             Self::Postgres(handshake) => handshake.has_opened(),
+        }
+    }
+
+    /// Whether a client that keeps us waiting is told so: not before it has shown that it speaks the protocol, where its
+    /// server is silent as well.
+    pub fn answers_silence(&self) -> bool {
+        match self {
+            Self::Mysql(_) | Self::MysqlChange(_) => true,
+            Self::Postgres(handshake) => handshake.has_startup(),
         }
     }
 

@@ -34,7 +34,7 @@ pub(super) fn script(target: &Target, access: &str, version: Option<u16>) -> Str
     script.note(format_args!("{name}: {engine} at {}, access level {access}", target.address()));
     match &target.credential {
         CredentialConfig::Client => script.note(format_args!("Clients log in themselves: there is nothing to grant.")),
-        CredentialConfig::RdsIam { user } => {
+        CredentialConfig::RdsIam { user, .. } => {
             script.note(format_args!("The user logs in with IAM tokens of the task role."));
             let user = User(*engine, user);
             match engine {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn iam() -> CredentialConfig {
-        CredentialConfig::RdsIam { user: "db_read".to_owned() }
+        CredentialConfig::RdsIam { user: "db_read".to_owned(), region: None }
     }
 
     #[test]
@@ -313,7 +313,7 @@ mod tests {
         };
         vec![
             CredentialConfig::Client,
-            CredentialConfig::RdsIam { user },
+            CredentialConfig::RdsIam { user, region: None },
             CredentialConfig::SecretsManager { secret_id, region: None },
             vault(VaultAs::Caller, format!("{path}/creds/{role}"), Some(role.clone())),
             vault(VaultAs::Caller, path.clone(), None),
@@ -366,7 +366,7 @@ mod tests {
             for engine in [Engine::Postgres, Engine::Mysql] {
                 for (with, without) in credentials(&names).into_iter().zip(credentials(&plain)) {
                     let user = match &with {
-                        CredentialConfig::RdsIam { user } => user.clone(),
+                        CredentialConfig::RdsIam { user, .. } => user.clone(),
                         CredentialConfig::SecretsManager { .. } => "USER".to_owned(),
                         _ => "{{name}}".to_owned(),
                     };

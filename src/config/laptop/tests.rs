@@ -65,7 +65,7 @@ fn a_full_file_is_resolved_whole() {
     assert!(read.assign_public_ip && read.reason_required);
     let orders = &read.targets["orders"];
     assert_eq!((orders.engine, orders.port, orders.local_port), (Engine::Postgres, Some(5433), Some(15_432)));
-    assert_eq!(orders.credential, CredentialConfig::RdsIam { user: "db_read".to_owned() });
+    assert_eq!(orders.credential, CredentialConfig::RdsIam { user: "db_read".to_owned(), region: None });
     let write = &found.access["write"];
     assert_eq!((write.container.as_str(), write.targets.len()), ("bastion", 0));
     assert!(!write.assign_public_ip && !write.reason_required && write.security_groups.is_empty());

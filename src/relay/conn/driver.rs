@@ -8,15 +8,16 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use crate::credential::{Admission, Cache, Kind, Loan};
 use crate::relay::client_io::{ClientIo, Early};
+use crate::relay::conn::patience::{Patience, TooLate};
 use crate::relay::error::ConnError;
 use crate::relay::{Served, Shared, upstream, wall_clock};
+use crate::tls;
 use crate::types::Target;
 use crate::wire::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
 
@@ -24,8 +25,6 @@ use crate::wire::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
 pub(super) const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
 /// The same through the tunnel, which the launcher only uses once its client has spoken, and which may be mending itself.
 pub(super) const TUNNEL_OPENING_TIMEOUT: Duration = Duration::from_secs(120);
-/// Look-up, dial, TLS and login together: PAM and IAM may take seconds.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// One read of the login.
 const READ: usize = 4096;
 
@@ -157,47 +156,44 @@ impl<'a> Driver<'a> {
     }
 
     async fn attempts(&mut self, opening: Duration) -> Result<Outcome, ConnError> {
-        let mut opened = false;
-        let mut waiting = Peer::Client;
-        let mut deadline = Instant::now() + opening;
+        let mut patience = Patience::new(opening, self.conn_id);
+        let target = self.served.target.name.as_str();
         loop {
             let action = self.handshake.poll_action();
-            if !opened && self.handshake.has_opened() {
-                opened = true;
-                deadline = Instant::now() + LOGIN_TIMEOUT;
-            }
-            if let Action::Read(peer) = action {
-                waiting = peer;
-            }
-            let failure = match tokio::time::timeout_at(deadline, self.carry_out_for_client(action)).await {
-                Ok(Ok(None)) => continue,
-                Ok(Ok(Some(outcome))) => {
+            let failure = match self.carry_out_for_client(action, &mut patience).await {
+                Ok(None) => continue,
+                Ok(Some(outcome)) => {
                     if let (Ok(Some(cache)), Some(loan)) = (self.cache(), self.tried.last()) {
                         cache.accepted(loan, wall_clock()).await;
                     }
                     return Ok(outcome);
                 }
-                Ok(Err(failure)) => failure,
-                Err(_) if opened => ConnError::LoginTimeout(LOGIN_TIMEOUT.as_secs()),
-                // MySQL's server speaks first, so it may be the one that keeps us waiting.
-                Err(_) if waiting == Peer::Upstream => ConnError::LoginTimeout(opening.as_secs()),
-                Err(_) => ConnError::OpeningTimeout(opening.as_secs()),
+                Err(failure) => failure,
             };
-            let starting = tokio::time::timeout_at(deadline, self.start_over(&failure));
-            match starting.await {
+            match patience.for_upstream(target, self.start_over(&failure)).await {
                 Ok(Ok(true)) => {}
                 Ok(Err(stale)) => return Err(stale),
-                Ok(Ok(false)) | Err(_) => return Err(failure),
+                Ok(Ok(false)) | Err(TooLate) => return Err(failure),
             }
         }
     }
 
     /// Whether another attempt is worth it, and under way: the database refused a login and the source has another one, or
-    /// it has closed a connection on which it had waited for the client (`connect_timeout` of MySQL, 10 s). An error if
-    /// the source cannot say whether it has another one.
+    /// it has closed a connection on which it had waited for the client (`connect_timeout` of MySQL, 10 s), or it wants to
+    /// be told in another way that the session only reads. An error if the source cannot say whether it has another one.
     async fn start_over(&mut self, failure: &ConnError) -> Result<bool, ConnError> {
         if std::mem::take(&mut self.dialed_early) && self.tried.is_empty() && failure.is_lost_upstream() {
             debug!(conn_id = self.conn_id, "the database has closed the connection before the login, dialling again");
+            self.upstream = None;
+            return Ok(self.handshake.retry());
+        }
+        if let ConnError::Refused(Refusal::ReadOnlyParameter(said)) = failure {
+            debug!(
+                conn_id = self.conn_id,
+                said = said.message,
+                "the read-only parameter was refused, trying a statement"
+            );
+            self.next = self.tried.pop();
             self.upstream = None;
             return Ok(self.handshake.retry());
         }
@@ -225,14 +221,21 @@ impl<'a> Driver<'a> {
         let place = &loan.place;
         let target = self.served.target.completed(place.host.as_deref(), place.port, place.database.as_deref());
         self.handshake.set_database(target.database.as_deref());
+        if target.is_rds_proxy() {
+            self.handshake.read_only_by_statement();
+        }
         self.completed = Some(target);
         self.next = Some(loan);
         Ok(())
     }
 
-    /// Carries out `action`, unless the relay has to cut its connections, or the client leaves while the upstream keeps it
-    /// waiting: nobody wants the login then.
-    async fn carry_out_for_client(&mut self, action: Action) -> Result<Option<Outcome>, ConnError> {
+    /// Carries out `action`, unless it takes too long or the client leaves while the upstream keeps it waiting: nobody wants
+    /// the login then. Whatever interrupts it, the end of the relay too, there is still the client, who is told.
+    async fn carry_out_for_client(
+        &mut self,
+        action: Action,
+        patience: &mut Patience,
+    ) -> Result<Option<Outcome>, ConnError> {
         let for_upstream = matches!(
             action,
             Action::Dial
@@ -241,23 +244,23 @@ impl<'a> Driver<'a> {
                 | Action::StartTls { peer: Peer::Upstream, .. }
         );
         let watched = for_upstream && !self.handshake.has_more_of_client();
-        let cut = &self.shared.cut;
+        let (shared, target, limit) = (self.shared, self.served.target.name.as_str(), patience.limit(&action));
         let Some(mut client) = self.client.take_if(|_| watched) else {
             return tokio::select! {
                 biased;
-                done = self.carry_out(action) => done,
-                () = cut.cancelled() => Err(ConnError::Shutdown),
+                done = patience.carry_out(target, limit, self.carry_out(action)) => done,
+                () = shared.cut.cancelled() => Err(ConnError::Shutdown),
             };
         };
         let mut early = BytesMut::new();
         let (done, gone) = {
-            let mut carrying = pin!(self.carry_out(action));
+            let mut carrying = pin!(patience.carry_out(target, limit, self.carry_out(action)));
             let mut speaks = true;
             loop {
                 tokio::select! {
                     biased;
                     done = &mut carrying => break (done, false),
-                    () = cut.cancelled() => break (Err(ConnError::Shutdown), false),
+                    () = shared.cut.cancelled() => break (Err(ConnError::Shutdown), false),
                     read = client.read_buf(&mut early), if speaks => match read {
                         Ok(0) | Err(_) => break (Ok(None), true),
                         // It is there, and does not wait for its turn.
@@ -304,7 +307,7 @@ impl<'a> Driver<'a> {
                     let tls = &self.shared.upstream_tls;
                     let (stream, binding) = upstream::start_tls(stream, self.target(), tls).await?;
                     self.upstream = Some(Upstream::Tls(Box::new(stream)));
-                    self.handshake.handle_tls(Peer::Upstream, binding);
+                    self.handshake.handle_tls(Peer::Upstream, binding, false);
                 }
             }
         }
@@ -328,8 +331,9 @@ impl<'a> Driver<'a> {
         let (Some(client), Some(tls)) = (self.client.take(), &self.shared.client_tls) else { return Ok(()) };
         let accepted = TlsAcceptor::from(Arc::clone(tls)).accept(Early::new(already_read, client)).await;
         let stream = accepted.map_err(|error| ConnError::ClientTls(error.to_string()))?;
+        let alpn = stream.get_ref().1.alpn_protocol() == Some(tls::ALPN_POSTGRESQL);
         self.client = Some(Box::new(stream));
-        self.handshake.handle_tls(Peer::Client, self.shared.client_binding.clone());
+        self.handshake.handle_tls(Peer::Client, self.shared.client_binding.clone(), alpn);
         Ok(())
     }
 

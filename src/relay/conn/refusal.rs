@@ -21,12 +21,15 @@ impl Conn {
         user: Option<&str>,
     ) {
         self.record_failure(failure, handshake, target, user).await;
+        let is_silent = |handshake: &Handshake| {
+            !handshake.answers_silence() && matches!(failure, ConnError::OpeningTimeout(_))
+        };
         match (handshake, reply::error_text(failure, target, user, self.id)) {
-            (Some(handshake), Some(text)) => {
+            (Some(handshake), Some(text)) if !is_silent(handshake) => {
                 ending::end_well(client, &handshake.encode_error(&text), ending::GOODBYE_TIMEOUT).await;
             }
-            // What the database has said went to the client already.
-            (Some(_), None) => ending::end_well(client, &[], ending::GOODBYE_TIMEOUT).await,
+            // What the database has said went to the client already, or the database would say nothing.
+            (Some(_), _) => ending::end_well(client, &[], ending::GOODBYE_TIMEOUT).await,
             // For the terminal of the person, since there is no protocol to say it in.
             (None, text) => ending::reset(client, &text.map(|text| text.sentence()).unwrap_or_default()).await,
         }

@@ -186,8 +186,11 @@ impl Conn {
             login = match again {
                 Ok(login) => login,
                 Err(failure) => {
-                    let audit = failure == ConnError::Audit;
-                    part.end = End::new(if audit { Who::Audit } else { Who::Client }, How::Cut);
+                    part.end = match failure {
+                        ConnError::Audit => End::new(Who::Audit, How::Cut),
+                        ConnError::Shutdown => self.cut_by(),
+                        _ => End::new(Who::Client, How::Cut),
+                    };
                     part.error = Some(std::io::Error::other(failure));
                     return Copied { spliced: part, client: None, upstream: None };
                 }

@@ -57,7 +57,8 @@ pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorTex
                 "Likely causes: 1. the task role may not rds-db:connect as {user} on the resource id of this database \
                  (arn:aws:rds-db:REGION:ACCOUNT:dbuser:RESOURCE-ID/{user}; cluster-… for Aurora, db-… for RDS). 2. {user} \
                  does not exist or lacks rds_iam. 3. IAM database authentication is off for {host}. 4. a policy with a \
-                 condition or a service control policy denies it."
+                 condition or a service control policy denies it. 5. if it comes and goes, the instance is short of \
+                 memory (FreeableMemory in CloudWatch), and its checks of tokens (PAM) fail."
             ),
             format!(
                 "Ask your platform team to check these in this order; as an administrator: {grant}; the database's log \
@@ -89,7 +90,7 @@ mod tests {
             max_connections: None,
             local_port: None,
             relay_port: 3306,
-            credential: CredentialConfig::RdsIam { user: user.to_owned() },
+            credential: CredentialConfig::RdsIam { user: user.to_owned(), region: None },
         };
         let said = ErrorText {
             number: 1045,

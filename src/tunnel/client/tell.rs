@@ -39,7 +39,8 @@ pub(super) async fn say(client: &mut TcpStream, message: &[u8]) -> io::Result<()
 }
 
 /// Answers a PostgreSQL client's TLS and GSSAPI requests with no, up to its startup: libpq shows no text of an error that
-/// comes before. False if it has left, or only wanted to cancel.
+/// comes before. False if it has left, only wanted to cancel, or does not speak in clear or not the protocol: whoever gets no
+/// answer from the server itself gets none here.
 async fn refuse_all_before_startup(client: &mut TcpStream, mut buffer: BytesMut) -> io::Result<bool> {
     loop {
         match startup::decode(&mut buffer) {
@@ -49,8 +50,8 @@ async fn refuse_all_before_startup(client: &mut TcpStream, mut buffer: BytesMut)
                 }
             }
             Ok(Some(Opening::GssEncRequest | Opening::SslRequest)) => client.write_all(b"N").await?,
-            Ok(Some(Opening::Cancel(_))) => return Ok(false),
-            Ok(Some(Opening::DirectTls | Opening::Startup(_))) | Err(_) => return Ok(true),
+            Ok(Some(Opening::Cancel(_) | Opening::DirectTls)) | Err(_) => return Ok(false),
+            Ok(Some(Opening::Layout(_) | Opening::Startup(_) | Opening::Unsupported(_))) => return Ok(true),
         }
     }
 }

@@ -9,15 +9,18 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use zeroize::Zeroizing;
 
 use super::door::{self, Answer, Exchange};
-use super::message::{self, Authentication, ErrorFields, Message};
+use super::message::{self, Authentication, Message};
+use super::negotiation::{Negotiation, Step};
+use super::parameters::{self, READ_ONLY, ReadOnly};
 use super::sasl::Scram;
-use super::startup::{self, Opening, Startup};
+use super::settling::{Settled, Settling, said};
+use super::startup::{self, Startup};
 use crate::wire::Malformed;
 use crate::wire::error_text::ErrorText;
 use crate::wire::proxy::{Action, Peer, Refusal, Secret, SecretKind};
 
-/// `application_name` is a name: NAMEDATALEN - 1 bytes (PostgreSQL manual, `application_name`).
-const APPLICATION_NAME_MAX: usize = 63;
+/// `feature_not_supported`, with which RDS Proxy refuses parameters of a startup packet that it does not know.
+const NOT_SUPPORTED: &str = "0A000";
 
 struct Login {
     user: String,
@@ -27,8 +30,8 @@ struct Login {
 }
 
 enum State {
-    /// Waiting for the client's opening packet.
-    Opening,
+    /// Waiting for the client's startup packet.
+    Opening(Negotiation),
     /// The client was asked for the relay's password.
     Door(Box<Exchange>),
     /// Dial, TLS and credential, in this order.
@@ -39,7 +42,7 @@ enum State {
     /// The startup packet is sent; the upstream speaks.
     Login(Login),
     /// The upstream has let us in; its parameters pass until it is ready.
-    Settling,
+    Settling(Settling),
     /// The client has everything; it is too late for anything else.
     Spliced,
     Ended,
@@ -54,8 +57,7 @@ pub struct Settings {
     pub offer_tls: bool,
     /// Who the connection is for: in `application_name`, before what the client calls itself.
     pub person: Option<String>,
-    /// Transactions are read-only unless the client asks for another one.
-    pub read_only: bool,
+    pub read_only: ReadOnly,
     /// What a client has to prove; `None`: any user comes in.
     pub demand: Option<door::Demand>,
 }
@@ -64,9 +66,12 @@ pub struct Settings {
 pub struct Handshake {
     state: State,
     settings: Settings,
-    client_tls: bool,
     /// Whether the connection carries a cancel request instead of a login.
     cancelling: bool,
+    /// Whether the client has proven what it must.
+    admitted: bool,
+    /// Whether the client has heard anything of the upstream.
+    told: bool,
     startup: Option<Startup>,
     client_binding: Option<Vec<u8>>,
     binding: Option<Vec<u8>>,
@@ -80,10 +85,11 @@ pub struct Handshake {
 impl Handshake {
     pub fn new(settings: Settings) -> Self {
         Self {
-            state: State::Opening,
+            state: State::Opening(Negotiation::new(settings.offer_tls)),
             settings,
-            client_tls: false,
             cancelling: false,
+            admitted: false,
+            told: false,
             startup: None,
             client_binding: None,
             binding: None,
@@ -101,13 +107,17 @@ impl Handshake {
 
     /// Whether the client has said what it wants, and has proven what it must.
     pub fn has_opened(&self) -> bool {
-        (self.startup.is_some() || self.cancelling) && !matches!(self.state, State::Door(_))
+        self.admitted || self.cancelling
+    }
+
+    /// Whether the client's startup packet is in. Before that the server says nothing about what it waits for in vain.
+    pub fn has_startup(&self) -> bool {
+        self.startup.is_some()
     }
 
     /// What the client calls its program, for logs.
     pub fn client_program(&self) -> Option<String> {
-        let value = self.startup.as_ref()?.parameter("application_name")?;
-        Some(String::from_utf8_lossy(value).into_owned())
+        parameters::program(self.startup.as_ref()?)
     }
 
     /// The ErrorResponse that tells the client why its connection ends.
@@ -143,11 +153,11 @@ impl Handshake {
     }
 
     /// `binding` is the `tls-server-end-point` hash of the server's certificate (RFC 5929), if it has one: the upstream's,
-    /// which is verified, or ours.
-    pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>) {
-        match (peer, &self.state) {
-            (Peer::Client, State::Opening) => {
-                self.client_tls = true;
+    /// which is verified, or ours. `alpn`: the client has named the protocol `postgresql`.
+    pub fn handle_tls(&mut self, peer: Peer, binding: Option<Vec<u8>>, alpn: bool) {
+        match (peer, &mut self.state) {
+            (Peer::Client, State::Opening(negotiation)) => {
+                negotiation.handle_tls(alpn);
                 self.client_binding = binding;
             }
             (Peer::Upstream, State::AwaitTlsAnswer) => {
@@ -163,37 +173,31 @@ impl Handshake {
         self.settings.database = database.map(str::to_owned);
     }
 
-    pub fn handle_credential(&mut self, user: &str, secret: &[u8], kind: SecretKind) {
-        if !matches!(self.state, State::NeedCredential) {
-            return;
+    /// The upstream does not take the parameter for a session that only reads, if that is known only now.
+    pub fn read_only_by_statement(&mut self) {
+        if self.settings.read_only == ReadOnly::Parameter {
+            self.settings.read_only = ReadOnly::Statement;
         }
-        let mut startup = self.startup.clone().unwrap_or(Startup { version: 3 << 16, parameters: Vec::new() });
-        // libpq names the user where no database is given, so a database of the user's name means "none named".
-        let typed = startup.parameter("user").cloned();
-        if let Some(database) = &self.settings.database
-            && (startup.parameter("database").is_none() || startup.parameter("database") == typed.as_ref())
-        {
-            startup.set("database", database);
-        }
-        startup.set("user", user);
-        if let Some(person) = &self.settings.person {
-            startup.set("application_name", &application_name(person, self.client_program().as_deref()));
-        }
-        if self.settings.read_only {
-            startup.set("default_transaction_read_only", "on");
-        }
-        let mut packet = BytesMut::new();
-        startup.encode(&mut packet);
-        self.queue.push_back(Action::Send(Peer::Upstream, packet.freeze()));
-        self.state =
-            State::Login(Login { user: user.to_owned(), secret: Zeroizing::new(secret.to_vec()), kind, scram: None });
     }
 
-    /// Starts over with a new upstream connection, for a credential that was stale. False if the client has been told
-    /// something already.
+    pub fn handle_credential(&mut self, user: &str, secret: &[u8], kind: SecretKind) {
+        let (State::NeedCredential, Some(startup)) = (&self.state, &self.startup) else { return };
+        let Settings { database, person, read_only, .. } = &self.settings;
+        match parameters::packet(startup, user, database.as_deref(), person.as_deref(), *read_only) {
+            Ok(packet) => {
+                self.queue.push_back(Action::Send(Peer::Upstream, packet));
+                let secret = Zeroizing::new(secret.to_vec());
+                self.state = State::Login(Login { user: user.to_owned(), secret, kind, scram: None });
+            }
+            Err(refusal) => drop(self.refuse(refusal)),
+        }
+    }
+
+    /// Starts over with a new upstream connection. False if the client is not let in yet or has been told something
+    /// already.
     #[must_use]
     pub fn retry(&mut self) -> bool {
-        let fresh = self.startup.is_some() && !matches!(self.state, State::Settling | State::Spliced);
+        let fresh = self.admitted && !self.told;
         if fresh {
             self.from_upstream.clear();
             self.held.clear();
@@ -219,14 +223,16 @@ impl Handshake {
     /// Moves the state on. `None`: something is in the queue or the state has changed.
     fn advance(&mut self) -> Option<Action> {
         match std::mem::replace(&mut self.state, State::Ended) {
-            State::Opening => {
-                self.state = State::Opening;
-                match startup::decode(&mut self.from_client) {
-                    Ok(None) => Some(Action::Read(Peer::Client)),
-                    Ok(Some(opening)) => self.open(opening),
-                    Err(error) => self.refuse(Refusal::ClientMalformed(error)),
+            State::Opening(mut negotiation) => match negotiation.poll(&mut self.from_client) {
+                Step::Do(action) => {
+                    if !matches!(action, Action::Cancel(_)) {
+                        self.state = State::Opening(negotiation);
+                    }
+                    Some(action)
                 }
-            }
+                Step::Refuse(refusal) => self.refuse(refusal),
+                Step::Startup(startup) => self.open(startup),
+            },
             State::Door(exchange) => match message::decode(&mut self.from_client) {
                 Ok(None) => {
                     self.state = State::Door(exchange);
@@ -269,10 +275,7 @@ impl Handshake {
                 Ok(Some(message)) => self.log_in(login, &message),
                 Err(error) => self.refuse(Refusal::UpstreamMalformed(error)),
             },
-            State::Settling => {
-                self.state = State::Settling;
-                self.settle()
-            }
+            State::Settling(settling) => self.settle(settling),
             ended @ (State::Spliced | State::Ended) => {
                 self.state = ended;
                 self.refuse(Refusal::UpstreamGone)
@@ -280,50 +283,26 @@ impl Handshake {
         }
     }
 
-    fn open(&mut self, opening: Opening) -> Option<Action> {
-        match opening {
-            Opening::Cancel(packet) => {
-                self.state = State::Ended;
-                Some(Action::Cancel(packet))
-            }
-            Opening::DirectTls if self.settings.offer_tls && !self.client_tls => {
-                Some(Action::StartTls { peer: Peer::Client, already_read: self.from_client.split().freeze() })
-            }
-            Opening::DirectTls => self.refuse(Refusal::ClientMalformed(Malformed(
-                "TLS was started without asking and this relay has no certificate: use sslmode=prefer or disable",
-            ))),
-            // GSSAPI encryption is never offered; libpq goes on without it.
-            Opening::GssEncRequest => Some(Action::Send(Peer::Client, Bytes::from_static(b"N"))),
-            Opening::SslRequest if self.settings.offer_tls && !self.client_tls => {
-                // Bytes that were sent behind the request are not from inside TLS: CVE-2021-23214.
-                if !self.from_client.is_empty() {
-                    return self
-                        .refuse(Refusal::ClientMalformed(Malformed("data was sent between SSLRequest and TLS")));
-                }
-                self.queue.push_back(Action::StartTls { peer: Peer::Client, already_read: Bytes::new() });
-                Some(Action::Send(Peer::Client, Bytes::from_static(b"S")))
-            }
-            Opening::SslRequest => Some(Action::Send(Peer::Client, Bytes::from_static(b"N"))),
-            Opening::Startup(startup) => {
-                self.startup = Some(startup);
-                let Some(demand) = self.settings.demand.take() else {
-                    self.state = State::Dial;
-                    return None;
-                };
-                let exchange = Exchange::new(demand, self.client_binding.take());
-                let mut out = BytesMut::new();
-                exchange.ask(&mut out);
-                self.state = State::Door(Box::new(exchange));
-                Some(Action::Send(Peer::Client, out.freeze()))
-            }
-        }
+    fn open(&mut self, startup: Startup) -> Option<Action> {
+        self.startup = Some(startup);
+        let Some(demand) = self.settings.demand.take() else {
+            self.admitted = true;
+            self.state = State::Dial;
+            return None;
+        };
+        let exchange = Exchange::new(demand, self.client_binding.take());
+        let mut out = BytesMut::new();
+        exchange.ask(&mut out);
+        self.state = State::Door(Box::new(exchange));
+        Some(Action::Send(Peer::Client, out.freeze()))
     }
 
     fn admit(&mut self, mut exchange: Box<Exchange>, message: &Message) -> Option<Action> {
         let mut out = BytesMut::new();
         match exchange.answer(message, &mut out) {
             Ok(answer) => {
-                self.state = if answer == Answer::Admitted { State::Dial } else { State::Door(exchange) };
+                self.admitted = answer == Answer::Admitted;
+                self.state = if self.admitted { State::Dial } else { State::Door(exchange) };
                 Some(Action::Send(Peer::Client, out.freeze()))
             }
             Err(refusal) => self.refuse(refusal),
@@ -343,7 +322,9 @@ impl Handshake {
                         return self.refuse(Refusal::UpstreamMalformed(Malformed("it skipped the end of SCRAM")));
                     }
                     self.held.put_slice(&message.raw);
-                    self.state = State::Settling;
+                    let statement = self.settings.read_only == ReadOnly::Statement
+                        && !self.startup.as_ref().is_some_and(parameters::is_physical_replication);
+                    self.state = State::Settling(Settling::new(self.held.split(), statement));
                     return None;
                 }
                 match answer(&mut login, asked, self.binding.as_deref()) {
@@ -357,7 +338,11 @@ impl Handshake {
                     Err(refusal) => self.refuse(refusal),
                 }
             }
-            b'E' => self.refuse(Refusal::UpstreamRefused(said(&message.body))),
+            b'E' => {
+                let said = said(&message.body);
+                let refusal = self.refused_parameter(&said).unwrap_or(Refusal::UpstreamRefused(said));
+                self.refuse(refusal)
+            }
             // NegotiateProtocolVersion and notices wait for the end of the login.
             b'v' | b'N' => {
                 if self.held.len() > message::LOGIN_MESSAGE_MAX {
@@ -371,57 +356,53 @@ impl Handshake {
         }
     }
 
-    /// Passes everything from AuthenticationOk to ReadyForQuery unchanged.
-    fn settle(&mut self) -> Option<Action> {
-        loop {
-            match message::decode(&mut self.from_upstream) {
-                Ok(None) => {
-                    return Some(match self.held.is_empty() {
-                        true => Action::Read(Peer::Upstream),
-                        false => Action::Send(Peer::Client, self.held.split().freeze()),
-                    });
+    fn settle(&mut self, mut settling: Settling) -> Option<Action> {
+        let settled = settling.poll(&mut self.from_upstream);
+        self.state = State::Settling(settling);
+        match settled {
+            Settled::Ask(query) => Some(Action::Send(Peer::Upstream, query)),
+            Settled::Failed(said, bytes) => {
+                if !self.told
+                    && let Some(refusal) = self.refused_parameter(&said)
+                {
+                    return self.refuse(refusal);
                 }
-                Ok(Some(message)) => {
-                    self.held.put_slice(&message.raw);
-                    match message.tag {
-                        b'Z' => {
-                            self.state = State::Spliced;
-                            self.held.put_slice(&self.from_upstream.split());
-                            return Some(Action::Splice {
-                                to_upstream: self.from_client.split().freeze(),
-                                to_client: self.held.split().freeze(),
-                            });
-                        }
-                        b'E' => {
-                            self.refuse(Refusal::Rejected(said(&message.body)));
-                            return Some(Action::Send(Peer::Client, self.held.split().freeze()));
-                        }
-                        _ => {}
-                    }
-                }
-                Err(error) => return self.refuse(Refusal::UpstreamMalformed(error)),
+                self.told = true;
+                self.refuse(Refusal::Rejected(said));
+                Some(Action::Send(Peer::Client, bytes))
+            }
+            Settled::Malformed(error) => self.refuse(Refusal::UpstreamMalformed(error)),
+            Settled::NotReadOnly(said) => self.refuse(Refusal::NotReadOnly(said)),
+            Settled::Read => Some(Action::Read(Peer::Upstream)),
+            Settled::Ready(to_client) => {
+                self.told = true;
+                self.state = State::Spliced;
+                Some(Action::Splice { to_upstream: self.from_client.split().freeze(), to_client })
+            }
+            Settled::Tell(bytes) => {
+                self.told = true;
+                Some(Action::Send(Peer::Client, bytes))
             }
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal) -> Option<Action> {
-        if !matches!(self.state, State::Settling | State::Spliced) {
-            self.state = State::Ended;
+    /// The refusal of an upstream that does not take the parameter for a session that only reads; the next attempt says it
+    /// by a statement. Only with this SQLSTATE: on a pooler that gives its connections to several clients in turn the
+    /// setting would stay behind for others.
+    fn refused_parameter(&mut self, said: &ErrorText) -> Option<Refusal> {
+        let is_ours = self.settings.read_only == ReadOnly::Parameter;
+        if !is_ours || said.sqlstate != NOT_SUPPORTED || !said.message.contains(READ_ONLY) {
+            return None;
         }
+        self.settings.read_only = ReadOnly::Statement;
+        Some(Refusal::ReadOnlyParameter(said.clone()))
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Option<Action> {
+        self.state = State::Ended;
         self.queue.push_back(Action::Refuse(refusal));
         None
     }
-}
-
-/// `bastion:alice psql`, as far as it fits.
-fn application_name(person: &str, program: Option<&str>) -> String {
-    let mut name = format!("bastion:{person}");
-    if let Some(program) = program.filter(|program| !program.is_empty()) {
-        name.push(' ');
-        name.push_str(program);
-    }
-    name.truncate(name.floor_char_boundary(APPLICATION_NAME_MAX));
-    name
 }
 
 /// The answer to what the upstream asks, where one is due.
@@ -457,11 +438,6 @@ fn answer(login: &mut Login, asked: Authentication, binding: Option<&[u8]>) -> R
         Authentication::Unknown(code) => return Err(Refusal::UnknownAuthentication(format!("code {code}"))),
     }
     Ok(Some(Secret::new(out.to_vec())))
-}
-
-fn said(body: &[u8]) -> ErrorText {
-    let ErrorFields { code, message, detail, hint, .. } = ErrorFields::parse(body);
-    ErrorText { number: 0, sqlstate: code, message, detail, hint }
 }
 
 #[cfg(test)]

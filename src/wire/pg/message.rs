@@ -6,8 +6,8 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::wire::Malformed;
 
-/// Longest message of a login; libpq refuses longer ones before the login is done (`fe-connect.c`: 2,000 for
-/// authentication, 30,000 for errors; SASL data may be longer).
+/// Longest message of a login that is kept. Before authentication longer ones are refused, as libpq does (`fe-connect.c`:
+/// 2,000 for authentication, 30,000 for errors; SASL data may be longer); after it they pass.
 pub const LOGIN_MESSAGE_MAX: usize = 65_536;
 
 /// One message: its type, its body, and the whole of it as it came.
@@ -18,15 +18,22 @@ pub struct Message {
     pub raw: Bytes,
 }
 
+pub(super) const LENGTH: Malformed = Malformed("a login message of an impossible length");
+
+/// Type and length of the message at the front of `buffer`, once they are there. The length counts itself.
+pub(super) fn header(buffer: &[u8]) -> Option<(u8, usize)> {
+    let &[tag, a, b, c, d] = buffer.first_chunk::<5>()?;
+    Some((tag, usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX)))
+}
+
 /// Takes one message off the front of `buffer`; `None` is "need more".
 ///
 /// # Errors
 /// [`Malformed`] for a length below 4 or above [`LOGIN_MESSAGE_MAX`].
 pub fn decode(buffer: &mut BytesMut) -> Result<Option<Message>, Malformed> {
-    let Some(&[tag, a, b, c, d]) = buffer.first_chunk::<5>() else { return Ok(None) };
-    let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    let Some((tag, length)) = header(buffer) else { return Ok(None) };
     if !(4..=LOGIN_MESSAGE_MAX).contains(&length) {
-        return Err(Malformed("a login message of an impossible length"));
+        return Err(LENGTH);
     }
     let whole = length.saturating_add(1);
     if buffer.len() < whole {

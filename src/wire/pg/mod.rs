@@ -11,7 +11,13 @@ pub mod door;
 pub mod handshake;
 pub mod message;
 #[cfg(feature = "relay")]
+mod negotiation;
+#[cfg(feature = "relay")]
+pub mod parameters;
+#[cfg(feature = "relay")]
 pub mod sasl;
+#[cfg(feature = "relay")]
+mod settling;
 pub mod startup;
 #[cfg(feature = "relay")]
 pub mod statements;

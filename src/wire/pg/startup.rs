@@ -7,14 +7,14 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::wire::Malformed;
 
-/// `MAX_STARTUP_PACKET_LENGTH` in `pqcomm.h`.
-pub const STARTUP_MAX: usize = 10_000;
+/// Longest opening packet with its length word: `MAX_STARTUP_PACKET_LENGTH` in `pqcomm.h` is 10,000 bytes without it.
+pub const STARTUP_MAX: usize = 10_004;
 /// Longest cancel key of protocol 3.2 (`MAX_CANCEL_KEY_LENGTH` in `procsignal.h` is 32; the protocol allows 256).
 pub const CANCEL_KEY_MAX: usize = 256;
 
 const CANCEL_REQUEST: u32 = (1234 << 16) | 5678;
-const SSL_REQUEST: u32 = (1234 << 16) | 5679;
-const GSSENC_REQUEST: u32 = (1234 << 16) | 5680;
+pub(super) const SSL_REQUEST: u32 = (1234 << 16) | 5679;
+pub(super) const GSSENC_REQUEST: u32 = (1234 << 16) | 5680;
 /// First byte of a TLS record with a handshake message: a client that starts TLS without asking (`sslnegotiation=direct`).
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -26,8 +26,12 @@ pub enum Opening {
     /// A TLS ClientHello without an SSLRequest.
     DirectTls,
     GssEncRequest,
+    /// A startup packet whose parameters do not end where it ends.
+    Layout(Malformed),
     SslRequest,
     Startup(Startup),
+    /// A version, or a request in its place, that is not spoken: `major << 16 | minor`.
+    Unsupported(u32),
 }
 
 /// A StartupMessage: version as `major << 16 | minor`, then parameters in the client's order.
@@ -38,15 +42,35 @@ pub struct Startup {
 }
 
 impl Startup {
-    /// The value of a parameter.
+    /// The value of a parameter of the connection itself (`user`, `database`, `replication`, …), whose names are compared
+    /// as they are. The server takes the last one.
     pub fn parameter(&self, name: &str) -> Option<&Bytes> {
-        self.parameters.iter().find(|(key, _)| key.as_ref() == name.as_bytes()).map(|(_, value)| value)
+        self.parameters.iter().rfind(|(key, _)| key.as_ref() == name.as_bytes()).map(|(_, value)| value)
     }
 
-    /// Sets a parameter in place of all that the client sent under this name: the server takes the last one.
-    pub fn set(&mut self, name: &'static str, value: &str) {
+    /// The value of a setting of the server, whose names have no case (`guc_name_compare`).
+    pub fn setting(&self, name: &str) -> Option<&Bytes> {
+        self.parameters.iter().rfind(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+    }
+
+    /// Sets a parameter of the connection in place of all that the client sent under this name.
+    pub fn set(&mut self, name: &'static str, value: &[u8]) {
         self.parameters.retain(|(key, _)| key.as_ref() != name.as_bytes());
-        self.parameters.push((Bytes::from_static(name.as_bytes()), Bytes::copy_from_slice(value.as_bytes())));
+        self.push(name, value);
+    }
+
+    /// Sets a setting of the server, in the same way.
+    pub fn set_setting(&mut self, name: &'static str, value: &[u8]) {
+        self.remove_setting(name);
+        self.push(name, value);
+    }
+
+    pub fn remove_setting(&mut self, name: &str) {
+        self.parameters.retain(|(key, _)| !key.eq_ignore_ascii_case(name.as_bytes()));
+    }
+
+    fn push(&mut self, name: &'static str, value: &[u8]) {
+        self.parameters.push((Bytes::from_static(name.as_bytes()), Bytes::copy_from_slice(value)));
     }
 
     /// Appends the packet to `out`.
@@ -74,7 +98,7 @@ pub fn encode_ssl_request(out: &mut BytesMut) {
 /// Takes one opening packet off the front of `buffer`; `None` is "need more".
 ///
 /// # Errors
-/// [`Malformed`] names what is wrong; the connection cannot go on.
+/// [`Malformed`]: what came is no opening packet. The server closes such connections without a word.
 pub fn decode(buffer: &mut BytesMut) -> Result<Option<Opening>, Malformed> {
     let Some(first) = buffer.first() else { return Ok(None) };
     if *first == TLS_HANDSHAKE {
@@ -96,27 +120,28 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Opening>, Malformed> {
             Ok(Some(Opening::Cancel(packet)))
         }
         CANCEL_REQUEST => Err(Malformed("a cancel request of the wrong length")),
-        SSL_REQUEST if length == 8 => Ok(Some(Opening::SslRequest)),
-        GSSENC_REQUEST if length == 8 => Ok(Some(Opening::GssEncRequest)),
-        version if version >> 16 == 3 => {
-            let parameters = parameters(packet.slice(8..))?;
-            Ok(Some(Opening::Startup(Startup { version, parameters })))
-        }
-        _ => Err(Malformed("only protocol version 3 is spoken here")),
+        // Whatever their length is, as in the server; it was read with them.
+        SSL_REQUEST => Ok(Some(Opening::SslRequest)),
+        GSSENC_REQUEST => Ok(Some(Opening::GssEncRequest)),
+        version if version >> 16 == 3 => Ok(Some(match parameters(packet.slice(8..)) {
+            Some(parameters) => Opening::Startup(Startup { version, parameters }),
+            None => {
+                Opening::Layout(Malformed("an invalid startup packet layout: expected a terminator as the last byte"))
+            }
+        })),
+        version => Ok(Some(Opening::Unsupported(version))),
     }
 }
 
 /// `name\0value\0…\0`, ending exactly at the end of the packet.
-fn parameters(mut rest: Bytes) -> Result<Vec<(Bytes, Bytes)>, Malformed> {
-    const LAYOUT: Malformed = Malformed("an invalid startup packet layout: expected a terminator as the last byte");
+fn parameters(mut rest: Bytes) -> Option<Vec<(Bytes, Bytes)>> {
     let mut parameters = Vec::new();
     loop {
-        let name = take_string(&mut rest).ok_or(LAYOUT)?;
+        let name = take_string(&mut rest)?;
         if name.is_empty() {
-            return if rest.is_empty() { Ok(parameters) } else { Err(LAYOUT) };
+            return rest.is_empty().then_some(parameters);
         }
-        let value = take_string(&mut rest).ok_or(LAYOUT)?;
-        parameters.push((name, value));
+        parameters.push((name, take_string(&mut rest)?));
     }
 }
 
@@ -133,8 +158,8 @@ mod tests {
 
     fn startup_packet() -> BytesMut {
         let mut startup = Startup { version: 196_608, parameters: Vec::new() };
-        startup.set("user", "anyone");
-        startup.set("database", "orders");
+        startup.set("user", b"anyone");
+        startup.set("database", b"orders");
         let mut out = BytesMut::new();
         startup.encode(&mut out);
         out
@@ -189,16 +214,58 @@ mod tests {
     }
 
     #[test]
-    fn a_length_of_a_gibibyte_is_refused_before_it_is_stored() {
-        assert!(decode(&mut BytesMut::from(&[0x40, 0, 0, 0][..])).is_err());
+    fn a_length_that_the_server_does_not_take_is_refused_before_it_is_stored() {
+        for length in [0, 4, 7, 10_005, 0x4000_0000, u32::MAX] {
+            assert!(decode(&mut BytesMut::from(&length.to_be_bytes()[..])).is_err(), "{length}");
+        }
+        for length in [8, 10_004_u32] {
+            assert_eq!(decode(&mut BytesMut::from(&length.to_be_bytes()[..])), Ok(None), "{length}");
+        }
         assert!(decode(&mut BytesMut::from(&b"GET / HTTP/1.1\r\n"[..])).is_err());
+        // A Terminate, which a client sends that was told to leave before it had begun.
+        assert!(decode(&mut BytesMut::from(&b"X\0\0\0\x04"[..])).is_err());
     }
 
     #[test]
-    fn a_startup_without_its_terminator_is_refused() {
-        let mut whole = startup_packet();
-        let last = whole.len() - 1;
-        whole[last] = b'x';
-        assert!(decode(&mut whole).is_err());
+    fn a_startup_without_its_terminator_is_told_apart_from_other_versions() {
+        let whole = startup_packet();
+        let mut open = whole.clone();
+        let last = open.len() - 1;
+        open[last] = b'x';
+        let empty = BytesMut::from(&[0, 0, 0, 8, 0, 3, 0, 0][..]);
+        let mut behind = whole.clone();
+        behind.put_u8(0);
+        behind[3] += 1;
+        for mut bad in [open, empty, behind] {
+            assert!(matches!(decode(&mut bad), Ok(Some(Opening::Layout(_)))), "{bad:?}");
+        }
+        for version in [0x2_0000, 0x4_0000, (1234 << 16) | 5681, u32::MAX] {
+            let mut other = whole.clone();
+            other[4..8].copy_from_slice(&u32::to_be_bytes(version));
+            assert_eq!(decode(&mut other), Ok(Some(Opening::Unsupported(version))));
+        }
+    }
+
+    #[test]
+    fn requests_may_be_longer_than_they_have_to() {
+        for (code, wanted) in [(0x2f, Opening::SslRequest), (0x30, Opening::GssEncRequest)] {
+            let mut buffer = BytesMut::from(&[0, 0, 0, 9, 0x04, 0xd2, 0x16, code, 0, b'x'][..]);
+            assert_eq!(decode(&mut buffer), Ok(Some(wanted)));
+            assert_eq!(&buffer[..], b"x");
+        }
+    }
+
+    #[test]
+    fn the_last_value_counts_and_only_settings_have_no_case() {
+        let pairs = [("user", "a"), ("User", "b"), ("user", "c"), ("APPLICATION_name", "d")];
+        let parameters = pairs.map(|(name, value)| (Bytes::from(name), Bytes::from(value))).into();
+        let mut startup = Startup { version: 3 << 16, parameters };
+        assert_eq!(startup.parameter("user").unwrap(), "c");
+        assert_eq!(startup.parameter("application_name"), None);
+        assert_eq!(startup.setting("application_name").unwrap(), "d");
+        startup.set("user", b"e");
+        startup.set_setting("application_name", b"f");
+        let wanted = [("User", "b"), ("user", "e"), ("application_name", "f")];
+        assert_eq!(startup.parameters, wanted.map(|(name, value)| (Bytes::from(name), Bytes::from(value))));
     }
 }

@@ -1,5 +1,7 @@
 //! The machine played through by hand: what each side sends, and what must come out.
 
+use super::super::message::ErrorFields;
+use super::super::startup::Opening;
 use super::*;
 
 const READY: &[u8] = b"Z\0\0\0\x05I";
@@ -10,21 +12,32 @@ fn settings(offer_tls: bool) -> Settings {
 
 /// A driver that has dialled, done TLS and handed over the credential.
 fn logged_in_up_to_startup(kind: SecretKind) -> Handshake {
-    let mut handshake = Handshake::new(settings(false));
+    logged_in_with(settings(false), kind).0
+}
+
+/// The same with these settings, and the startup packet that has gone upstream.
+fn logged_in_with(settings: Settings, kind: SecretKind) -> (Handshake, Startup) {
+    let mut handshake = Handshake::new(settings);
     let mut startup = Startup { version: 3 << 16, parameters: Vec::new() };
-    startup.set("user", "anyone");
-    startup.set("application_name", "psql");
+    startup.set("user", b"anyone");
+    startup.set("application_name", b"psql");
     let mut packet = BytesMut::new();
     startup.encode(&mut packet);
     assert_eq!(handshake.poll_action(), Action::Read(Peer::Client));
     handshake.handle_data(Peer::Client, &packet);
+    let sent = to_startup(&mut handshake, kind);
+    (handshake, sent)
+}
+
+/// From the dial to the startup packet, which comes back.
+fn to_startup(handshake: &mut Handshake, kind: SecretKind) -> Startup {
     assert_eq!(handshake.poll_action(), Action::Dial);
     handshake.handle_dialed();
     assert!(matches!(handshake.poll_action(), Action::Send(Peer::Upstream, request) if request.len() == 8));
     assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
     handshake.handle_data(Peer::Upstream, b"S");
     assert_eq!(handshake.poll_action(), Action::StartTls { peer: Peer::Upstream, already_read: Bytes::new() });
-    handshake.handle_tls(Peer::Upstream, Some(vec![7; 32]));
+    handshake.handle_tls(Peer::Upstream, Some(vec![7; 32]), false);
     assert_eq!(handshake.poll_action(), Action::NeedCredential);
     handshake.handle_credential("db_read", b"S3CRET", kind);
     let Action::Send(Peer::Upstream, packet) = handshake.poll_action() else { panic!("no startup upstream") };
@@ -35,7 +48,7 @@ fn logged_in_up_to_startup(kind: SecretKind) -> Handshake {
     assert_eq!(sent.parameter("database").unwrap(), "orders");
     assert_eq!(sent.parameter("application_name").unwrap(), "psql");
     assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
-    handshake
+    sent
 }
 
 /// A machine that asks for a password, after the client's startup packet; what it asks.
@@ -50,7 +63,7 @@ fn asked(inside_tls: bool) -> (Handshake, Message) {
         handshake.handle_data(Peer::Client, &request);
         assert_eq!(handshake.poll_action(), Action::Send(Peer::Client, Bytes::from_static(b"S")));
         assert!(matches!(handshake.poll_action(), Action::StartTls { peer: Peer::Client, .. }));
-        handshake.handle_tls(Peer::Client, Some(vec![5; 32]));
+        handshake.handle_tls(Peer::Client, Some(vec![5; 32]), false);
     }
     let mut packet = BytesMut::new();
     Startup { version: 3 << 16, parameters: Vec::new() }.encode(&mut packet);
@@ -240,6 +253,23 @@ fn requests_for_encryption_get_their_answer_and_bytes_sent_early_are_refused() {
 }
 
 #[test]
+fn tls_without_asking_is_served_to_clients_that_name_the_protocol() {
+    for alpn in [true, false] {
+        let mut handshake = Handshake::new(settings(true));
+        handshake.handle_data(Peer::Client, &[0x16, 3, 1]);
+        let hello = Bytes::from_static(&[0x16, 3, 1]);
+        assert_eq!(handshake.poll_action(), Action::StartTls { peer: Peer::Client, already_read: hello });
+        handshake.handle_tls(Peer::Client, None, alpn);
+        let action = handshake.poll_action();
+        match alpn {
+            true => assert_eq!(action, Action::Read(Peer::Client)),
+            false => assert!(matches!(action, Action::Refuse(Refusal::NoStartup(_))), "{action:?}"),
+        }
+        assert!(!handshake.has_startup());
+    }
+}
+
+#[test]
 fn an_error_of_the_login_is_refused_and_may_be_tried_again() {
     let mut handshake = logged_in_up_to_startup(SecretKind::Token);
     let mut out = BytesMut::new();
@@ -264,83 +294,113 @@ fn an_error_after_the_login_passes_to_the_client_and_is_final() {
 }
 
 #[test]
-fn a_named_database_is_kept_and_the_users_name_is_not_one() {
-    for (user, database, wanted) in
-        [("me", Some("other"), "other"), ("me", Some("me"), "orders"), ("me", None, "orders")]
-    {
-        let mut handshake = Handshake::new(settings(false));
-        let mut startup = Startup { version: 3 << 16, parameters: Vec::new() };
-        startup.set("user", user);
-        if let Some(database) = database {
-            startup.set("database", database);
-        }
-        handshake.startup = Some(startup);
-        handshake.state = State::NeedCredential;
-        handshake.handle_credential("db_read", b"", SecretKind::Token);
-        let Action::Send(Peer::Upstream, packet) = handshake.poll_action() else { panic!("no startup") };
-        let Ok(Some(Opening::Startup(sent))) = startup::decode(&mut BytesMut::from(&packet[..])) else { panic!() };
-        assert_eq!(sent.parameter("database").unwrap(), wanted);
-    }
-}
-
-#[test]
 fn secrets_are_not_in_debug() {
     let mut handshake = logged_in_up_to_startup(SecretKind::Token);
     handshake.handle_data(Peer::Upstream, &authentication(3, b""));
     assert_eq!(format!("{:?}", handshake.poll_action()), "SendSecret([redacted])");
 }
 
-/// The startup packet that goes upstream for a client that sent these parameters.
-fn sent(settings: Settings, parameters: &[(&'static str, &'static str)]) -> Startup {
-    let mut handshake = Handshake::new(settings);
-    let parameters = parameters.iter().map(|(name, value)| (Bytes::from(*name), Bytes::from(*value))).collect();
+#[test]
+fn who_is_not_admitted_cannot_come_in_by_another_attempt() {
+    let (mut handshake, _) = asked(false);
+    handshake.handle_data(Peer::Client, b"p\0\0\0\x04");
+    assert!(matches!(handshake.poll_action(), Action::Refuse(_)));
+    assert!(!handshake.retry());
+}
+
+fn refusal(code: &str, message: &str) -> BytesMut {
+    let mut out = BytesMut::new();
+    ErrorFields { code: code.into(), message: message.into(), ..ErrorFields::default() }.encode(&mut out);
+    out
+}
+
+/// What RDS Proxy says.
+const UNSUPPORTED: &str =
+    "Feature not supported: RDS Proxy currently doesn’t support the option default_transaction_read_only.";
+
+fn ready(settings: &[(u8, &[u8])]) -> BytesMut {
+    let mut out = BytesMut::new();
+    settings.iter().for_each(|(tag, body)| message::encode(*tag, body, &mut out));
+    out.put_slice(READY);
+    out
+}
+
+#[test]
+fn an_upstream_that_does_not_take_the_parameter_gets_a_statement_on_another_connection() {
+    let by_parameter = Settings { read_only: ReadOnly::Parameter, ..settings(false) };
+    // Before and after it has let the user in.
+    for let_in in [false, true] {
+        let (mut handshake, sent) = logged_in_with(by_parameter.clone(), SecretKind::Token);
+        assert_eq!(sent.parameter(READ_ONLY).unwrap(), "on");
+        if let_in {
+            handshake.handle_data(Peer::Upstream, &authentication(0, b""));
+            assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
+        }
+        handshake.handle_data(Peer::Upstream, &refusal("0A000", UNSUPPORTED));
+        assert!(matches!(handshake.poll_action(), Action::Refuse(Refusal::ReadOnlyParameter(_))));
+        assert!(handshake.retry());
+        assert_eq!(to_startup(&mut handshake, SecretKind::Token).parameter(READ_ONLY), None);
+        let mut answer = authentication(0, b"");
+        answer.put_slice(&ready(&[(b'K', &[0; 8])]));
+        handshake.handle_data(Peer::Upstream, &answer);
+        let Action::Send(Peer::Upstream, query) = handshake.poll_action() else { panic!("no statement") };
+        assert_eq!(query, "Q\0\0\0\x2bSET default_transaction_read_only = on\0");
+        assert_eq!(handshake.poll_action(), Action::Read(Peer::Upstream));
+        handshake.handle_data(Peer::Upstream, &ready(&[(b'C', b"SET\0")]));
+        let to_client = answer.freeze();
+        assert_eq!(handshake.poll_action(), Action::Splice { to_upstream: Bytes::new(), to_client });
+    }
+}
+
+#[test]
+fn other_refusals_are_not_taken_for_that_one() {
+    let by_parameter = Settings { read_only: ReadOnly::Parameter, ..settings(false) };
+    for (code, message) in [
+        ("0A000", "RDS Proxy currently doesn’t support command-line options."),
+        ("28000", UNSUPPORTED),
+        // A pooler that may give the connection, and with it the setting, to other clients.
+        ("08P01", "unsupported startup parameter: default_transaction_read_only"),
+    ] {
+        let (mut handshake, _) = logged_in_with(by_parameter.clone(), SecretKind::Token);
+        handshake.handle_data(Peer::Upstream, &refusal(code, message));
+        let action = handshake.poll_action();
+        assert!(matches!(action, Action::Refuse(Refusal::UpstreamRefused(_))), "{action:?}");
+    }
+    // It is the client's own affair where the relay has not set it.
+    for read_only in [ReadOnly::No, ReadOnly::Statement] {
+        let (mut handshake, _) = logged_in_with(Settings { read_only, ..settings(false) }, SecretKind::Token);
+        handshake.handle_data(Peer::Upstream, &refusal("0A000", UNSUPPORTED));
+        assert!(matches!(handshake.poll_action(), Action::Refuse(Refusal::UpstreamRefused(_))));
+    }
+}
+
+#[test]
+fn a_refused_statement_ends_the_login_before_the_client_has_heard_of_it() {
+    let (mut handshake, _) =
+        logged_in_with(Settings { read_only: ReadOnly::Statement, ..settings(false) }, SecretKind::Token);
+    let mut answer = authentication(0, b"");
+    answer.put_slice(READY);
+    handshake.handle_data(Peer::Upstream, &answer);
+    assert!(matches!(handshake.poll_action(), Action::Send(Peer::Upstream, _)));
+    handshake.handle_data(Peer::Upstream, &refusal("42501", "permission denied"));
+    assert!(matches!(handshake.poll_action(), Action::Refuse(Refusal::NotReadOnly(_))));
+}
+
+#[test]
+fn a_client_whose_packet_has_no_room_for_what_the_relay_sets_is_told() {
+    let mut handshake = Handshake::new(Settings { read_only: ReadOnly::Parameter, ..settings(false) });
+    let mut startup = Startup { version: 3 << 16, parameters: Vec::new() };
+    startup.set("options", &[b'x'; 9_960]);
     let mut packet = BytesMut::new();
-    Startup { version: 3 << 16, parameters }.encode(&mut packet);
+    startup.encode(&mut packet);
     handshake.handle_data(Peer::Client, &packet);
     assert_eq!(handshake.poll_action(), Action::Dial);
     handshake.handle_dialed();
     assert!(matches!(handshake.poll_action(), Action::Send(Peer::Upstream, _)));
     handshake.handle_data(Peer::Upstream, b"S");
     assert!(matches!(handshake.poll_action(), Action::StartTls { .. }));
-    handshake.handle_tls(Peer::Upstream, None);
+    handshake.handle_tls(Peer::Upstream, None, false);
     handshake.handle_credential("db_read", b"S3CRET", SecretKind::Token);
-    let Action::Send(Peer::Upstream, packet) = handshake.poll_action() else { panic!("no startup upstream") };
-    match startup::decode(&mut BytesMut::from(&packet[..])) {
-        Ok(Some(Opening::Startup(sent))) => sent,
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn what_a_client_says_twice_cannot_win_over_what_the_relay_sets() {
-    let read_only = Settings { read_only: true, person: Some("alice".into()), ..Settings::default() };
-    let typed = [
-        ("user", "x"),
-        ("application_name", "psql"),
-        ("default_transaction_read_only", "off"),
-        ("user", "postgres"),
-        ("application_name", "other"),
-        ("default_transaction_read_only", "off"),
-    ];
-    let sent = sent(read_only, &typed);
-    let wanted =
-        [("user", "db_read"), ("application_name", "bastion:alice psql"), ("default_transaction_read_only", "on")];
-    assert_eq!(sent.parameters, wanted.map(|(name, value)| (Bytes::from(name), Bytes::from(value))));
-}
-
-#[test]
-fn without_person_and_read_only_everything_of_the_client_stays() {
-    let sent = sent(Settings::default(), &[("user", "x"), ("application_name", "psql"), ("options", "-c geqo=off")]);
-    assert_eq!(sent.parameter("application_name").unwrap(), "psql");
-    assert_eq!(sent.parameter("options").unwrap(), "-c geqo=off");
-    assert_eq!(sent.parameter("default_transaction_read_only"), None);
-}
-
-#[test]
-fn an_application_name_fits_and_stays_text() {
-    assert_eq!(application_name("alice", None), "bastion:alice");
-    assert_eq!(application_name("alice", Some("")), "bastion:alice");
-    let long = application_name("alice", Some(&"é".repeat(40)));
-    assert!(long.starts_with("bastion:alice é") && long.len() == 62, "{} {long}", long.len());
-    assert_eq!(application_name(&"a".repeat(64), Some("psql")).len(), 63);
+    let (client, whole) = (packet.len(), packet.len() + "user\0db_read\0database\0orders\0".len() + 33);
+    assert_eq!(handshake.poll_action(), Action::Refuse(Refusal::StartupTooLong { client, whole }));
 }
