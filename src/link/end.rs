@@ -61,5 +61,5 @@ pub(crate) fn of_relay(error: &io::Error) -> End {
         io::ErrorKind::ConnectionRefused => How::Refused,
         _ => How::Cut,
     };
-    told(error).map_or(End::new(Who::Tunnel, tunnel), End::of_relay)
+    told(error).map_or_else(|| End::new(Who::Tunnel, tunnel), End::of_relay)
 }

@@ -29,7 +29,7 @@ impl Stream {
 
     /// Ends both directions, and neither at its end; `reason` is for the other end. It hears of it behind everything that
     /// was written.
-    pub(crate) fn reset(&mut self, reason: &str) {
+    pub(crate) fn reset(&self, reason: &str) {
         let mut inner = self.shared.lock();
         inner.machine.reset(now(), self.id, reason);
         self.shared.settle(&mut inner);

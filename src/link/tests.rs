@@ -41,7 +41,6 @@ impl World {
             while let Some((stream, target)) = acceptor.accept().await {
                 streams.spawn(async move {
                     if target != "echo" {
-                        let mut stream = stream;
                         return stream.reset("there is no such target");
                     }
                     let (mut read, mut write) = tokio::io::split(stream);

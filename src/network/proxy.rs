@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use http::uri::Authority;
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
 
@@ -97,8 +98,7 @@ impl Proxies {
             )
         };
         let full: Uri = with_scheme.parse().map_err(|_| unusable())?;
-        // A second @ would make a part of the password look like a part of the host.
-        if full.authority().is_none_or(|authority| authority.as_str().matches('@').count() > 1) {
+        if full.authority().is_none_or(|authority| !is_whole(authority)) {
             return Err(unusable());
         }
         match full.scheme_str() {
@@ -117,6 +117,15 @@ impl Proxies {
         }
         Ok(Some(Proxy { uri: found.uri().clone(), authorization: found.basic_auth().cloned(), variable, full }))
     }
+}
+
+/// Whether the host of an authority is its host, and its port a number: a second @ would make a part of the password look like a
+/// part of the host, and a # in the password would make it look like a port.
+fn is_whole(authority: &Authority) -> bool {
+    let text = authority.as_str();
+    let place = text.rsplit_once('@').map_or(text, |(_, place)| place);
+    let names_port = place.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':') || host.ends_with(']'));
+    text.matches('@').count() <= 1 && (!names_port || authority.port_u16().is_some())
 }
 
 /// `NO_PROXY` as the matcher takes it: separated by commas, `*.domain` as `.domain`, and an entry with a port only where

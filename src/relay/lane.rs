@@ -194,7 +194,7 @@ fn begin(
 
 /// Serves what the laptop opens until the link is over.
 async fn serve(shared: &Arc<Shared>, entry: &Entry) {
-    while let Some((mut stream, target)) = entry.link.accept().await {
+    while let Some((stream, target)) = entry.link.accept().await {
         if shared.drain.is_cancelled() {
             stream.reset(STOPPING);
             continue;

@@ -142,8 +142,8 @@ mod tests {
             connected.unwrap();
         }
     }
-    #[test]
-    fn a_port_that_another_program_has_on_any_address_is_taken() {
+    #[tokio::test]
+    async fn a_port_that_another_program_has_on_any_address_is_taken() {
         let addresses: [SocketAddr; 4] = [
             (Ipv4Addr::UNSPECIFIED, 0).into(),
             (Ipv6Addr::UNSPECIFIED, 0).into(),

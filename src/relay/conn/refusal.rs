@@ -21,9 +21,8 @@ impl Conn {
         user: Option<&str>,
     ) {
         self.record_failure(failure, handshake, target, user).await;
-        let is_silent = |handshake: &Handshake| {
-            !handshake.answers_silence() && matches!(failure, ConnError::OpeningTimeout(_))
-        };
+        let is_silent =
+            |handshake: &Handshake| !handshake.answers_silence() && matches!(failure, ConnError::OpeningTimeout(_));
         match (handshake, reply::error_text(failure, target, user, self.id)) {
             (Some(handshake), Some(text)) if !is_silent(handshake) => {
                 ending::end_well(client, &handshake.encode_error(&text), ending::GOODBYE_TIMEOUT).await;

@@ -38,7 +38,7 @@ pub(super) fn packet(
     let typed = client.parameter("user").filter(|name| !name.is_empty());
     let named = client.parameter("database").filter(|name| !name.is_empty() && Some(*name) != typed);
     if named.is_none()
-        && let Some(database) = database.map(str::as_bytes).or(typed.map(Bytes::as_ref))
+        && let Some(database) = database.map(str::as_bytes).or_else(|| typed.map(Bytes::as_ref))
     {
         startup.set("database", database);
     }
