@@ -65,7 +65,8 @@ async fn database(listener: TcpListener, acceptor: TlsAcceptor, answer: [Vec<u8>
     greeting.encode(&mut payload);
     stream.write_all(&packed(0, &payload)).await.unwrap();
     let mut buffer = BytesMut::new();
-    read(&mut stream, &mut buffer).await;
+    // The request for TLS and no byte more: the handshake may be there already.
+    stream.read_exact(&mut [0; 36]).await.unwrap();
     let mut stream = acceptor.accept(stream).await.unwrap();
     let login = read(&mut stream, &mut buffer).await;
     stream.write_all(&packed(login.sequence + 1, &[OK, 0, 0, 2, 0, 0, 0])).await.unwrap();
