@@ -233,7 +233,7 @@ impl Relay {
             let mut streams = JoinSet::new();
             let serve = async {
                 let want = || wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-                while let Some((mut stream, target)) = serving.accept().await {
+                while let Some((stream, target)) = serving.accept().await {
                     if target == "shy" && want().is_ok() {
                         stream.reset(&format!("{PROOF_WANTED}sign another login"));
                         continue;

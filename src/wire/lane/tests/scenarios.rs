@@ -308,12 +308,13 @@ fn a_reset_does_not_wait_for_ever_for_a_reader_that_reads_nothing() {
     let now = world.now;
     let acceptor = &mut world.links[ACCEPTOR];
     // Beyond the credit that the stream has.
-    let noise = noise(WINDOW.0 as usize + 10_000);
+    let window = usize::try_from(WINDOW.0).unwrap();
+    let noise = noise(window + 10_000);
     let taken = acceptor.write(now, id, &noise).unwrap();
     acceptor.flush(now, id);
     acceptor.schedule(now);
     let more = acceptor.write(now, id, &noise[taken..]).unwrap();
-    assert!(taken + more > WINDOW.0 as usize);
+    assert!(taken + more > window);
     acceptor.reset(now, id, "so it is");
     acceptor.release(now, id);
     world.halves[ACCEPTOR].remove(&id);
