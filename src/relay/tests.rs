@@ -316,7 +316,10 @@ async fn every_password_plugin_of_mariadb_logs_in_and_a_wrong_password_is_never_
         assert_eq!(who, Some(format!("{user}@127.0.0.1")));
         if port == 3306 {
             let full = mysql(listen, port).await.unwrap_err().to_string();
-            assert!(full.contains("1040") && full.contains("serves 1 connections to target native_user at once"), "{full}");
+            assert!(
+                full.contains("1040") && full.contains("serves 1 connections to target native_user at once"),
+                "{full}"
+            );
         }
         client.disconnect().await.unwrap();
     }

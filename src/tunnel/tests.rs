@@ -433,7 +433,7 @@ impl Opener for NoOpener {
     }
 }
 
-/// A relay that answers so to lanes, knows one token, gives the client its first bytes back and closes.
+/// A relay that answers so to lanes, knows no ends of connections and one token, gives the client its first bytes back and closes.
 async fn guarded(lanes: &'static str, token: &'static str) -> (u16, JoinSet<()>) {
     server(move |mut stream| async move {
         let mut head = Vec::new();
@@ -446,6 +446,10 @@ async fn guarded(lanes: &'static str, token: &'static str) -> (u16, JoinSet<()>)
         let (head, opening) = head.split_once("\r\n\r\n").unwrap();
         if head.contains("Upgrade: bastion-lane/1") {
             stream.write_all(format!("HTTP/1.1 {lanes}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+            return;
+        }
+        if !head.contains("Upgrade: bastion-conn/1") {
+            stream.write_all(b"HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\n\r\n").await.unwrap();
             return;
         }
         if !head.contains(&format!("Authorization: Bearer {token}")) {
