@@ -351,7 +351,7 @@ async fn a_refusal_of_the_database_is_heard_each_time_and_is_no_news() {
         let port = up.port("orders").to_string();
         for (options, code, times) in [
             // Most often where there is most to go wrong.
-            ("dbname=nosuch", "3D000", if lanes == 4 { 40 } else { 10 }),
+            ("dbname=nosuch", "3D000", if lanes == "4" { 40 } else { 10 }),
             ("options='-c nosuch=1'", "42704", 10),
             ("options='-c work_mem=none'", "22023", 10),
         ] {
