@@ -20,6 +20,7 @@ pub(crate) enum Signal {
 pub(crate) enum Hangup {
     Ends,
     /// A process in the background outlives the terminal that it was started in.
+    #[cfg_attr(not(feature = "launcher"), expect(dead_code, reason = "the relay has no terminal to outlive"))]
     Ignored,
 }
 

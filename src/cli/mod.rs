@@ -21,6 +21,7 @@ mod leave;
 mod out;
 #[cfg(feature = "launcher")]
 mod owed;
+#[cfg(feature = "launcher")]
 mod panic;
 #[cfg(feature = "launcher")]
 mod ports;
