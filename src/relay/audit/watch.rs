@@ -22,6 +22,8 @@ pub(in crate::relay) struct Watch {
     stream: Stream,
     conn: ConnRecord,
     found: Vec<Statement>,
+    /// The record of a file is under way.
+    has_file: bool,
 }
 
 impl Watch {
@@ -39,7 +41,13 @@ impl Watch {
             Engine::Tcp => None,
         };
         let writes = observer.is_some() || target.local_infile;
-        writes.then(|| Self { observer, stream: audit.stream(), conn: conn.clone(), found: Vec::new() })
+        writes.then(|| Self {
+            observer,
+            stream: audit.stream(),
+            conn: conn.clone(),
+            found: Vec::new(),
+            has_file: false,
+        })
     }
 
     /// Bytes of the client that go on once [`Watch::poll`] is ready.
@@ -61,11 +69,15 @@ impl Watch {
     pub(in crate::relay) fn file_sent(&mut self, file: &SentFile) {
         let outcome = if file.complete { FileOutcome::Sent } else { FileOutcome::CutShort };
         push_file(self.stream.push(), &self.conn, &file.name, Some(file.bytes), outcome);
+        self.has_file = true;
     }
 
-    /// Waits until everything is on its way into the log.
-    pub(in crate::relay) async fn flush(&mut self) -> Result<(), NotWritten> {
-        std::future::poll_fn(|context| self.poll(context)).await
+    /// Waits until the records of files are on their way into the log. Those of statements that did not go on may stay out.
+    pub(in crate::relay) async fn flush_files(&mut self) -> Result<(), NotWritten> {
+        match std::mem::take(&mut self.has_file) {
+            true => std::future::poll_fn(|context| self.poll(context)).await,
+            false => Ok(()),
+        }
     }
 
     fn push(&mut self) {
@@ -80,7 +92,7 @@ impl Watch {
             observer.answered(bytes, &mut self.found);
         }
         self.push();
-        self.flush().await
+        std::future::poll_fn(|context| self.poll(context)).await
     }
 
     pub(in crate::relay) fn down(&mut self, bytes: &[u8]) {

@@ -124,7 +124,7 @@ impl Conn {
         let mut copied = self.copy_watched(login, aside, &mut watch, cut).await;
         // A file that was on its way has its record at the end.
         if let Some(watch) = &mut watch
-            && watch.flush().await.is_err()
+            && watch.flush_files().await.is_err()
         {
             copied.spliced.end = End::new(Who::Audit, How::Cut);
         }
