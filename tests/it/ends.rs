@@ -407,7 +407,7 @@ async fn timed_out(host: &str, port: u16, more: &[&str]) -> String {
 async fn a_session_that_the_database_has_timed_out_is_gone_as_directly() {
     let ends = Ends::start().await;
     let password = format!("-p{}", mariadb::PASSWORD);
-    let directly = timed_out("127.0.0.1", ends.events.port, &["-u", "native_user", &password, "--skip-ssl"]).await;
+    let directly = timed_out("127.0.0.1", ends.events.port, &["-u", "native_user", &password, "--ssl"]).await;
     assert!(directly.starts_with("ERROR 2006 (HY000)"), "{directly}");
     for lanes in LANES {
         let up = ends.up(lanes).await;
