@@ -8,7 +8,6 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -65,7 +64,6 @@ pub(super) struct Entry {
     folder: Arc<StateFolder>,
     id: String,
     _lock: File,
-    asked: Arc<AtomicBool>,
     _looking: DropGuard,
 }
 
@@ -80,22 +78,21 @@ impl Entry {
         lock.try_lock().map_err(|error| CommandError::failed(io::Error::from(error)))?;
         let text = serde_json::to_string(record).map_err(CommandError::failed)?;
         folder.replace(&file(&id, RECORD), &text).map_err(CommandError::failed)?;
-        let (folder, asked, end) = (Arc::new(folder), Arc::new(AtomicBool::new(false)), CancellationToken::new());
-        let (looked_in, asked_there, name) = (Arc::clone(&folder), Arc::clone(&asked), file(&id, END));
+        let (folder, end) = (Arc::new(folder), CancellationToken::new());
+        let (looked_in, name) = (Arc::clone(&folder), file(&id, END));
         let looking = async move {
             while !looked_in.read(&name).is_ok_and(|found| found.is_some()) {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
-            asked_there.store(true, Ordering::SeqCst);
             drain.cancel();
         };
         TaskTracker::new().spawn(end.clone().run_until_cancelled_owned(looking));
-        Ok(Self { folder, id, _lock: lock, asked, _looking: end.drop_guard() })
+        Ok(Self { folder, id, _lock: lock, _looking: end.drop_guard() })
     }
 
-    /// Whether `bastion down` has asked for the end.
+    /// Whether `bastion down` has asked for the end. The task may be gone before this process has looked for that.
     pub(super) fn is_asked_to_end(&self) -> bool {
-        self.asked.load(Ordering::SeqCst)
+        self.folder.read(&file(&self.id, END)).is_ok_and(|found| found.is_some())
     }
 }
 

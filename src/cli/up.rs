@@ -197,10 +197,16 @@ pub(super) async fn cmd_up(mut args: UpArgs, drain: CancellationToken, owed: Arc
         };
         attach(&ui, &place, task.clone(), &args.common, args.reason.clone(), part, patience, &drain, &owed).await
     };
-    if entry.as_ref().is_some_and(Entry::is_asked_to_end) {
+    let is_asked = entry.as_ref().is_some_and(Entry::is_asked_to_end);
+    if is_asked {
         ui.say("  · bastion down has ended it");
     }
     match ended {
+        // Who asked stops the task too, and may have been quicker than this process.
+        Err(_) if is_asked => {
+            owed.settle(&task);
+            Ok(())
+        }
         Ok(Some(last)) => {
             place.stop(&ui, &last, "bastion up ended").await?;
             owed.settle(&task);
@@ -234,16 +240,18 @@ pub(super) async fn cmd_connect(
     let ui = Arc::new(Ui::new(args.json, args.quiet));
     let patience = Patience::new(args.timeout);
     let place = Arc::new(args.place(&ui, patience, &drain).await?);
-    let _entry = args.enter(&ui, &place, &drain);
+    let entry = args.enter(&ui, &place, &drain);
     let own = interruptible(&drain, patience.limited(Box::pin(place.own_tasks(args.access())))).await?;
     let Some(task) = own.into_iter().next() else {
         let message =
             anyhow::anyhow!("you have no running bastion for {} with access level {:?}", args.env, args.access());
         return Err(CommandError::failed(message).hinted(format!("start one: bastion up {}", args.env)));
     };
-    match attach(&ui, &place, task, &args, None, Part::Used, patience, &drain, &owed).await? {
-        Some(last) => place.stop(&ui, &last, "bastion connect ended, the last user").await,
-        None => Ok(()),
+    match attach(&ui, &place, task, &args, None, Part::Used, patience, &drain, &owed).await {
+        Ok(Some(last)) => place.stop(&ui, &last, "bastion connect ended, the last user").await,
+        Ok(None) => Ok(()),
+        Err(_) if entry.as_ref().is_some_and(Entry::is_asked_to_end) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

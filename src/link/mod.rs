@@ -236,6 +236,14 @@ impl Link {
         let _last = lanes.wait_for(|lanes| lanes.open == 0).await;
     }
 
+    /// Whether somebody uses it: it has a lane, or had something to carry. One without either was begun by a launcher that did
+    /// not get the answer, and has begun another.
+    #[cfg(feature = "relay")]
+    pub(crate) fn is_used(&self) -> bool {
+        let inner = self.shared.lock();
+        inner.machine.lanes().0 > 0 || inner.machine.totals().received > 0
+    }
+
     /// Why the link is over.
     pub(crate) fn over(&self) -> Option<String> {
         self.shared.lock().machine.over().map(ToString::to_string)

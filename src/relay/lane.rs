@@ -60,7 +60,7 @@ impl Links {
         if let Some(entry) = secret.and_then(|secret| links.get_mut(&secret)) {
             entry.leaves = true;
         }
-        links.values().filter(|entry| !entry.leaves).count()
+        links.values().filter(|entry| !entry.leaves && entry.link.is_used()).count()
     }
 
     pub(super) fn set_last_stops(&self, stops: bool) {

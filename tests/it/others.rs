@@ -82,7 +82,12 @@ async fn down_ends_what_would_wake_again() {
             // Nothing runs, and the next client would start a task.
             let task = world.sandbox.tasks().iter().find(|(_, status)| *status != "STOPPED").unwrap().0.clone();
             world.sandbox.stop_directly(&task);
-            assert_eq!(running(&world), 0);
+            let stopped = async {
+                while running(&world) > 0 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, stopped).await.expect("the task goes on");
         }
         let (code, out, err) = finish(bastion(&world, "alice", &["down", "demo", "--json"])).await;
         assert_eq!(code, 0, "{err}");
