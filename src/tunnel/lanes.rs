@@ -132,6 +132,8 @@ pub(super) struct Inner {
     /// Of links that are over.
     past: Mutex<link::Stats>,
     stop: CancellationToken,
+    /// The link is being ended: none follows it.
+    closes: AtomicBool,
     tracker: TaskTracker,
 }
 
@@ -185,6 +187,7 @@ impl Lanes {
             spares: Spares::default(),
             past: Mutex::default(),
             stop: CancellationToken::new(),
+            closes: AtomicBool::new(false),
             tracker: TaskTracker::new(),
         });
         inner.used().keep_alive();
@@ -316,6 +319,7 @@ impl Lanes {
 
     /// Ends the link and the sessions of further lanes. The first tunnel is its owner's.
     pub(crate) async fn close(&self) {
+        self.inner.closes.store(true, Ordering::Relaxed);
         let way = self.inner.way.borrow().clone();
         if let Way::Link(current) = way {
             let _in_time = tokio::time::timeout(LAST_WORDS, current.link.drained()).await;
@@ -402,6 +406,10 @@ impl Inner {
         loop {
             let mut state = self.first.state();
             if state.wait_for(|state| *state == State::Connected).await.is_err() {
+                return std::future::pending().await;
+            }
+            // The relay would take another link for another user.
+            if self.closes.load(Ordering::Relaxed) {
                 return std::future::pending().await;
             }
             let secret = uuid::Uuid::new_v4().simple().to_string();

@@ -272,7 +272,7 @@ async fn callers_and_names_that_do_not_work_are_told_why() {
     std::fs::write(world.folder.path().join("bastion.toml"), PROD).unwrap();
     let cases: [(&str, &[&str], i32, &[&str]); 7] = [
         ("nobody", &["up", "demo"], 1, &["no AWS credentials", "aws sso login"]),
-        ("carol", &["up", "demo"], 1, &["expired", "aws sso login"]),
+        ("carol", &["up", "demo"], 1, &["expired", "AWS_ACCESS_KEY_ID", "set new ones"]),
         ("eve", &["up", "demo"], 1, &["access denied", "ecs:ListTasks", "developer policy"]),
         ("alice", &["up", "prdo"], 64, &["there is no environment \"prdo\"", "did you mean \"prod\"?"]),
         ("alice", &["up", "demo", "--access", "admin"], 64, &["no access level \"admin\"", "read, write"]),
@@ -509,7 +509,10 @@ async fn credentials_that_expire_under_a_connection_are_asked_for_and_the_connec
     let asked = async {
         while let Some(line) = up.lines.next_line().await.unwrap() {
             let event: Value = serde_json::from_str(&line).unwrap();
-            if event["message"].as_str().is_some_and(|text| text.contains("aws sso login --profile work")) {
+            if event["message"]
+                .as_str()
+                .is_some_and(|text| text.contains("log in to the program of credential_process"))
+            {
                 return event["state"].clone();
             }
         }
