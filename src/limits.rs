@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+#[cfg(feature = "relay")]
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 
 /// Raises the number of files and sockets that may be open as far as the system lets this process: the soft limit is
 /// often 1024 or 256, for the sake of programs older than ours.
@@ -93,6 +95,7 @@ impl Spare {
 }
 
 /// The next client of a listener, without its address.
+#[cfg(feature = "relay")]
 pub(crate) async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     listener.accept().await.map(|(stream, _)| stream)
 }
