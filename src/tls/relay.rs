@@ -142,9 +142,9 @@ pub(crate) fn server(certificate: &Path, key: &Path) -> Result<(Arc<ServerConfig
 pub(crate) fn extra_ca_pem(extra_ca: &ExtraCa) -> Result<Vec<String>, TlsConfigError> {
     let mut all = Vec::new();
     if let Some(path) = &extra_ca.file {
-        let of_file = |reason: String| TlsConfigError::File { path: path.clone(), reason };
-        let pem = std::fs::read_to_string(path).map_err(|error| of_file(error.to_string()))?;
-        pem_certificates(&pem).map_err(of_file)?;
+        let pem = std::fs::read_to_string(path)
+            .map_err(|error| TlsConfigError::File { path: path.clone(), reason: error.to_string() })?;
+        pem_certificates(&pem).map_err(|_| TlsConfigError::NoCertificate(path.clone()))?;
         all.push(pem);
     }
     if let Some(pem) = &extra_ca.pem {
