@@ -16,7 +16,7 @@ pub struct Filling {
     pub first: usize,
     /// Parts in a hundred of what the path holds.
     pub gain: u64,
-    /// Bytes beyond that, as far as they take no longer than [`SLACK_FOR`].
+    /// Bytes beyond that, as far as they take no longer than `SLACK_FOR`.
     pub slack: usize,
     /// An acknowledgement is asked for after so many bytes at least.
     pub ask: usize,
