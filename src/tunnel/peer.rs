@@ -45,12 +45,9 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// For the user of this process; `port` is one on which it listens, which tells whether the system's tables are good.
+    /// For the user of this process; `port` is one on which it listens.
     pub(crate) fn new(port: u16) -> Self {
-        let user = rustix::process::geteuid().as_raw();
-        let is_own = |row: &Row| row.ends.0.port() == port && row.ends.1.port() == 0 && row.user == user;
-        let tells = TABLES.iter().any(|table| rows(table, |row| is_own(&row)).unwrap_or(false));
-        Self::of(tells.then_some(user))
+        Self::of(known_user(port))
     }
 
     fn of(user: Option<u32>) -> Self {
@@ -91,6 +88,20 @@ impl Peers {
     fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The user of this process, if the tables of the system are good: they have this process's own listener on `port`.
+#[cfg(target_os = "linux")]
+fn known_user(port: u16) -> Option<u32> {
+    let user = rustix::process::geteuid().as_raw();
+    let is_own = |row: &Row| row.ends.0.port() == port && row.ends.1.port() == 0 && row.user == user;
+    let tells = TABLES.iter().any(|table| rows(table, |row| is_own(&row)).unwrap_or(false));
+    tells.then_some(user)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn known_user(_port: u16) -> Option<u32> {
+    None
 }
 
 fn verdict(owner: Option<u32>, user: u32) -> Result<(), Refused> {
