@@ -161,7 +161,7 @@ async fn the_image_is_one_program_with_its_user_and_empty_folders() {
 }
 
 #[tokio::test]
-async fn it_runs_without_any_right_and_can_write_to_its_volumes_alone() {
+async fn it_runs_without_any_right_and_can_write_nowhere() {
     let running = Running::start().await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid)).unwrap();
     let field = |name: &str| {
@@ -188,8 +188,8 @@ async fn it_runs_without_any_right_and_can_write_to_its_volumes_alone() {
     let (_, out, _) = finish(find).await;
     let mut writable: Vec<&str> = out.lines().map(|line| line.trim_start_matches(&inside)).collect();
     writable.sort_unstable();
-    let volumes = ["/dev/mqueue", "/dev/shm", "/managed-agents", "/var/lib/amazon/ssm", "/var/log/amazon/ssm"];
-    assert_eq!(writable, volumes);
+    // The volumes are root's, for the agent, as they are on Fargate: they take the owner of the image's folders.
+    assert_eq!(writable, ["/dev/mqueue", "/dev/shm"]);
     running.end().await;
 }
 
