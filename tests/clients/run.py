@@ -144,7 +144,9 @@ class Matrix:
             more = {"sample": server.sample, "password": password, "only": "login"}
             tries.append(run(program, server, {**parameters, **more}, self.tools).get("login", {}))
         right, wrong = tries
-        denied = "access denied" if "access denied" in wrong.get("failed", "") else wrong
+        # The server's own words come first, and some drivers show no more than those.
+        texts = ("access denied", "password authentication failed")
+        denied = "access denied" if any(text in wrong.get("failed", "") for text in texts) else wrong
         return {"got": [right.get("got", right), denied]}
 
     def document(self):
