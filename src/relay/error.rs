@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::credential::MintError;
 use crate::wire::error_text::ErrorText;
 use crate::wire::proxy::Refusal;
+use crate::wire::session::OutOfProtocol;
 
 /// Who has to act; the log field and the metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +103,8 @@ pub(super) enum ConnError {
     FileRequested(String),
     #[error("the operating system gives no random bytes")]
     NoRandom,
+    #[error("{0}")]
+    OutOfProtocol(OutOfProtocol),
     #[error("the login was refused")]
     Refused(Refusal),
     #[error("the relay is stopping")]
@@ -139,8 +142,10 @@ impl ConnError {
             Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,
             Self::Refused(Refusal::UpstreamRefused(fields)) if is_auth(&fields.sqlstate) => ErrorKind::UpstreamAuth,
             Self::Refused(Refusal::UnknownAuthentication(_) | Refusal::WantsPassword(_)) => ErrorKind::UpstreamAuth,
+            Self::OutOfProtocol(out) if out.from == "client" => ErrorKind::Client,
             Self::FileRequested(_)
             | Self::LoginTimeout(_)
+            | Self::OutOfProtocol(_)
             | Self::Refused(_)
             | Self::Unanswered(_)
             | Self::UpstreamIo(_) => ErrorKind::Upstream,

@@ -252,6 +252,14 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
                  file that it names.",
             )
         }
+        ConnError::OutOfProtocol(out) => error(
+            target,
+            Class::ConnectionFailure,
+            format!("bastion: target {name}: the session has ended: {out}"),
+            "",
+            "What follows could not be read any more, so it did not go on. If it happens again, tell whoever runs bastion \
+             which driver it was.",
+        ),
         ConnError::NoRandom => error(
             target,
             Class::CannotConnect,

@@ -5,11 +5,11 @@
 //! receiver is slower than the sender: reads go into one buffer of the thread, and only what could not be written at
 //! once is kept. So an idle connection costs no buffer here.
 //!
-//! A MySQL client's bytes go past [`Commands`], which stops the copy at the few commands that are not the database's to
-//! answer, once everything before them is answered.
+//! Where the relay knows the session, its bytes go past [`Followed`], which tells the audit log of them and stops the copy at
+//! the few commands that are not the database's to answer, once everything before them is answered.
 
-mod aside;
 mod direction;
+mod followed;
 
 use std::future::poll_fn;
 use std::io;
@@ -23,12 +23,11 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::end;
-use crate::relay::audit::Watch;
 use crate::wire::end::{End, How, Notice, Who};
-use crate::wire::mysql::commands::Commands;
+use crate::wire::session::{OutOfProtocol, Stop};
 
-pub(super) use aside::Aside;
-use direction::{Direction, Failure, Readers};
+use direction::{Direction, Failure};
+pub(super) use followed::Followed;
 
 /// A client's command waits for the answers before it as long as a login has; the time begins again with every byte.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,45 +49,51 @@ pub(super) struct Spliced {
     pub(super) notice: Notice,
     /// It has not ended: the client has sent a command that is not for the database, and these bytes begin with it.
     pub(super) stopped: Option<Vec<u8>>,
-    /// It has ended because that command has waited too long for the answers before it.
-    pub(super) unanswered: bool,
-    /// It has ended because the upstream has asked for this file of the client, which it may not have.
-    pub(super) refused_file: Option<String>,
+    /// It has ended because one of the two does what it may not.
+    pub(super) breach: Option<Breach>,
     /// Of the upstream's bytes, what a cut has kept from the client.
     pub(super) rest: Vec<u8>,
+    /// Behind those, what was not to go on before more of it has come.
+    pub(super) held: Vec<u8>,
+}
+
+/// Why the relay has ended a session.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Breach {
+    /// The upstream has asked for this file of the client, which it may not have.
+    File(String),
+    OutOfProtocol(OutOfProtocol),
+    /// The command that has stopped the copy has waited too long for the answers before it.
+    Unanswered,
 }
 
 impl Spliced {
     /// A connection that ended before its first byte.
     pub(super) fn nothing(end: End, error: Option<io::Error>) -> Self {
-        let (stopped, unanswered, refused_file, rest) = (None, false, None, Vec::new());
-        Self { up: 0, down: 0, end, error, notice: end.notice(), stopped, unanswered, refused_file, rest }
+        let (stopped, breach, rest, held) = (None, None, Vec::new(), Vec::new());
+        Self { up: 0, down: 0, end, error, notice: end.notice(), stopped, breach, rest, held }
     }
 }
 
-/// Copies until both directions are done, one side fails, `cut`, or `commands` stops it. `early` is what the client has
-/// sent already. `watch` sees every byte, and those of the client before they go on; `aside` speaks to the client. Not
-/// cancel safe: bytes read may be lost.
+/// Copies until both directions are done, one side fails, `cut`, or the `session` stops it. `early` is what the client has
+/// sent already. Not cancel safe: bytes read may be lost.
 pub(super) async fn splice<C, U>(
     client: &mut C,
     upstream: &mut U,
     early: &[u8],
-    commands: Option<Commands>,
     (up, down): (&Counter, &Counter),
-    watch: &mut Option<Watch>,
-    aside: Option<&mut Aside<'_>>,
+    mut session: Option<&mut Followed<'_>>,
     cut: &CancellationToken,
 ) -> Spliced
 where
     C: AsyncRead + AsyncWrite + Unpin + ?Sized,
     U: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
-    let mut upward = Direction::new(Who::Client, None);
-    let mut downward = Direction::new(Who::Database, aside);
-    let mut readers = Readers { watch, commands };
-    upward.begin(early, up, &mut readers);
+    let mut upward = Direction::new(Who::Client);
+    let mut downward = Direction::new(Who::Database);
+    upward.begin(early, up, session.as_deref_mut());
     let mut ended = Ended::default();
-    let (mut waiting, mut unanswered) = (None, false);
+    let (mut waiting, mut breach) = (None, None);
     let mut cut = pin!(cut.cancelled());
     poll_fn(|context| {
         if cut.as_mut().poll(context).is_ready() {
@@ -96,11 +101,11 @@ where
             return Poll::Ready(());
         }
         let up_done = match ended.upstream_gone {
-            false => upward.poll(context, client, upstream, up, &mut readers),
+            false => upward.poll(context, client, upstream, up, session.as_deref_mut()),
             true => Ok(Poll::Ready(())),
         };
         let down_done = match ended.client_gone {
-            false => downward.poll(context, upstream, client, down, &mut readers),
+            false => downward.poll(context, upstream, client, down, session.as_deref_mut()),
             true => Ok(Poll::Ready(())),
         };
         let (up_done, down_done) = match (up_done, down_done) {
@@ -137,15 +142,24 @@ where
         } else if let Some(error) = &downward.broken {
             ended.by(end::of_database(error), None);
         }
-        if downward.refused_file().is_some() {
-            ended.by(End::new(Who::Database, How::Cut), None);
+        // What came before it still goes on, except to a client that waits for the file.
+        let upward_stop = upward.stop.take_if(|stop| up_done.is_ready() && *stop != Stop::Command);
+        let downward_stop = downward.stop.take_if(|stop| down_done.is_ready() || matches!(stop, Stop::File(_)));
+        for (stop, who) in [(upward_stop, Who::Client), (downward_stop, Who::Database)] {
+            breach = match stop {
+                Some(Stop::File(name)) => Some(Breach::File(name)),
+                Some(Stop::OutOfProtocol(error)) => Some(Breach::OutOfProtocol(error)),
+                Some(Stop::Command) | None => continue,
+            };
+            ended.by(End::new(who, How::Cut), None);
             return Poll::Ready(());
         }
-        let answered = downward.is_flushed() && readers.is_answered() && downward.is_between_answers();
-        if upward.stopped && up_done.is_ready() && answered {
+        let stopped = upward.stop == Some(Stop::Command);
+        let is_idle = session.as_mut().is_none_or(|session| session.session().is_idle());
+        if stopped && up_done.is_ready() && downward.is_flushed() && is_idle {
             return Poll::Ready(());
         }
-        if upward.stopped && !downward.read_ended && downward.broken.is_none() {
+        if stopped && !downward.read_ended && downward.broken.is_none() {
             match upward.poll_behind(context, client) {
                 Ok(false) => {}
                 Ok(true) => {
@@ -157,8 +171,8 @@ where
                     return Poll::Ready(());
                 }
             }
-            unanswered = waiting.get_or_insert_with(|| Waiting::new(downward.total)).poll(context, downward.total);
-            if unanswered {
+            if waiting.get_or_insert_with(|| Waiting::new(downward.total)).poll(context, downward.total) {
+                breach = Some(Breach::Unanswered);
                 ended.by(End::new(Who::Database, How::TimedOut), None);
                 return Poll::Ready(());
             }
@@ -182,7 +196,7 @@ where
     let not_written = ended.not_written.filter(|_| ended.end.is_none_or(|end| end.how != How::Clean));
     let broken = downward.broken.take().filter(|_| !upward.goodbye);
     let error = ended.error.or(broken).or(not_written);
-    let stopped = upward.stopped.then_some(upward.held).filter(|_| ended.end.is_none());
+    let stopped = upward.stop.is_some().then_some(upward.held).filter(|_| ended.end.is_none());
     let end = ended.end.unwrap_or(End::new(Who::Client, How::Reset));
     let notice = match () {
         () if downward.is_done() => Notice::End,
@@ -190,10 +204,11 @@ where
         () if is_broken => Notice::Reset,
         () => end.notice(),
     };
-    readers.end();
-    let refused_file = downward.refused_file().map(str::to_owned);
-    let (up, down, rest) = (upward.total, downward.total, downward.into_kept());
-    Spliced { up, down, end, error, notice, stopped, unanswered, refused_file, rest }
+    if let Some(session) = session.filter(|_| stopped.is_none()) {
+        session.end();
+    }
+    let (up, down, held) = (upward.total, downward.total, std::mem::take(&mut downward.held));
+    Spliced { up, down, end, error, notice, stopped, breach, rest: downward.into_kept(), held }
 }
 
 /// How a copy has ended, as far as it is known.

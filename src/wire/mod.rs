@@ -35,6 +35,7 @@ pub mod port;
 pub mod proxy;
 #[cfg(feature = "relay")]
 pub mod redact;
+pub mod session;
 pub mod smux;
 pub mod ssm;
 #[cfg(feature = "relay")]

@@ -10,8 +10,9 @@ use std::fmt;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use crate::wire::downstream::Downstream;
 use crate::wire::error_text::ErrorText;
+use crate::wire::session::Session;
+use crate::wire::statements::Limits;
 use crate::wire::{Malformed, mysql, pg};
 
 /// One end of the relayed connection.
@@ -249,21 +250,21 @@ impl Handshake {
         }
     }
 
-    /// Where in the client's bytes the copy must stop, for an engine whose clients may want to come through the door
-    /// again.
-    pub fn commands(&self) -> Option<mysql::commands::Commands> {
+    /// The session behind the login. `statements` are those that the audit log keeps, if any.
+    pub fn session(&self, statements: Option<Limits>) -> Session {
         match self {
-            Self::Mysql(handshake) => Some(handshake.commands()),
-            Self::MysqlChange(change) => Some(change.commands()),
-            Self::Postgres(_) => None,
+            Self::Mysql(handshake) => Session::mysql(handshake.commands(), statements),
+            Self::MysqlChange(change) => Session::mysql(change.commands(), statements),
+            Self::Postgres(_) => Session::postgres(statements),
         }
     }
 
-    /// Where the upstream's stream stands when the login is done. A request for a file of the client waits there.
-    pub fn downstream(&self) -> Downstream {
-        match self.commands() {
-            Some(commands) => commands.downstream().holding_file_requests(),
-            None => Downstream::postgres(),
+    /// Whether the session must be set up again where MySQL's client resets it.
+    pub fn stops_at_resets(&self) -> bool {
+        match self {
+            Self::Mysql(handshake) => handshake.stops_at_resets(),
+            Self::MysqlChange(change) => change.stops_at_resets(),
+            Self::Postgres(_) => false,
         }
     }
 

@@ -21,7 +21,7 @@ pub(super) use emf::Emf;
 pub(super) use queue::NotWritten;
 use queue::{Queue, Stream};
 pub(super) use record::{ConnRecord, Ended, Refused};
-pub(super) use watch::{Redact, Watch};
+pub(super) use watch::Watch;
 
 /// The version of the schema: raised when a field goes or changes its meaning.
 const SCHEMA: u32 = 1;
@@ -154,6 +154,9 @@ impl Audit {
     }
 }
 
+/// Bytes of one text that are kept. The log drivers of containers split lines above 16 KiB; JSON needs room for its escapes.
+pub(super) const TEXT_MAX: usize = 8 * 1024;
+
 const LOCAL_INFILE: &str = "local_infile";
 /// Characters of a file's name that are kept.
 const FILE_NAME_MAX: usize = 1024;
@@ -200,8 +203,33 @@ fn push_file(lines: &mut Vec<u8>, conn: &ConnRecord, name: &str, bytes: Option<u
     lines.push(b'\n');
 }
 
+/// Appends the line that says that a statement did not run, of which there is a line already.
+fn push_not_run(lines: &mut Vec<u8>, conn: &ConnRecord, number: u64) {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        audit: u32,
+        time: Time,
+        event: &'a str,
+        conn_id: u64,
+        target: &'a str,
+        statement: u64,
+    }
+    let event = "statement_not_run";
+    let line = Line {
+        audit: SCHEMA,
+        time: Time(wall_clock()),
+        event,
+        conn_id: conn.conn_id,
+        target: &conn.target,
+        statement: number,
+    };
+    // Text and numbers always become JSON.
+    let _infallible = serde_json::to_writer(&mut *lines, &line);
+    lines.push(b'\n');
+}
+
 /// Appends the line of a statement to `lines`. It names the connection, whose record has the rest.
-fn push_statement(lines: &mut Vec<u8>, conn: &ConnRecord, statement: &Statement) {
+fn push_statement(lines: &mut Vec<u8>, conn: &ConnRecord, number: u64, statement: &Statement) {
     // Written for each statement of a busy relay: without the detour that flattening takes.
     #[derive(Serialize)]
     struct Line<'a> {
@@ -212,6 +240,7 @@ fn push_statement(lines: &mut Vec<u8>, conn: &ConnRecord, statement: &Statement)
         target: &'a str,
         session_name: Option<&'a str>,
         db_user: Option<&'a str>,
+        statement: u64,
         kind: Kind,
         #[serde(skip_serializing_if = "Option::is_none")]
         name: Option<&'a str>,
@@ -228,6 +257,7 @@ fn push_statement(lines: &mut Vec<u8>, conn: &ConnRecord, statement: &Statement)
         target: &conn.target,
         session_name: conn.who.session_name.as_deref(),
         db_user: conn.db_user.as_deref(),
+        statement: number,
         kind: *kind,
         name: name.as_deref(),
         sql: sql.as_deref(),

@@ -8,13 +8,15 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::credential::Loan;
+use crate::relay::audit::{TEXT_MAX, Watch};
 use crate::relay::conn::driver::Upstream;
 use crate::relay::conn::{Conn, Login, ending};
-use crate::relay::splice::Aside;
+use crate::relay::splice::Followed;
 use crate::relay::{ClientIo, reply, wall_clock};
-use crate::wire::downstream::Downstream;
 use crate::wire::end::{End, How, Who};
 use crate::wire::error_text::ErrorText;
+use crate::wire::session::{Pass, Session};
+use crate::wire::statements::Limits;
 
 /// For the rest of a message, and for the error and a client that is still sending. At the end of a drain they are part of
 /// what ECS leaves until its SIGKILL.
@@ -22,16 +24,18 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
 
 impl Conn {
-    /// Where the upstream's stream stands, and the notice that is to come. `None` where the client has logged in itself:
+    /// The session behind a login, its records, and the notice that is to come. `None` where the client has logged in itself:
     /// its session may be encrypted.
-    pub(super) fn aside<'a>(&'a self, login: &Login, loan: Option<&'a Loan>) -> Option<Aside<'a>> {
-        let mut stream = login.handshake.as_ref()?.downstream();
-        stream.pass(&login.to_client);
-        stream.end_answer();
-        let Some(loan) = loan.filter(|loan| loan.has_end()) else { return Some(Aside::new(stream)) };
-        Some(Aside::new(stream).with_notice(async move {
+    pub(super) fn followed<'a>(&'a self, login: &Login, loan: Option<&'a Loan>) -> Option<Followed<'a>> {
+        let (config, target) = (&self.shared.config.audit, &self.served.target);
+        let statements = config.statements.then_some(Limits { text: TEXT_MAX, redact: config.redact });
+        let writes = statements.is_some() || target.local_infile;
+        let mut session = login.handshake.as_ref()?.session(statements);
+        session.logged_in(&login.to_client);
+        let followed = Followed::new(session, writes.then(|| Watch::new(&self.shared.audit, &login.record)));
+        let Some(loan) = loan.filter(|loan| loan.has_end()) else { return Some(followed) };
+        Some(followed.with_notice(async move {
             let left = loan.ending().await.saturating_duration_since(Instant::now());
-            let target = &self.served.target;
             info!(conn_id = self.id, target = target.name, seconds = left.as_secs(), "the database user will end");
             reply::lease_ending(target, &loan.user, wall_clock() + left, self.id)
         }))
@@ -51,24 +55,24 @@ impl Conn {
         }
     }
 
-    /// Ends the client's session with `text`, where the upstream's stream is followed, and with a reset otherwise. `rest` is
-    /// what has been kept from the client. Says how many more bytes of the upstream have gone to it.
+    /// Ends the client's session with `text`, where it is followed, and with a reset otherwise. `rest` is what has been kept
+    /// from the client, first what was followed and then what was held. Says how many more bytes of the upstream have gone to it.
     pub(super) async fn say(
         &self,
         mut client: Box<dyn ClientIo>,
         upstream: &mut Upstream,
-        aside: &mut Option<Aside<'_>>,
-        rest: &[u8],
+        session: Option<&mut Followed<'_>>,
+        rest: (&[u8], &[u8]),
         text: &ErrorText,
     ) -> u64 {
-        let Some(aside) = aside else {
+        let Some(session) = session.map(Followed::session) else {
             ending::reset(client, &text.sentence()).await;
             return 0;
         };
         let mut more = 0;
-        let finishing = finish(client.as_mut(), upstream, aside.stream(), rest, &mut more);
+        let finishing = finish(client.as_mut(), upstream, session, rest, &mut more);
         let finished = matches!(tokio::time::timeout(TIMEOUT, finishing).await, Ok(Ok(())));
-        match aside.stream().last_words(text).filter(|_| finished) {
+        match session.last_words(text).filter(|_| finished) {
             Some(last_words) => ending::end_well(client, &last_words, LINGER).await,
             None => ending::reset(client, &text.sentence()).await,
         }
@@ -81,21 +85,24 @@ impl Conn {
 async fn finish(
     client: &mut dyn ClientIo,
     upstream: &mut Upstream,
-    stream: &mut Downstream,
-    rest: &[u8],
+    session: &mut Session,
+    (rest, held): (&[u8], &[u8]),
     more: &mut u64,
 ) -> std::io::Result<()> {
     client.write_all(rest).await?;
-    let mut buffer = [0; 4096];
-    while !stream.is_between_messages() {
+    let (mut buffer, mut pending, mut events) = ([0; 4096], held.to_vec(), Vec::new());
+    let mut counted = held.len();
+    while !session.is_between_messages() {
         let read = upstream.read(&mut buffer).await?;
-        let bytes = buffer.get(..read).unwrap_or_default();
-        let end = stream.pass_message(bytes);
-        let Some(message) = bytes.get(..end).filter(|message| !message.is_empty()) else {
+        pending.extend_from_slice(buffer.get(..read).unwrap_or_default());
+        let Pass { forward, stop } = session.server_message(&pending, &mut events);
+        if read == 0 || stop.is_some() {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
-        };
-        client.write_all(message).await?;
-        *more += u64::try_from(message.len()).unwrap_or_default();
+        }
+        client.write_all(pending.get(..forward).unwrap_or_default()).await?;
+        pending.drain(..forward.min(pending.len()));
+        *more += u64::try_from(forward.saturating_sub(counted)).unwrap_or_default();
+        counted = counted.saturating_sub(forward);
     }
     Ok(())
 }

@@ -11,17 +11,16 @@ use tracing::{info, warn};
 
 use crate::credential::Loan;
 use crate::link::end;
-use crate::relay::audit::{Ended, Redact, Watch};
+use crate::relay::audit::Ended;
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, Upstream};
 use crate::relay::conn::{Conn, Login, ending};
 use crate::relay::error::ConnError;
-use crate::relay::splice::{ANSWER_TIMEOUT, Aside, Spliced, splice};
+use crate::relay::splice::{ANSWER_TIMEOUT, Breach, Followed, Spliced, splice};
 use crate::relay::{ClientIo, reply};
 use crate::tls;
-use crate::types::CredentialConfig;
 use crate::wire::end::{DATABASE_RESET, End, How, Notice, Who};
 use crate::wire::error_text::ErrorText;
-use crate::wire::proxy::{Handshake, Refusal};
+use crate::wire::proxy::Refusal;
 
 /// For the end of the login to reach the client.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,7 +58,7 @@ impl Conn {
             "connection ready"
         );
         let loan = login.loan.take();
-        let mut aside = self.aside(&login, loan.as_ref());
+        let mut session = self.followed(&login, loan.as_ref());
         let cut = self.shared.cut.child_token();
         let copying = async {
             let handed = tokio::select! {
@@ -69,7 +68,7 @@ impl Conn {
                 () = cut.cancelled() => Err((self.cut_by(), None)),
             };
             match handed {
-                Ok(()) => self.copy(login, &mut aside, &cut).await,
+                Ok(()) => self.copy(login, session.as_mut(), &cut).await,
                 Err((end, error)) => {
                     let spliced = Spliced::nothing(end, error);
                     Copied { spliced, client: Some(login.client), upstream: Some(login.upstream) }
@@ -114,67 +113,57 @@ impl Conn {
     }
 
     /// Copies until the end, but for commands of the client that go through the door again.
-    async fn copy(&self, login: Login, aside: &mut Option<Aside<'_>>, cut: &CancellationToken) -> Copied {
-        let (config, target) = (&self.shared.config.audit, &self.served.target);
-        let mut watch = None;
-        if !matches!(target.credential, CredentialConfig::Client) {
-            let statements = config.statements.then_some(Redact(config.redact));
-            watch = Watch::new(&self.shared.audit, target, statements, &login.record);
-        }
-        let mut copied = self.copy_watched(login, aside, &mut watch, cut).await;
-        // A file that was on its way has its record at the end.
-        if let Some(watch) = &mut watch
-            && watch.flush_files().await.is_err()
+    async fn copy(&self, login: Login, mut session: Option<&mut Followed<'_>>, cut: &CancellationToken) -> Copied {
+        let mut copied = self.copy_followed(login, session.as_deref_mut(), cut).await;
+        if let Some(session) = session
+            && session.flush_records().await.is_err()
         {
             copied.spliced.end = End::new(Who::Audit, How::Cut);
         }
         copied
     }
 
-    async fn copy_watched(
+    async fn copy_followed(
         &self,
         mut login: Login,
-        aside: &mut Option<Aside<'_>>,
-        watch: &mut Option<Watch>,
+        mut session: Option<&mut Followed<'_>>,
         cut: &CancellationToken,
     ) -> Copied {
         let metrics = &self.served.metrics;
         let counters = (&metrics.up, &metrics.down);
         let (mut up, mut down) = (0, 0);
         loop {
-            let Login { client, upstream, early, handshake, .. } = &mut login;
-            let (client, commands) = (client.as_mut(), handshake.as_ref().and_then(Handshake::commands));
+            let Login { client, upstream, early, .. } = &mut login;
+            let (client, followed) = (client.as_mut(), session.as_deref_mut());
             let mut part = match upstream {
-                Upstream::Plain(stream) => {
-                    splice(client, stream, early, commands, counters, watch, aside.as_mut(), cut).await
-                }
-                Upstream::Tls(stream) => {
-                    splice(client, stream.as_mut(), early, commands, counters, watch, aside.as_mut(), cut).await
-                }
+                Upstream::Plain(stream) => splice(client, stream, early, counters, followed, cut).await,
+                Upstream::Tls(stream) => splice(client, stream.as_mut(), early, counters, followed, cut).await,
             };
             (up, down) = (part.up.saturating_add(up), part.down.saturating_add(down));
             (part.up, part.down) = (up, down);
             let Some(command) = part.stopped.take() else {
-                let failure = match part.refused_file.take() {
-                    Some(name) => {
+                let failure = match part.breach.take() {
+                    Some(Breach::File(name)) => {
                         self.shared.audit.file_refused(&login.record, &name).await;
                         Some(ConnError::FileRequested(name))
                     }
-                    None => part.unanswered.then(|| ConnError::Unanswered(ANSWER_TIMEOUT.as_secs())),
+                    Some(Breach::OutOfProtocol(error)) => Some(ConnError::OutOfProtocol(error)),
+                    Some(Breach::Unanswered) => Some(ConnError::Unanswered(ANSWER_TIMEOUT.as_secs())),
+                    None => None,
                 };
                 let Some(text) = self.text_of_end(&mut part, failure, login.record.db_user.as_deref()) else {
                     return Copied { spliced: part, client: Some(login.client), upstream: Some(login.upstream) };
                 };
                 let Login { client, mut upstream, .. } = login;
-                let more = self.say(client, &mut upstream, aside, &part.rest, &text).await;
+                let more = self.say(client, &mut upstream, session, (&part.rest, &part.held), &text).await;
                 part.down = part.down.saturating_add(more);
                 return Copied { spliced: part, client: None, upstream: Some(upstream) };
             };
             let again = async {
-                if let Some(watch) = watch {
-                    watch.answered(&command).await.map_err(|_| ConnError::Audit)?;
+                if let Some(session) = session.as_deref_mut() {
+                    session.answered(&command).await.map_err(|_| ConnError::Audit)?;
                 }
-                self.again(login, &command, aside).await
+                self.again(login, &command, session.as_deref_mut()).await
             };
             let again = tokio::select! {
                 again = again => again,
@@ -219,7 +208,12 @@ impl Conn {
     }
 
     /// Answers the command that has stopped the copy. On failure the client has been told.
-    async fn again(&self, login: Login, command: &[u8], aside: &mut Option<Aside<'_>>) -> Result<Login, ConnError> {
+    async fn again(
+        &self,
+        login: Login,
+        command: &[u8],
+        session: Option<&mut Followed<'_>>,
+    ) -> Result<Login, ConnError> {
         let random = tls::random().map_err(|_| ConnError::NoRandom)?;
         let again = login.handshake.as_ref().and_then(|handshake| handshake.again(random, command));
         let Some(handshake) = again else { return Ok(login) };
@@ -232,9 +226,8 @@ impl Conn {
             (Ok(Outcome::Splice { early, to_client }), Some(mut client), Some(upstream)) => {
                 let handed = hand_over(&mut client, &to_client).await;
                 handed.map_err(|error| ConnError::ClientIo(error.to_string()))?;
-                if let Some(aside) = aside {
-                    // That was the whole answer: the session is idle.
-                    *aside.stream() = handshake.downstream();
+                if let Some(session) = session {
+                    session.session().stop_at_resets(handshake.stops_at_resets());
                 }
                 let (to_client, handshake) = (Bytes::new(), Some(handshake));
                 Ok(Login { client, upstream, record, to_client, early, handshake, loan: None })

@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Aside;
-use crate::relay::audit::{NotWritten, Watch};
+use super::Followed;
+use crate::relay::audit::NotWritten;
 use crate::wire::end::Who;
-use crate::wire::mysql::commands::Commands;
+use crate::wire::session::{Pass, Stop, ends_with_goodbye};
 
 /// One read; also the most that one direction keeps for a slow receiver.
 const BUFFER: usize = 32 * 1024;
@@ -21,9 +21,6 @@ const READS_IN_A_ROW: usize = 16;
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
-
-/// Terminate of PostgreSQL and COM_QUIT of MySQL: the last thing that a client says.
-const GOODBYES: [&[u8]; 2] = [b"X\0\0\0\x04", b"\x01\0\0\0\x01"];
 
 /// Why a direction cannot go on.
 pub(super) enum Failure {
@@ -39,55 +36,17 @@ fn not_written(error: NotWritten) -> Failure {
     Failure::Audit(io::Error::other(error))
 }
 
-/// Who reads along, in both directions.
-pub(super) struct Readers<'w> {
-    pub(super) watch: &'w mut Option<Watch>,
-    pub(super) commands: Option<Commands>,
-}
-
-impl Readers<'_> {
-    /// Whether the upstream may have a file of the client that it asks for.
-    fn grant_file(&mut self, name: &[u8]) -> bool {
-        let granted = self.commands.as_mut().is_some_and(|commands| commands.grant_file(name));
-        if granted && let Some(watch) = self.watch {
-            watch.file_begins();
-        }
-        granted
-    }
-
-    /// The client's bytes that were looked at have been the end of files.
-    fn files_sent(&mut self) {
-        if let (Some(commands), Some(watch)) = (&mut self.commands, self.watch.as_mut()) {
-            commands.take_sent_files().iter().for_each(|file| watch.file_sent(file));
-        }
-    }
-
-    /// The end of the connection: a file may be on its way.
-    pub(super) fn end(&mut self) {
-        if let (Some(commands), Some(watch)) = (&mut self.commands, self.watch.as_mut())
-            && let Some(file) = commands.take_unfinished_file()
-        {
-            watch.file_sent(&file);
-        }
-    }
-
-    /// Whether the client has no answer to wait for.
-    pub(super) fn is_answered(&self) -> bool {
-        self.commands.as_ref().is_none_or(Commands::is_answered)
-    }
-
-    /// What of the client's `bytes` must go on to the watch before it goes on to the upstream.
-    fn poll_watch(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Failure> {
-        match self.watch.as_mut().map(|watch| watch.poll(context)) {
-            Some(Poll::Pending) => Ok(Poll::Pending),
-            Some(Poll::Ready(written)) => written.map(Poll::Ready).map_err(not_written),
-            None => Ok(Poll::Ready(())),
-        }
+/// What the records of a session must come to before its client's bytes go on.
+fn poll_records(session: Option<&mut Followed<'_>>, context: &mut Context<'_>) -> Result<Poll<()>, Failure> {
+    match session.map(|session| session.poll_records(context)) {
+        Some(Poll::Pending) => Ok(Poll::Pending),
+        Some(Poll::Ready(written)) => written.map(Poll::Ready).map_err(not_written),
+        None => Ok(Poll::Ready(())),
     }
 }
 
 /// See the module.
-pub(super) struct Direction<'a, 'n> {
+pub(super) struct Direction {
     from: Who,
     /// Read but not yet written.
     kept: Vec<u8>,
@@ -102,15 +61,14 @@ pub(super) struct Direction<'a, 'n> {
     /// What was read last ends with a client's goodbye.
     pub(super) goodbye: bool,
     pub(super) total: u64,
-    /// Read, and not to be written yet: the start of a header, or the command that stopped the copy.
+    /// Read, and not to be written yet: the start of a header, or what has stopped the copy.
     pub(super) held: Vec<u8>,
-    pub(super) stopped: bool,
-    /// Speaks to whoever reads, among the bytes.
-    aside: Option<&'a mut Aside<'n>>,
+    /// Why nothing more is read.
+    pub(super) stop: Option<Stop>,
 }
 
-impl<'a, 'n> Direction<'a, 'n> {
-    pub(super) fn new(from: Who, aside: Option<&'a mut Aside<'n>>) -> Self {
+impl Direction {
+    pub(super) fn new(from: Who) -> Self {
         Self {
             from,
             kept: Vec::new(),
@@ -123,8 +81,7 @@ impl<'a, 'n> Direction<'a, 'n> {
             goodbye: false,
             total: 0,
             held: Vec::new(),
-            stopped: false,
-            aside,
+            stop: None,
         }
     }
 
@@ -138,21 +95,9 @@ impl<'a, 'n> Direction<'a, 'n> {
         self.kept.is_empty() && !self.needs_flush
     }
 
-    /// Whether what has gone to the client is whole answers, in an engine where they are known.
-    pub(super) fn is_between_answers(&self) -> bool {
-        self.aside.as_ref().is_none_or(|aside| aside.is_between_answers())
-    }
-
-    /// The file of the client that the upstream has asked for and may not have.
-    pub(super) fn refused_file(&self) -> Option<&str> {
-        self.aside.as_ref()?.refused()
-    }
-
     /// What was read and not written.
     pub(super) fn into_kept(mut self) -> Vec<u8> {
-        let mut kept = self.kept.split_off(self.kept_from);
-        kept.append(&mut self.aside.map(|aside| aside.take_head()).unwrap_or_default());
-        kept
+        self.kept.split_off(self.kept_from)
     }
 
     /// Copies until nothing more can be done now.
@@ -162,7 +107,7 @@ impl<'a, 'n> Direction<'a, 'n> {
         from: &mut R,
         to: &mut W,
         counter: &Counter,
-        readers: &mut Readers<'_>,
+        mut session: Option<&mut Followed<'_>>,
     ) -> Result<Poll<()>, Failure>
     where
         R: AsyncRead + Unpin + ?Sized,
@@ -172,19 +117,15 @@ impl<'a, 'n> Direction<'a, 'n> {
             if self.done {
                 return Ok(Poll::Ready(()));
             }
-            if let Some(aside) = self.aside.as_mut().filter(|_| self.kept.is_empty())
-                && let Some(said) = aside.poll(context)
+            if let Some(session) = session.as_deref_mut().filter(|_| self.from == Who::Database && self.kept.is_empty())
+                && let Some(said) = session.poll_notice(context)
             {
                 self.kept.extend_from_slice(&said);
             }
-            if self.poll_kept(context, to, readers)?.is_pending() {
+            if self.poll_kept(context, to, session.as_deref_mut())?.is_pending() {
                 return Ok(Poll::Pending);
             }
-            if self.broken.is_some() {
-                let _what_is_left = self.poll_flush(context, to)?;
-                return Ok(if self.needs_flush { Poll::Pending } else { Poll::Ready(()) });
-            }
-            if self.stopped {
+            if self.broken.is_some() || self.stop.is_some() {
                 let _what_is_left = self.poll_flush(context, to)?;
                 return Ok(if self.needs_flush { Poll::Pending } else { Poll::Ready(()) });
             }
@@ -198,7 +139,7 @@ impl<'a, 'n> Direction<'a, 'n> {
                     }
                 };
             }
-            if self.poll_copy(context, from, to, counter, readers)?.is_pending() {
+            if self.poll_copy(context, from, to, counter, session.as_deref_mut())?.is_pending() {
                 return self.poll_flush(context, to);
             }
         }
@@ -213,7 +154,7 @@ impl<'a, 'n> Direction<'a, 'n> {
         from: &mut R,
         to: &mut W,
         counter: &Counter,
-        readers: &mut Readers<'_>,
+        mut session: Option<&mut Followed<'_>>,
     ) -> Result<Poll<()>, Failure>
     where
         R: AsyncRead + Unpin + ?Sized,
@@ -234,12 +175,10 @@ impl<'a, 'n> Direction<'a, 'n> {
             match read {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) if self.skips_the_end_of_tls(&error) => {}
+                Poll::Ready(Err(error)) if skips_the_end_of_tls(&error, self.from, session.as_deref_mut()) => {}
                 Poll::Ready(Err(error)) if self.from == Who::Database => {
                     // What it said before still goes to the client.
-                    if let Some(aside) = &mut self.aside {
-                        self.kept.append(&mut aside.take_head());
-                    }
+                    self.release(session);
                     self.broken = Some(error);
                     return Ok(Poll::Ready(()));
                 }
@@ -249,28 +188,20 @@ impl<'a, 'n> Direction<'a, 'n> {
             counter.inc_by(self.count(read));
             if read == 0 {
                 self.read_ended = true;
-                // Whatever it is, it is not a command.
-                self.kept.append(&mut self.held);
-                if let Some(aside) = &mut self.aside {
-                    self.kept.append(&mut aside.take_head());
-                }
+                self.release(session);
                 return Ok(Poll::Ready(()));
             }
             let filled = scratch.get(..held.saturating_add(read)).unwrap_or_default();
-            self.goodbye = GOODBYES.iter().any(|goodbye| filled.ends_with(goodbye));
-            let mut rest = self.pass(filled, readers);
-            self.show(rest, readers);
-            if self.from == Who::Client && readers.poll_watch(context)?.is_pending() {
-                self.kept.extend_from_slice(rest);
+            let (mut rest, instead) = self.follow(filled, session.as_deref_mut());
+            // What the server has said is known to the client anyway.
+            let recorded = poll_records(session, context)?;
+            if let Some(instead) = instead {
+                self.kept.extend_from_slice(&instead);
                 return Ok(Poll::Ready(()));
             }
-            if let Some(aside) = &mut self.aside {
-                let may_send = readers.commands.as_ref().is_some_and(Commands::may_send_files);
-                let mut grant = |name: &[u8]| readers.grant_file(name);
-                if let Some(passes) = aside.pass(rest, may_send.then_some(&mut grant)) {
-                    self.kept.extend_from_slice(&passes);
-                    return Ok(Poll::Ready(()));
-                }
+            if self.from == Who::Client && recorded.is_pending() {
+                self.kept.extend_from_slice(rest);
+                return Ok(Poll::Ready(()));
             }
             while !rest.is_empty() {
                 match Pin::new(&mut *to).poll_write(context, rest) {
@@ -288,11 +219,12 @@ impl<'a, 'n> Direction<'a, 'n> {
         })
     }
 
-    /// Clients and databases may leave without the end of TLS; their protocols have their own framing. In the middle of a
-    /// message it is no end.
-    fn skips_the_end_of_tls(&self, error: &io::Error) -> bool {
-        error.kind() == io::ErrorKind::UnexpectedEof
-            && self.aside.as_ref().is_none_or(|aside| aside.is_between_messages())
+    /// Nothing will follow what was held, and whatever it is, it is no command; but it may be a request for a file.
+    fn release(&mut self, session: Option<&mut Followed<'_>>) {
+        let withholds = self.from == Who::Database && session.is_some_and(|session| session.session().withholds());
+        if !withholds {
+            self.kept.append(&mut self.held);
+        }
     }
 
     /// Reads on behind the command that has stopped the copy, up to a limit. Whether the stream ends there.
@@ -317,10 +249,9 @@ impl<'a, 'n> Direction<'a, 'n> {
     }
 
     /// Takes what was read before the copy.
-    pub(super) fn begin(&mut self, early: &[u8], counter: &Counter, readers: &mut Readers<'_>) {
+    pub(super) fn begin(&mut self, early: &[u8], counter: &Counter, session: Option<&mut Followed<'_>>) {
         counter.inc_by(self.count(early.len()));
-        let rest = self.pass(early, readers);
-        self.show(rest, readers);
+        let (rest, _no_notice) = self.follow(early, session);
         self.kept.extend_from_slice(rest);
     }
 
@@ -330,32 +261,22 @@ impl<'a, 'n> Direction<'a, 'n> {
         read
     }
 
-    /// Lets the others read the bytes. Those of the client must wait for the watch.
-    fn show(&self, bytes: &[u8], readers: &mut Readers<'_>) {
-        if self.from == Who::Client {
-            if let Some(watch) = readers.watch {
-                watch.up(bytes);
-            }
-            return;
-        }
-        if let Some(watch) = readers.watch {
-            watch.down(bytes);
-        }
-        if let Some(commands) = &mut readers.commands {
-            commands.down(bytes);
-        }
-    }
-
-    /// What of `bytes` may be written; the rest is held.
-    fn pass<'b>(&mut self, bytes: &'b [u8], readers: &mut Readers<'_>) -> &'b [u8] {
-        let Some(commands) = readers.commands.as_mut().filter(|_| self.from == Who::Client) else { return bytes };
-        let scan = commands.scan(bytes);
-        readers.files_sent();
-        let (rest, held) = bytes.split_at_checked(scan.pass).unwrap_or((bytes, &[]));
+    /// What of `bytes` may be written, and what is written instead, if it is something else. The rest is held.
+    fn follow<'b>(&mut self, bytes: &'b [u8], session: Option<&mut Followed<'_>>) -> (&'b [u8], Option<Vec<u8>>) {
+        let Some(session) = session else {
+            self.goodbye = ends_with_goodbye(bytes);
+            return (bytes, None);
+        };
+        let (Pass { forward, stop }, instead) = match self.from {
+            Who::Client => (session.client(bytes), None),
+            _ => session.server(bytes),
+        };
+        self.goodbye = session.session().has_said_goodbye();
+        let (rest, held) = bytes.split_at_checked(forward).unwrap_or((bytes, &[]));
         self.held.clear();
         self.held.extend_from_slice(held);
-        self.stopped = scan.stop;
-        rest
+        self.stop = stop;
+        (rest, instead)
     }
 
     /// Writes what is kept, then gives its memory back.
@@ -363,12 +284,12 @@ impl<'a, 'n> Direction<'a, 'n> {
         &mut self,
         context: &mut Context<'_>,
         to: &mut W,
-        readers: &mut Readers<'_>,
+        session: Option<&mut Followed<'_>>,
     ) -> Result<Poll<()>, Failure>
     where
         W: AsyncWrite + Unpin + ?Sized,
     {
-        if self.from == Who::Client && readers.poll_watch(context)?.is_pending() {
+        if self.from == Who::Client && poll_records(session, context)?.is_pending() {
             return Ok(Poll::Pending);
         }
         while let Some(rest) = self.kept.get(self.kept_from..).filter(|rest| !rest.is_empty()) {
@@ -402,4 +323,11 @@ impl<'a, 'n> Direction<'a, 'n> {
         }
         Ok(Poll::Pending)
     }
+}
+
+/// Clients and databases may leave without the end of TLS; their protocols have their own framing. In the middle of a
+/// message of the database it is no end.
+fn skips_the_end_of_tls(error: &io::Error, from: Who, session: Option<&mut Followed<'_>>) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
+        && (from == Who::Client || session.is_none_or(|session| session.session().is_between_messages()))
 }

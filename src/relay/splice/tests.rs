@@ -1,8 +1,9 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use super::*;
-use crate::wire::downstream::Downstream;
 use crate::wire::error_text::ErrorText;
+use crate::wire::mysql::commands::Commands;
+use crate::wire::session::Session;
 
 const CLIENT: End = End::new(Who::Client, How::Clean);
 const DATABASE: End = End::new(Who::Database, How::Clean);
@@ -17,8 +18,8 @@ async fn spliced<F: Future>(
     let (client, mut near_client) = duplex(pipe);
     let (upstream, mut near_upstream) = duplex(pipe);
     let (up, down) = (Counter::default(), Counter::default());
-    let (mut watch, cut) = (None, CancellationToken::new());
-    let splicing = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut);
+    let cut = CancellationToken::new();
+    let splicing = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), None, &cut);
     let both = tokio::join!(splicing, far(client, upstream));
     assert_eq!((up.get(), down.get()), (both.0.up, both.0.down));
     both
@@ -93,13 +94,12 @@ async fn a_cut_ends_it_with_what_went_through() {
     let (mut client, mut near_client) = duplex(64);
     let (mut upstream, mut near_upstream) = duplex(64);
     let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
-    let mut watch = None;
     let cutting = async {
         client.write_all(b"question").await.unwrap();
         upstream.read_exact(&mut [0; 8]).await.unwrap();
         cut.cancel();
     };
-    let splicing = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut);
+    let splicing = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), None, &cut);
     let (spliced, ()) = tokio::join!(splicing, cutting);
     assert_eq!((spliced.up, spliced.end), (8, TASK));
 }
@@ -113,6 +113,11 @@ async fn a_client_that_is_gone_ends_it() {
     })
     .await;
     assert_eq!(spliced.end, CLIENT);
+}
+
+/// An idle session of MySQL.
+fn mysql(capabilities: u32) -> Followed<'static> {
+    Followed::new(Session::mysql(Commands::new(false, capabilities), None), None)
 }
 
 const STATEMENT: &[u8] = b"\x09\0\0\0\x03select 1";
@@ -138,9 +143,8 @@ async fn stopped(early: &[u8], sent: &[u8], passed: &[u8], answers: &[u8]) -> Ve
         upstream.write_all(answers).await.unwrap();
         upstream
     };
-    let (mut watch, cut, counters) = (None, CancellationToken::new(), (&up, &down));
-    let commands = Some(Commands::default());
-    let copying = splice(&mut near_client, &mut near_upstream, early, commands, counters, &mut watch, None, &cut);
+    let (cut, mut session) = (CancellationToken::new(), mysql(0));
+    let copying = splice(&mut near_client, &mut near_upstream, early, (&up, &down), Some(&mut session), &cut);
     let (spliced, _client, _upstream) = tokio::join!(copying, asking, answering);
     assert_eq!(spliced.down, answers.len() as u64);
     spliced.stopped.unwrap()
@@ -176,16 +180,15 @@ async fn owed(after: impl AsyncFnOnce(tokio::io::DuplexStream)) -> (Spliced, tok
         after(client).await;
         upstream
     };
-    let (mut watch, cut, counters) = (None, CancellationToken::new(), (&up, &down));
-    let commands = Some(Commands::default());
-    let copying = splice(&mut near_client, &mut near_upstream, b"", commands, counters, &mut watch, None, &cut);
+    let (cut, mut session) = (CancellationToken::new(), mysql(0));
+    let copying = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), Some(&mut session), &cut);
     tokio::join!(copying, asking)
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_before_its_answers_ends_it() {
     let (spliced, _upstream) = owed(async |client| drop(client)).await;
-    assert_eq!((spliced.end, spliced.unanswered), (CLIENT, false));
+    assert_eq!((spliced.end, spliced.breach), (CLIENT, None));
     assert!(spliced.stopped.is_none());
     // Behind the command there is more.
     let (spliced, _upstream) = owed(async |mut client| {
@@ -201,7 +204,7 @@ async fn answers_that_never_come_are_not_waited_for_without_end() {
     let began = tokio::time::Instant::now();
     let mut kept = None;
     let (spliced, _upstream) = owed(async |client| kept = Some(client)).await;
-    assert_eq!((spliced.end, spliced.unanswered), (SILENT, true));
+    assert_eq!((spliced.end, spliced.breach), (SILENT, Some(Breach::Unanswered)));
     assert!(spliced.stopped.is_none() && began.elapsed() >= ANSWER_TIMEOUT);
 }
 
@@ -238,10 +241,8 @@ async fn a_notice_goes_between_two_messages_however_the_bytes_come() {
             is_due.await.unwrap();
             ErrorText { message: "it ends".to_owned(), ..ErrorText::default() }
         };
-        let mut aside = Aside::new(Downstream::postgres()).with_notice(text);
-        let (mut watch, counters) = (None, (&up, &down));
-        let splicing =
-            splice(&mut near_client, &mut near_upstream, b"", None, counters, &mut watch, Some(&mut aside), &cut);
+        let mut session = Followed::new(Session::postgres(None), None).with_notice(text);
+        let splicing = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), Some(&mut session), &cut);
         let sending = async {
             let (first, later) = rows.split_at(before);
             upstream.write_all(first).await.unwrap();
@@ -277,10 +278,8 @@ async fn spliced_mysql<F: Future>(
     let (client, mut near_client) = duplex(1000);
     let (upstream, mut near_upstream) = duplex(1000);
     let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
-    let commands = Commands::new(false, capabilities);
-    let mut aside = Aside::new(commands.downstream().holding_file_requests());
-    let (commands, counters, aside, mut watch) = (Some(commands), (&up, &down), Some(&mut aside), None);
-    let splicing = splice(&mut near_client, &mut near_upstream, b"", commands, counters, &mut watch, aside, &cut);
+    let mut session = mysql(capabilities);
+    let splicing = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), Some(&mut session), &cut);
     tokio::join!(splicing, far(client, upstream))
 }
 
@@ -355,11 +354,11 @@ async fn a_request_for_a_file_passes_only_behind_the_statement_that_names_it() {
             // All that has gone to the client is there once its end is closed.
             client.read_to_end(&mut heard).await.unwrap();
             match granted {
-                true => assert_eq!((heard, spliced.refused_file), (request.clone(), None)),
+                true => assert_eq!((heard, spliced.breach), (request.clone(), None)),
                 false => {
                     assert!(heard.is_empty(), "{cut} {heard:?}");
                     assert_eq!(spliced.end, End::new(Who::Database, How::Cut));
-                    let refused = spliced.refused_file.unwrap();
+                    let Some(Breach::File(refused)) = spliced.breach else { panic!("{:?}", spliced.breach) };
                     assert!(name.starts_with(refused.as_bytes()), "{refused}");
                 }
             }
@@ -383,7 +382,7 @@ async fn over_sockets(far: impl AsyncFnOnce(&mut tokio::net::TcpStream, tokio::n
     let (mut client, mut near_client) = sockets().await;
     let (upstream, mut near_upstream) = sockets().await;
     let (up, down) = (Counter::default(), Counter::default());
-    let (mut watch, cut) = (None, CancellationToken::new());
+    let cut = CancellationToken::new();
     let both = async {
         far(&mut client, upstream).await;
         let mut read = Vec::new();
@@ -392,8 +391,7 @@ async fn over_sockets(far: impl AsyncFnOnce(&mut tokio::net::TcpStream, tokio::n
         read
     };
     let copying = async {
-        let copied =
-            splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut).await;
+        let copied = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), None, &cut).await;
         drop((near_client, near_upstream));
         copied
     };
@@ -433,11 +431,11 @@ async fn what_a_client_says_before_its_reset_reaches_the_database() {
     let (mut client, mut near_client) = sockets().await;
     let (mut upstream, mut near_upstream) = sockets().await;
     let (up, down) = (Counter::default(), Counter::default());
-    let (mut watch, cut) = (None, CancellationToken::new());
+    let cut = CancellationToken::new();
     upstream.write_all(b"unread").await.unwrap();
     client.write_all(b"commit").await.unwrap();
     reset(client);
-    let spliced = splice(&mut near_client, &mut near_upstream, b"", None, (&up, &down), &mut watch, None, &cut).await;
+    let spliced = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), None, &cut).await;
     assert_eq!((spliced.end, spliced.notice), (End::new(Who::Client, How::Reset), Notice::Nothing));
     let mut said = [0; 6];
     upstream.read_exact(&mut said).await.unwrap();

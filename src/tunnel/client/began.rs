@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::types::Engine;
-use crate::wire::downstream::Downstream;
 use crate::wire::mysql::capability;
+use crate::wire::session::Session;
 
 /// Head and capabilities of a MySQL packet.
 const HEAD: usize = 8;
@@ -18,7 +18,7 @@ pub(super) struct Began {
     /// Bytes for the client.
     pub(super) down: bool,
     /// Where those stand, if that can be known.
-    pub(super) stream: Option<Downstream>,
+    pub(super) stream: Option<Session>,
     /// The start of a MySQL client's first packet: its head and its capabilities.
     pub(super) head: Option<Vec<u8>>,
     /// Those announce a stream that cannot be followed.
@@ -28,8 +28,8 @@ pub(super) struct Began {
 impl Began {
     pub(super) fn new(engine: Engine) -> Self {
         let stream = match engine {
-            Engine::Mysql => Some(Downstream::mysql_login()),
-            Engine::Postgres => Some(Downstream::postgres_login()),
+            Engine::Mysql => Some(Session::mysql_login()),
+            Engine::Postgres => Some(Session::postgres_login()),
             Engine::Tcp => None,
         };
         let head = (engine == Engine::Mysql).then(Vec::new);
@@ -47,10 +47,10 @@ pub(super) fn heard(began_up: &mut bool, head: &mut Option<Vec<u8>>, hidden: &At
 }
 
 /// Follows what a client was sent.
-pub(super) fn sent(began_down: &mut bool, stream: &mut Option<Downstream>, bytes: &[u8]) {
+pub(super) fn sent(began_down: &mut bool, stream: &mut Option<Session>, bytes: &[u8]) {
     *began_down = true;
     if let Some(stream) = stream {
-        stream.pass(bytes);
+        stream.server(bytes, &mut Vec::new());
     }
 }
 

@@ -88,7 +88,12 @@ impl ChangeUser {
 
     /// The way through the client's later bytes.
     pub fn commands(&self) -> Commands {
-        Commands::new(self.session.read_only || self.session.collation.is_some(), self.session.capabilities)
+        Commands::new(self.stops_at_resets(), self.session.capabilities)
+    }
+
+    /// Whether the session must be set up again behind a reset.
+    pub fn stops_at_resets(&self) -> bool {
+        self.session.read_only || self.session.collation.is_some()
     }
 
     /// The exchange for the next command.

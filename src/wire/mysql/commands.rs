@@ -77,6 +77,18 @@ impl Commands {
         Downstream::mysql(self.deprecates_eof)
     }
 
+    /// In a session that has started anew.
+    pub fn start_anew(&mut self) {
+        let (stops_at_reset, deprecates_eof) = (self.stops_at_reset, self.deprecates_eof);
+        let files = self.files.as_ref().map(|_| LocalFiles::default());
+        *self = Self { stops_at_reset, deprecates_eof, files, ..Self::default() };
+    }
+
+    /// Whether a session must be set up again after a reset.
+    pub fn stop_at_resets(&mut self, stops: bool) {
+        self.stops_at_reset = stops;
+    }
+
     fn stops_at(&self, command: u8) -> bool {
         command == CHANGE_USER || self.stops_at_reset && command == RESET_CONNECTION
     }

@@ -147,7 +147,12 @@ impl Handshake {
 
     /// The way through the client's later bytes.
     pub fn commands(&self) -> Commands {
-        Commands::new(self.settings.read_only, self.capabilities())
+        Commands::new(self.stops_at_resets(), self.capabilities())
+    }
+
+    /// Whether the session must be set up again behind a reset.
+    pub fn stops_at_resets(&self) -> bool {
+        self.settings.read_only
     }
 
     /// Those that the client has agreed to.
