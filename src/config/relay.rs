@@ -102,6 +102,11 @@ fn audit(table: &mut Table<'_>, problems: &mut Problems) -> relay::AuditConfig {
         }
     };
     let redact = table.boolean("redact", problems).unwrap_or(false);
+    let log_hash_key = table.boolean("log_hash_key", problems).unwrap_or(false);
+    if log_hash_key && !(statements && redact) {
+        let fix = "leave it out, or write \"audit\": \"statements\" and \"redact\": true, whose hashes have the key";
+        table.problem(problems, "log_hash_key", "has no hash to be the key of", fix);
+    }
     let emf = match table.string("metrics", problems) {
         None | Some("prometheus") => false,
         Some("emf") => true,
@@ -111,7 +116,7 @@ fn audit(table: &mut Table<'_>, problems: &mut Problems) -> relay::AuditConfig {
             false
         }
     };
-    relay::AuditConfig { statements, redact, emf }
+    relay::AuditConfig { statements, redact, log_hash_key, emf }
 }
 
 /// Who may come in and how that is found out.

@@ -10,7 +10,8 @@ use crate::wire::mysql::commands::{Commands, Scan};
 use crate::wire::mysql::door::Verifier;
 use crate::wire::mysql::session_steps::Server;
 use crate::wire::proxy::{Action, Peer};
-use crate::wire::statements::{Limits, Observer, Statement};
+use crate::wire::session::text::{Key, Limits, Statement};
+use crate::wire::statements::Observer;
 
 /// What an exchange may do without hearing from a peer.
 const ACTIONS_MAX: usize = 16;
@@ -138,20 +139,24 @@ fn change_user(command: &[u8], flags: u8, mut input: Input<'_>) {
 pub(super) fn postgres_statements(data: &[u8]) {
     let mut input = Input(data);
     let flags = input.byte();
-    let limits = Limits { text: TEXT_MAX, redact: flags & 1 != 0 };
+    let limits = limits(flags);
     let cut = usize::from(flags >> 1).max(1);
-    let whole = observed(limits, [input.0].into_iter());
-    let pieces = observed(limits, input.0.chunks(cut));
+    let whole = observed(&limits, [input.0].into_iter());
+    let pieces = observed(&limits, input.0.chunks(cut));
     assert_eq!(whole, pieces, "in pieces of {cut}");
     for statement in &whole {
         // A literal of one byte may become `?`, an invalid byte U+FFFD of three.
-        let length = statement.sql.as_ref().map_or(0, String::len);
+        let length = statement.sql().map_or(0, str::len);
         assert!(length <= TEXT_MAX * 3, "{length} bytes of a text are kept");
     }
 }
 
-fn observed<'a>(limits: Limits, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Statement> {
-    let mut observer = Observer::postgres(limits);
+fn limits(flags: u8) -> Limits {
+    Limits::new(TEXT_MAX, (flags & 1 != 0).then(|| Arc::new(Key::new(&[7; 32]))))
+}
+
+fn observed<'a>(limits: &Limits, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Statement> {
+    let mut observer = Observer::postgres(limits.clone());
     let mut found = Vec::new();
     for piece in pieces {
         observer.up(piece, &mut found);
@@ -163,9 +168,9 @@ fn observed<'a>(limits: Limits, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<S
 pub(super) fn mysql_statements(data: &[u8]) {
     let mut input = Input(data);
     let flags = input.byte();
-    let limits = Limits { text: TEXT_MAX, redact: flags & 1 != 0 };
+    let limits = limits(flags);
     let cut = usize::from(flags >> 1).max(1);
-    let (mut whole, mut pieces) = (Observer::mysql(limits), Observer::mysql(limits));
+    let (mut whole, mut pieces) = (Observer::mysql(limits.clone()), Observer::mysql(limits));
     let (mut found, mut found_in_pieces) = (Vec::new(), Vec::new());
     while !input.is_empty() {
         let upwards = input.byte() & 1 == 0;
@@ -183,7 +188,7 @@ pub(super) fn mysql_statements(data: &[u8]) {
     }
     assert_eq!(found, found_in_pieces, "in pieces of {cut}");
     for statement in &found {
-        let length = statement.sql.as_ref().map_or(0, String::len);
+        let length = statement.sql().map_or(0, str::len);
         assert!(length <= TEXT_MAX * 3, "{length} bytes of a text are kept");
     }
 }

@@ -230,6 +230,7 @@ impl Conn {
             Ok(Outcome::Splice { early, to_client }) => {
                 let mut record = self.record(driver.target(), driver.user());
                 record.client_program = driver.handshake.client_program();
+                record.db_conn_id = driver.handshake.server_number();
                 let loan = driver.take_loan();
                 let Driver { client, upstream, handshake, .. } = driver;
                 let handshake = Some(handshake);

@@ -79,6 +79,8 @@ pub(crate) struct AuditConfig {
     pub(crate) statements: bool,
     /// Without its literals.
     pub(crate) redact: bool,
+    /// The key of the hashes of such SQL is in the first record.
+    pub(crate) log_hash_key: bool,
     /// Metrics for CloudWatch, once a minute.
     pub(crate) emf: bool,
 }
@@ -113,8 +115,8 @@ pub(crate) struct Config {
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    #[error("there can be no thread for the audit log: {0}")]
-    Audit(std::io::Error),
+    #[error("there is no audit log: {0}")]
+    Audit(#[from] audit::StartError),
     #[error("cannot listen on {address}: {reason}")]
     Bind { address: SocketAddr, reason: std::io::Error },
     #[error("the operating system gives no random bytes for the local password")]
@@ -246,7 +248,7 @@ impl Relay {
         let aws_tls = tls::aws(&config.extra_ca)?;
         let vaults = vaults(&served);
         let identity = Identity::new(config.identity.clone(), &config.region, config.owner.as_deref(), vaults, aws_tls);
-        let audit = Audit::start(&config, log).map_err(StartError::Audit)?;
+        let audit = Audit::start(&config, log).await?;
         let shared = Arc::new(Shared {
             audit,
             identity,
@@ -324,6 +326,7 @@ impl Relay {
         emf.cancel();
         listeners.close();
         listeners.wait().await;
+        shared.audit.stopped(&ended.to_string()).await;
         ended
     }
 }

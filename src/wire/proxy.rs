@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::wire::error_text::ErrorText;
 use crate::wire::session::Session;
-use crate::wire::statements::Limits;
+use crate::wire::session::text::Limits;
 use crate::wire::{Malformed, mysql, pg};
 
 /// One end of the relayed connection.
@@ -247,6 +247,15 @@ impl Handshake {
             Self::Mysql(handshake) => handshake.client_program(),
             Self::MysqlChange(_) => None,
             Self::Postgres(handshake) => handshake.client_program(),
+        }
+    }
+
+    /// The server's own number of the session: of the process of PostgreSQL, of the connection of MySQL.
+    pub fn server_number(&self) -> Option<u32> {
+        match self {
+            Self::Mysql(handshake) => handshake.greeting().map(|greeting| greeting.connection_id),
+            Self::MysqlChange(_) => None,
+            Self::Postgres(handshake) => handshake.process(),
         }
     }
 

@@ -8,31 +8,14 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use serde::Serialize;
-
-use crate::wire::redact::{self, Dialect};
+use crate::wire::redact::{self, Dialect, Modes};
+use crate::wire::session::text;
 use crate::wire::{mysql, pg};
+
+pub use crate::wire::session::text::Kind;
 
 /// Prepared statements and portals that are kept, each.
 pub(super) const KEPT: usize = 256;
-
-/// How the text came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A command of MySQL that is no SQL and does something: its word is the name, its argument the text.
-    Command,
-    /// A prepared statement is run.
-    Execute,
-    /// A function is called by its number (PostgreSQL's fast path).
-    Function,
-    /// A statement is prepared under a name; it may be run later, or never.
-    Prepare,
-    /// Text that is run at once.
-    Query,
-    /// From here on the stream cannot be read; nothing more comes.
-    Unreadable,
-}
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +55,12 @@ impl Limits {
     /// `bytes` as they are reported; `cut` if there was more of them.
     pub(super) fn apply(self, bytes: &[u8], cut: bool, dialect: Dialect) -> Text {
         let truncated = cut || bytes.len() > self.text;
-        let sql = String::from_utf8_lossy(bytes.get(..self.text).unwrap_or(bytes));
-        let sql = if self.redact { redact::literals(&sql, dialect) } else { sql.into_owned() };
+        let bytes = bytes.get(..self.text).unwrap_or(bytes);
+        let sql = match self.redact {
+            true => redact::redact(bytes, dialect, Modes::default()).0,
+            false => bytes.to_vec(),
+        };
+        let sql = String::from_utf8_lossy(&sql).into_owned();
         Text { sql, truncated }
     }
 }
@@ -135,50 +122,75 @@ impl<K: Clone + Eq + Hash, T> Recent<K, T> {
 pub(super) type SharedText = Arc<Text>;
 
 /// Follows one connection after its login.
-pub enum Observer {
+pub struct Observer {
+    engine: Engine,
+    limits: text::Limits,
+    seen: Vec<Statement>,
+}
+
+enum Engine {
     Mysql(Box<mysql::statements::Observer>),
     Postgres(Box<pg::statements::Observer>),
 }
 
+/// Both kinds keep this of a text.
+const TEXT_MAX: usize = 8 * 1024;
+
+fn limits(limits: &text::Limits) -> Limits {
+    Limits { text: limits.text.min(TEXT_MAX), redact: limits.redact.is_some() }
+}
+
 impl Observer {
-    pub fn mysql(limits: Limits) -> Self {
-        Self::Mysql(Box::new(mysql::statements::Observer::new(limits)))
+    pub fn mysql(limits: text::Limits) -> Self {
+        let engine = Engine::Mysql(Box::new(mysql::statements::Observer::new(self::limits(&limits))));
+        Self { engine, limits, seen: Vec::new() }
     }
 
-    pub fn postgres(limits: Limits) -> Self {
-        Self::Postgres(Box::new(pg::statements::Observer::new(limits)))
+    pub fn postgres(limits: text::Limits) -> Self {
+        let engine = Engine::Postgres(Box::new(pg::statements::Observer::new(self::limits(&limits))));
+        Self { engine, limits, seen: Vec::new() }
     }
 
     /// Bytes of the client, in order; what they ask for is appended to `found`.
-    pub fn up(&mut self, bytes: &[u8], found: &mut Vec<Statement>) {
-        match self {
-            Self::Mysql(observer) => observer.up(bytes, found),
-            Self::Postgres(observer) => observer.up(bytes, found),
+    pub fn up(&mut self, bytes: &[u8], found: &mut Vec<text::Statement>) {
+        match &mut self.engine {
+            Engine::Mysql(observer) => observer.up(bytes, &mut self.seen),
+            Engine::Postgres(observer) => observer.up(bytes, &mut self.seen),
         }
+        self.tell(found);
+    }
+
+    fn tell(&mut self, found: &mut Vec<text::Statement>) {
+        let limits = &self.limits;
+        found.extend(self.seen.drain(..).map(|Statement { kind, name, sql, truncated }| {
+            let text = sql.map(|sql| text::Text::seen(sql, truncated, limits));
+            text::Statement::new(kind, name, text)
+        }));
     }
 
     /// Bytes of the upstream, in order.
     pub fn down(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Mysql(observer) => observer.down(bytes),
+        match &mut self.engine {
+            Engine::Mysql(observer) => observer.down(bytes),
             // The client's messages say it all.
-            Self::Postgres(_) => {}
+            Engine::Postgres(_) => {}
         }
     }
 
     /// The client's next packets are a file that MySQL has asked for.
     pub fn file_begins(&mut self) {
-        match self {
-            Self::Mysql(observer) => observer.file_begins(),
-            Self::Postgres(_) => {}
+        match &mut self.engine {
+            Engine::Mysql(observer) => observer.file_begins(),
+            Engine::Postgres(_) => {}
         }
     }
 
     /// A command that the relay answers itself, which begins at the start of `bytes`. What was prepared is gone.
-    pub fn answered(&mut self, bytes: &[u8], found: &mut Vec<Statement>) {
-        match self {
-            Self::Mysql(observer) => observer.answered(bytes, found),
-            Self::Postgres(_) => {}
+    pub fn answered(&mut self, bytes: &[u8], found: &mut Vec<text::Statement>) {
+        match &mut self.engine {
+            Engine::Mysql(observer) => observer.answered(bytes, &mut self.seen),
+            Engine::Postgres(_) => {}
         }
+        self.tell(found);
     }
 }

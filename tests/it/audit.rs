@@ -14,7 +14,7 @@ impl Relay<'_> {
     fn audit(&self, event: &str) -> Vec<Value> {
         let lines = self.log().lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_default()).collect();
         let lines: Vec<Value> = lines;
-        lines.into_iter().filter(|line| line["audit"] == 1 && line["event"] == event).collect()
+        lines.into_iter().filter(|line| line["audit"] == 2 && line["event"] == event).collect()
     }
 
     /// Waits until there are so many records of this event.
@@ -58,6 +58,7 @@ async fn every_connection_has_a_record_of_its_start_and_its_end() {
         ("credential", json!("rds_iam")),
         ("db_user", json!("db_read")),
         ("client_program", json!("psql")),
+        ("n", json!(2)),
     ] {
         assert_eq!(opened[field], value, "{field} in {opened}");
     }
@@ -72,14 +73,22 @@ async fn every_connection_has_a_record_of_its_start_and_its_end() {
     assert!(refused["error"].as_str().unwrap().contains("PAM authentication failed"), "{refused}");
     // Statements are not asked for.
     assert!(relay.audit("statement").is_empty() && !relay.log().contains("S3CRET"));
-    // A connection that the relay cuts has its end, too.
+    let started = &relay.audit("relay_started")[0];
+    assert_eq!((&started["n"], &started["statements"], &started["hash_key"]), (&json!(1), &json!(false), &Value::Null));
+    // A connection that the relay cuts has its end, too, and the server's own number.
     let client = relay.client().await;
+    let process = client.query_one("select pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
+    assert_eq!(relay.audited("connection_opened", 2).await[1]["db_conn_id"], process);
     client.simple_query("begin").await.unwrap();
     for _ in 0..2 {
         world.sandbox.stop_directly(&relay.id);
     }
     drop(client);
     relay.audited("connection_closed", 2).await;
+    // The last record has the number of all of them.
+    let stopped = &relay.audited("relay_stopped", 1).await[0];
+    let count = relay.log().lines().filter(|line| line.starts_with("{\"audit\":2,")).count();
+    assert_eq!((&stopped["n"], &stopped["records"]), (&json!(count), &json!(count)));
     world.stop().await;
 }
 
@@ -107,7 +116,7 @@ async fn statements_are_recorded_as_they_run_and_the_bytes_stay_the_same() {
     assert_eq!((of("prepare", count), of("execute", count)), (1, 2), "{sql:?}");
     assert_eq!(of("query", "create temp table t (x text); insert into t values ('片山 葵')"), 1, "{sql:?}");
     assert_eq!(of("query", "copy (select generate_series(1, 5000)) to stdout"), 1, "{sql:?}");
-    let cut = relay.audit("statement").into_iter().find(|line| line["truncated"] == true).unwrap();
+    let cut = relay.audit("statement").into_iter().find(|line| line["truncated"] == json!(["sql"])).unwrap();
     assert_eq!(cut["sql"].as_str().unwrap().len(), 8192);
     assert_eq!((&cut["target"], &cut["db_user"], &cut["conn_id"]), (&json!("orders"), &json!("db_read"), &json!(1)));
     // The relay's drain would wait for it.

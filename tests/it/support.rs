@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bastion_sandbox::mariadb::MariaDb;
 use bastion_sandbox::postgres::{Flaws, Postgres};
+use bastion_sandbox::schema;
 use bastion_sandbox::{Config, Sandbox, TaskDefinition, demo};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -85,7 +86,24 @@ impl World {
         relay
     }
 
+    /// Holds every record of every relay to the schema, and their numbers to their order.
+    fn check_records(&self) {
+        for (task, _) in self.sandbox.tasks() {
+            let log = self.sandbox.task_log(&task);
+            let mut n = 0;
+            // A relay that was killed may have left the start of a line.
+            for line in log.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+                schema::check_line(line.trim_end()).unwrap();
+                if line.starts_with("{\"audit\"") {
+                    n += 1;
+                    assert!(line.starts_with(&format!("{{\"audit\":2,\"n\":{n},")), "record {n} is {line}");
+                }
+            }
+        }
+    }
+
     pub(crate) async fn stop(self) {
+        self.check_records();
         self.sandbox.stop().await;
         self.database.stop().await;
         self.folder.close().unwrap();

@@ -2,7 +2,8 @@
 //! not go on without them, and nobody else.
 //!
 //! Lines are appended to one buffer, which the writer takes as a whole. That is all that a statement costs: nothing is
-//! allocated for it, and nobody is woken unless the writer has nothing to do.
+//! allocated for it, and nobody is woken unless the writer has nothing to do. A record gets its number there, so numbers are
+//! in the order of the log, and what was lost is a gap.
 
 use std::io::Write;
 use std::pin::Pin;
@@ -13,7 +14,10 @@ use std::time::Duration;
 
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Sleep;
 use tracing::error;
+
+use crate::relay::audit::line::SCHEMA;
 
 /// Bytes that wait for the writer; whoever has more waits too.
 const WAITING: usize = 256 * 1024;
@@ -32,6 +36,17 @@ pub(in crate::relay) struct NotWritten;
 
 type Tell = oneshot::Sender<Result<(), NotWritten>>;
 
+/// How lines begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Number {
+    /// With the version of the schema and the number of the record.
+    Next,
+    /// With the number of all records too, which is its own.
+    Last,
+    /// As they are.
+    None,
+}
+
 /// What the writer takes next.
 #[derive(Default)]
 struct Next {
@@ -41,10 +56,31 @@ struct Next {
     waiting: Vec<Tell>,
     /// The writer waits for the bell.
     asleep: bool,
+    /// Records so far.
+    records: u64,
     /// Batches that did not come into the log.
     lost: u64,
     /// There is no writer any more.
     gone: bool,
+}
+
+impl Next {
+    fn append(&mut self, lines: &[u8], number: Number) {
+        if number == Number::None {
+            self.lines.extend_from_slice(lines);
+            return;
+        }
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            self.records = self.records.saturating_add(1);
+            let n = self.records;
+            // A buffer in memory takes everything.
+            let _infallible = match number {
+                Number::Last => write!(self.lines, "{{\"audit\":{SCHEMA},\"n\":{n},\"records\":{n},"),
+                Number::Next | Number::None => write!(self.lines, "{{\"audit\":{SCHEMA},\"n\":{n},"),
+            };
+            self.lines.extend_from_slice(line);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -85,11 +121,11 @@ impl Queue {
     }
 
     /// Writes `lines` and waits until they are in the log.
-    pub(super) async fn write(&self, lines: Vec<u8>) -> Result<(), NotWritten> {
+    pub(super) async fn write(&self, lines: Vec<u8>, number: Number) -> Result<(), NotWritten> {
         let written = async {
             let (tell, told) = oneshot::channel();
             let mut tell = Some(tell);
-            while let Some(room) = self.append(&lines, &mut tell, &mut None)? {
+            while let Some(room) = self.append(&lines, number, &mut tell, &mut None)? {
                 room.await;
             }
             told.await.unwrap_or(Err(NotWritten))
@@ -103,7 +139,7 @@ impl Queue {
     }
 
     pub(super) fn stream(&self) -> Stream {
-        Stream { queue: self.clone(), lines: Vec::new(), lost: None, room: None }
+        Stream { queue: self.clone(), lost: None, room: None, patience: None }
     }
 
     /// Gives `lines` to the writer; if there is no room for them, when to try again. `lost` is what was lost when the
@@ -111,6 +147,7 @@ impl Queue {
     fn append(
         &self,
         lines: &[u8],
+        number: Number,
         tell: &mut Option<Tell>,
         lost: &mut Option<u64>,
     ) -> Result<Option<OwnedNotified>, NotWritten> {
@@ -123,7 +160,7 @@ impl Queue {
         next.asleep = false;
         let room = full.then(|| Arc::clone(&self.shared.room).notified_owned());
         if !full {
-            next.lines.extend_from_slice(lines);
+            next.append(lines, number);
             next.waiting.extend(tell.take());
         }
         drop(next);
@@ -139,26 +176,29 @@ impl Queue {
 /// connection ends if they did not come into the log.
 pub(super) struct Stream {
     queue: Queue,
-    lines: Vec<u8>,
     lost: Option<u64>,
     room: Option<Pin<Box<OwnedNotified>>>,
+    /// While there is no room.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stream {
-    pub(super) fn push(&mut self) -> &mut Vec<u8> {
-        &mut self.lines
-    }
-
-    /// Ready when nothing waits any more. Lines that did not come into the log are an error at later ones.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), NotWritten>> {
-        while !self.lines.is_empty() {
-            if let Some(room) = &mut self.room {
-                ready!(room.as_mut().poll(context));
+    /// Ready when none of `lines` waits any more. Lines that did not come into the log are an error at later ones; so is a
+    /// log that takes nothing for too long.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, lines: &mut Vec<u8>) -> Poll<Result<(), NotWritten>> {
+        while !lines.is_empty() {
+            if let Some(room) = &mut self.room
+                && room.as_mut().poll(context).is_pending()
+            {
+                let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+                ready!(patience.as_mut().poll(context));
+                return Poll::Ready(Err(NotWritten));
             }
-            self.room = self.queue.append(&self.lines, &mut None, &mut self.lost)?.map(Box::pin);
+            self.room = self.queue.append(lines, Number::Next, &mut None, &mut self.lost)?.map(Box::pin);
             if self.room.is_none() {
-                self.lines.clear();
-                self.lines.shrink_to(KEPT);
+                lines.clear();
+                lines.shrink_to(KEPT);
+                self.patience = None;
             }
         }
         Poll::Ready(Ok(()))
@@ -248,18 +288,97 @@ mod tests {
         }
     }
 
+    impl Log {
+        fn bytes(&self) -> Vec<u8> {
+            self.0.lock().unwrap().0.clone()
+        }
+
+        /// Without the numbers of the records, which follow one another.
+        fn bodies(&self) -> Vec<u8> {
+            let text = self.bytes();
+            let mut n = 0;
+            let lines = text.split_inclusive(|byte| *byte == b'\n');
+            let bodies =
+                lines.flat_map(|line| match line.strip_prefix(format!("{{\"audit\":2,\"n\":{},", n + 1).as_bytes()) {
+                    Some(body) => {
+                        n += 1;
+                        body
+                    }
+                    None => line,
+                });
+            bodies.copied().collect()
+        }
+    }
+
+    /// A stream and what is to go into it.
+    struct Lines(Stream, Vec<u8>);
+
+    impl Lines {
+        fn of(queue: &Queue) -> Self {
+            Self(queue.stream(), Vec::new())
+        }
+
+        fn push(&mut self) -> &mut Vec<u8> {
+            &mut self.1
+        }
+
+        fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), NotWritten>> {
+            self.0.poll(context, &mut self.1)
+        }
+    }
+
+    #[tokio::test]
+    async fn records_have_numbers_in_the_order_of_the_log_and_what_is_lost_is_a_gap() {
+        let log = Log::default();
+        let queue = Queue::start(log.clone()).unwrap();
+        let mut stream = Lines::of(&queue);
+        stream.push().extend_from_slice(b"a}\nb}\n");
+        std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
+        queue.write(b"metrics\n".to_vec(), Number::None).await.unwrap();
+        log.0.lock().unwrap().1 = true;
+        assert_eq!(queue.write(b"lost}\n".to_vec(), Number::Next).await, Err(NotWritten));
+        log.0.lock().unwrap().1 = false;
+        queue.write(b"c}\n".to_vec(), Number::Next).await.unwrap();
+        queue.write(b"d}\n".to_vec(), Number::Last).await.unwrap();
+        let text = String::from_utf8(log.bytes()).unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| line.ends_with('}')).collect();
+        let expected = [
+            r#"{"audit":2,"n":1,a}"#,
+            r#"{"audit":2,"n":2,b}"#,
+            r#"{"audit":2,"n":4,c}"#,
+            r#"{"audit":2,"n":5,"records":5,d}"#,
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_takes_nothing_for_too_long_ends_the_connection() {
+        let (in_it, is_in_it) = std::sync::mpsc::channel();
+        let (held, hold) = std::sync::mpsc::channel();
+        let queue = Queue::start(Hanging(in_it, hold)).unwrap();
+        let mut stream = Lines::of(&queue);
+        stream.push().extend_from_slice(&[b'x'; WAITING]);
+        std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
+        is_in_it.recv().unwrap();
+        for expected in [Ok(()), Err(NotWritten)] {
+            stream.push().extend_from_slice(&[b'x'; WAITING]);
+            assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, expected);
+        }
+        drop(held);
+    }
+
     #[tokio::test]
     async fn a_line_is_in_the_log_before_it_is_said_so() {
         let log = Log::default();
         let queue = Queue::start(log.clone()).unwrap();
         for n in 0..100 {
-            queue.write(format!("{n}\n").into_bytes()).await.unwrap();
+            queue.write(format!("{n}\n").into_bytes(), Number::None).await.unwrap();
             assert!(log.0.lock().unwrap().0.ends_with(format!("{n}\n").as_bytes()));
         }
         log.0.lock().unwrap().1 = true;
-        assert_eq!(queue.write(b"lost\n".to_vec()).await, Err(NotWritten));
+        assert_eq!(queue.write(b"lost\n".to_vec(), Number::None).await, Err(NotWritten));
         log.0.lock().unwrap().1 = false;
-        assert_eq!(queue.write(b"again\n".to_vec()).await, Ok(()));
+        assert_eq!(queue.write(b"again\n".to_vec(), Number::None).await, Ok(()));
         // What was cut stays a line of its own.
         assert!(log.0.lock().unwrap().0.ends_with(b"99\nl\nagain\n"));
     }
@@ -268,22 +387,22 @@ mod tests {
     async fn a_stream_of_lines_ends_at_the_first_that_is_lost() {
         let log = Log::default();
         let queue = Queue::start(log.clone()).unwrap();
-        let mut stream = queue.stream();
+        let mut stream = Lines::of(&queue);
         for n in 0..10 {
             stream.push().extend_from_slice(format!("{n}\n").as_bytes());
             std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         }
         // The last batch is in the log when what came after it is.
-        queue.write(Vec::new()).await.unwrap();
+        queue.write(Vec::new(), Number::None).await.unwrap();
         log.0.lock().unwrap().1 = true;
         stream.push().extend_from_slice(b"a\n");
         std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         // Whatever is behind it has been refused when this is.
-        assert_eq!(queue.write(b"c\n".to_vec()).await, Err(NotWritten));
+        assert_eq!(queue.write(b"c\n".to_vec(), Number::None).await, Err(NotWritten));
         log.0.lock().unwrap().1 = false;
         stream.push().extend_from_slice(b"b\n");
         assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten));
-        assert!(log.0.lock().unwrap().0.starts_with(b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"));
+        assert!(log.bodies().starts_with(b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"));
     }
 
     /// Says when it is written to, and goes on when it is told to, or nobody can tell it any more.
@@ -306,7 +425,7 @@ mod tests {
         let (in_it, is_in_it) = std::sync::mpsc::channel();
         let (held, hold) = std::sync::mpsc::channel();
         let queue = Queue::start(Hanging(in_it, hold)).unwrap();
-        let mut stream = queue.stream();
+        let mut stream = Lines::of(&queue);
         let context = &mut Context::from_waker(Waker::noop());
         // The first line wakes the writer.
         while !queue.shared.next().asleep {
@@ -323,33 +442,34 @@ mod tests {
             }
             passed += 1;
         }
-        assert_eq!(passed, WAITING.div_ceil(1000));
+        // Each has a number too.
+        assert!((WAITING / 1050..=WAITING.div_ceil(1000)).contains(&passed), "{passed}");
         // Another connection's lines wait as well.
-        let mut other = queue.stream();
+        let mut other = Lines::of(&queue);
         other.push().extend_from_slice(b"other\n");
         assert!(other.poll(context).is_pending());
         drop(held);
         std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         std::future::poll_fn(|context| other.poll(context)).await.unwrap();
-        queue.write(b"last\n".to_vec()).await.unwrap();
+        queue.write(b"last\n".to_vec(), Number::None).await.unwrap();
     }
 
     #[tokio::test]
     async fn nobody_who_waits_is_kept_by_the_rest_of_the_writer() {
         let log = Log::default();
         let queue = Queue::resting(log.clone(), Duration::from_secs(3600)).unwrap();
-        let mut stream = queue.stream();
+        let mut stream = Lines::of(&queue);
         stream.push().extend_from_slice(b"a\n");
         std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
-        queue.write(b"b\n".to_vec()).await.unwrap();
-        assert_eq!(log.0.lock().unwrap().0, b"a\nb\n");
+        queue.write(b"b\n".to_vec(), Number::None).await.unwrap();
+        assert_eq!(log.bodies(), b"a\nb\n");
         // There is room for only so much.
         for _ in 0..4 {
             stream.push().extend_from_slice(&[b'x'; WAITING]);
             std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         }
-        queue.write(b"c\n".to_vec()).await.unwrap();
-        assert_eq!(log.0.lock().unwrap().0.len(), 6 + 4 * WAITING);
+        queue.write(b"c\n".to_vec(), Number::None).await.unwrap();
+        assert_eq!(log.bodies().iter().filter(|byte| **byte == b'x').count(), 4 * WAITING);
     }
 
     #[tokio::test]
@@ -368,9 +488,9 @@ mod tests {
         let queue = Queue::start(Broken).unwrap();
         // The first may hear of it while the writer is still going.
         for _ in 0..2 {
-            assert_eq!(queue.write(b"a\n".to_vec()).await, Err(NotWritten));
+            assert_eq!(queue.write(b"a\n".to_vec(), Number::None).await, Err(NotWritten));
         }
-        let mut stream = queue.stream();
+        let mut stream = Lines::of(&queue);
         stream.push().extend_from_slice(b"b\n");
         assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten));
     }

@@ -3,38 +3,34 @@
 
 use std::task::{Context, Poll};
 
-use crate::relay::audit::{
-    Audit, ConnRecord, FileOutcome, NotWritten, Stream, push_file, push_not_run, push_statement,
-};
+use crate::relay::audit::session::Lines;
+use crate::relay::audit::{Audit, ConnRecord, NotWritten, Stream};
 use crate::wire::session::Event;
 
 /// See the module.
 pub(in crate::relay) struct Watch {
     stream: Stream,
-    conn: ConnRecord,
+    lines: Lines,
     /// There are records of what has happened already.
     has_happened: bool,
 }
 
 impl Watch {
     pub(in crate::relay) fn new(audit: &Audit, conn: &ConnRecord) -> Self {
-        Self { stream: audit.stream(), conn: conn.clone(), has_happened: false }
+        Self { stream: audit.stream(), lines: Lines::new(conn), has_happened: false }
     }
 
     /// Takes the events of a session. What they are about may go on once [`Watch::poll`] is ready.
     pub(in crate::relay) fn push(&mut self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
             match event {
-                Event::Statement { number, statement } => {
-                    push_statement(self.stream.push(), &self.conn, number, &statement);
-                }
+                Event::Statement { number, statement } => self.lines.statement(number, &statement),
                 Event::NotRun { number } => {
-                    push_not_run(self.stream.push(), &self.conn, number);
+                    self.lines.not_run(number);
                     self.has_happened = true;
                 }
                 Event::File(file) => {
-                    let outcome = if file.complete { FileOutcome::Sent } else { FileOutcome::CutShort };
-                    push_file(self.stream.push(), &self.conn, &file.name, Some(file.bytes), outcome);
+                    self.lines.file_sent(&file);
                     self.has_happened = true;
                 }
             }
@@ -52,6 +48,6 @@ impl Watch {
 
     /// Ready when everything seen so far is on its way into the log, in order.
     pub(in crate::relay) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), NotWritten>> {
-        self.stream.poll(context)
+        self.stream.poll(context, self.lines.pending())
     }
 }

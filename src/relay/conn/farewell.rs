@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::credential::Loan;
-use crate::relay::audit::{TEXT_MAX, Watch};
+use crate::relay::audit::Watch;
 use crate::relay::conn::driver::Upstream;
 use crate::relay::conn::{Conn, Login, ending};
 use crate::relay::splice::Followed;
@@ -16,7 +16,6 @@ use crate::relay::{ClientIo, reply, wall_clock};
 use crate::wire::end::{End, How, Who};
 use crate::wire::error_text::ErrorText;
 use crate::wire::session::{Pass, Session};
-use crate::wire::statements::Limits;
 
 /// For the rest of a message, and for the error and a client that is still sending. At the end of a drain they are part of
 /// what ECS leaves until its SIGKILL.
@@ -27,8 +26,8 @@ impl Conn {
     /// The session behind a login, its records, and the notice that is to come. `None` where the client has logged in itself:
     /// its session may be encrypted.
     pub(super) fn followed<'a>(&'a self, login: &Login, loan: Option<&'a Loan>) -> Option<Followed<'a>> {
-        let (config, target) = (&self.shared.config.audit, &self.served.target);
-        let statements = config.statements.then_some(Limits { text: TEXT_MAX, redact: config.redact });
+        let target = &self.served.target;
+        let statements = self.shared.audit.limits();
         let writes = statements.is_some() || target.local_infile;
         let mut session = login.handshake.as_ref()?.session(statements);
         session.logged_in(&login.to_client);

@@ -147,7 +147,10 @@ impl Conn {
                         self.shared.audit.file_refused(&login.record, &name).await;
                         Some(ConnError::FileRequested(name))
                     }
-                    Some(Breach::OutOfProtocol(error)) => Some(ConnError::OutOfProtocol(error)),
+                    Some(Breach::OutOfProtocol(error)) => {
+                        self.shared.audit.out_of_protocol(&login.record, error.from, &error.what).await;
+                        Some(ConnError::OutOfProtocol(error))
+                    }
                     Some(Breach::Unanswered) => Some(ConnError::Unanswered(ANSWER_TIMEOUT.as_secs())),
                     None => None,
                 };

@@ -79,6 +79,7 @@ pub struct Handshake {
     from_upstream: BytesMut,
     /// Messages for the client that came before the upstream let us in.
     held: BytesMut,
+    process: Option<u32>,
     queue: VecDeque<Action>,
 }
 
@@ -96,6 +97,7 @@ impl Handshake {
             from_client: BytesMut::new(),
             from_upstream: BytesMut::new(),
             held: BytesMut::new(),
+            process: None,
             queue: VecDeque::new(),
         }
     }
@@ -118,6 +120,11 @@ impl Handshake {
     /// What the client calls its program, for logs.
     pub fn client_program(&self) -> Option<String> {
         parameters::program(self.startup.as_ref()?)
+    }
+
+    /// The process of the server that has the session.
+    pub fn process(&self) -> Option<u32> {
+        self.process
     }
 
     /// The ErrorResponse that tells the client why its connection ends.
@@ -358,6 +365,7 @@ impl Handshake {
 
     fn settle(&mut self, mut settling: Settling) -> Option<Action> {
         let settled = settling.poll(&mut self.from_upstream);
+        self.process = settling.process();
         self.state = State::Settling(settling);
         match settled {
             Settled::Ask(query) => Some(Action::Send(Peer::Upstream, query)),

@@ -26,6 +26,8 @@ pub(super) struct Settling {
     /// The error that passes in this way.
     failed: Option<ErrorText>,
     statement: Statement,
+    /// The process of the server that has the session.
+    process: Option<u32>,
 }
 
 /// What comes next.
@@ -49,7 +51,12 @@ impl Settling {
     /// `held` are messages for the client, AuthenticationOk last.
     pub(super) fn new(held: BytesMut, makes_read_only: bool) -> Self {
         let statement = if makes_read_only { Statement::Due } else { Statement::None };
-        Self { held, passing: 0, failed: None, statement }
+        Self { held, passing: 0, failed: None, statement, process: None }
+    }
+
+    /// The number of the server's process, as BackendKeyData has said it.
+    pub(super) fn process(&self) -> Option<u32> {
+        self.process
     }
 
     /// Takes what is at the front of `input`.
@@ -131,6 +138,10 @@ impl Settling {
             }
             // The answer to what the client did not ask.
             (b'C', Statement::Sent) => {}
+            (b'K', _) => {
+                self.process = message.body.first_chunk().map(|number| u32::from_be_bytes(*number));
+                self.held.put_slice(&message.raw);
+            }
             _ => self.held.put_slice(&message.raw),
         }
         None
@@ -225,7 +236,7 @@ mod tests {
     fn the_statement_of_the_relay_is_invisible_but_for_what_it_changes() {
         let input = encoded(&[
             (b'S', b"default_transaction_read_only\0off\0"),
-            (b'K', &[0; 8]),
+            (b'K', &[0, 0, 0, 7, 1, 2, 3, 4]),
             (b'Z', b"I"),
             (b'N', b"SNOTICE\0\0"),
             (b'C', b"SET\0"),
@@ -234,14 +245,16 @@ mod tests {
         ]);
         let visible = encoded(&[
             (b'S', b"default_transaction_read_only\0off\0"),
-            (b'K', &[0; 8]),
+            (b'K', &[0, 0, 0, 7, 1, 2, 3, 4]),
             (b'N', b"SNOTICE\0\0"),
             (b'S', b"default_transaction_read_only\0on\0"),
             (b'Z', b"I"),
         ]);
         let query = encoded(&[(b'Q', b"SET default_transaction_read_only = on\0")]).freeze();
         for piece in [1, 7, 1_000] {
-            let (to_client, rest) = played(&mut settling(true), &input, piece);
+            let mut settling = settling(true);
+            let (to_client, rest) = played(&mut settling, &input, piece);
+            assert_eq!(settling.process(), Some(7));
             assert_eq!(to_client, [b"ok", &visible[..]].concat());
             assert_eq!(rest, [Settled::Ask(query.clone()), Settled::Ready(Bytes::new())]);
         }

@@ -5,6 +5,8 @@
 //! A session is given the bytes of both directions in their order, and never waits for anything. Its bytes are not changed.
 
 mod parts;
+#[cfg(feature = "relay")]
+pub mod text;
 
 use bytes::Bytes;
 
@@ -13,9 +15,9 @@ use super::error_text::ErrorText;
 use super::mysql::commands::Commands;
 #[cfg(feature = "relay")]
 use super::mysql::local_infile::SentFile;
-#[cfg(feature = "relay")]
-use super::statements::{Limits, Statement};
 use parts::Parts;
+#[cfg(feature = "relay")]
+use text::{Limits, Statement};
 
 /// Terminate of PostgreSQL and COM_QUIT of MySQL: the last thing that a client says.
 const GOODBYES: [&[u8]; 2] = [b"X\0\0\0\x04", b"\x01\0\0\0\x01"];

@@ -10,7 +10,9 @@ use crate::wire::error_text::ErrorText;
 #[cfg(feature = "relay")]
 use crate::wire::mysql::commands::Commands;
 #[cfg(feature = "relay")]
-use crate::wire::statements::{Limits, Observer};
+use crate::wire::session::text::{Limits, Statement};
+#[cfg(feature = "relay")]
+use crate::wire::statements::Observer;
 
 /// Head of a packet of MySQL.
 #[cfg(feature = "relay")]
@@ -145,7 +147,7 @@ impl Parts {
         pass
     }
 
-    fn tell(&mut self, found: Vec<crate::wire::statements::Statement>, events: &mut Vec<Event>) {
+    fn tell(&mut self, found: Vec<Statement>, events: &mut Vec<Event>) {
         for statement in found {
             self.number = self.number.saturating_add(1);
             events.push(Event::Statement { number: self.number, statement });

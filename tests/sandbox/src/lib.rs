@@ -21,6 +21,7 @@ pub mod mysql;
 pub mod postgres;
 pub mod proxy;
 pub mod rds;
+pub mod schema;
 pub mod secrets_manager;
 mod server;
 mod shared;

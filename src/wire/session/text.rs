@@ -1,0 +1,320 @@
+//! The texts of statements for the audit log: collected as they come, in pieces, with bounded memory.
+//!
+//! Blanks and comments in front of a text are not kept, so that nobody pushes a statement out of its record with them. They
+//! count for the length and the hash, which are those of the whole text as it was sent, however much of it is kept.
+
+mod front;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::wire::redact::{self, Dialect, How, Modes};
+use front::Front;
+
+/// Bytes of a text that are kept.
+pub const TEXT_MAX: usize = 256 * 1024;
+/// Bytes of texts that one connection keeps for the statements that it has prepared.
+const ROOM: usize = 256 * 1024;
+
+/// How a text came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A command of MySQL that is no SQL and does something: its word is the name, its argument the text.
+    Command,
+    /// A prepared statement is run.
+    Execute,
+    /// A function is called by its number (PostgreSQL's fast path).
+    Function,
+    /// A statement is prepared under a name; it may be run later, or never.
+    Prepare,
+    /// Text that is run at once.
+    Query,
+    /// From here on the stream cannot be read; nothing more comes.
+    Unreadable,
+}
+
+/// One statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    pub kind: Kind,
+    /// Of the prepared statement.
+    pub name: Option<String>,
+    /// `None` where it is not known.
+    pub text: Option<Arc<Text>>,
+    /// The record has all of the text that is kept. The first record of a text has it; later ones of a long text name the
+    /// same hash.
+    pub whole: bool,
+}
+
+impl Statement {
+    pub fn new(kind: Kind, name: Option<String>, text: Option<Arc<Text>>) -> Self {
+        let told = text.as_ref().is_some_and(|text| text.told.swap(true, Ordering::Relaxed));
+        Self { kind, name, text, whole: !told || kind != Kind::Execute }
+    }
+
+    /// What is kept of its text.
+    pub fn sql(&self) -> Option<&str> {
+        self.text.as_ref()?.sql()
+    }
+}
+
+/// The key with which the hashes of redacted texts are made. It has no `Debug` and is in no record unless it is asked for.
+pub struct Key(Hmac<Sha256>);
+
+impl Key {
+    /// From random bytes.
+    pub fn new(random: &[u8; 32]) -> Self {
+        // As HMAC fills a short key up itself.
+        let mut block = [0; 64];
+        block.iter_mut().zip(random).for_each(|(to, from)| *to = *from);
+        Self(Hmac::new(&block.into()))
+    }
+}
+
+/// What of the texts of one connection is kept.
+#[derive(Clone)]
+pub struct Limits {
+    /// Bytes of one text.
+    pub text: usize,
+    /// Literals become `?`, and the hash of the text is made with this key.
+    pub redact: Option<Arc<Key>>,
+    /// What the connection keeps; clones share it.
+    room: Arc<AtomicUsize>,
+}
+
+impl Limits {
+    pub fn new(text: usize, redact: Option<Arc<Key>>) -> Self {
+        Self { text, redact, room: Arc::default() }
+    }
+}
+
+/// Bytes of texts that are counted as long as they are there.
+struct Taken {
+    room: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Taken {
+    fn new(room: &Arc<AtomicUsize>, bytes: usize) -> Self {
+        room.fetch_add(bytes, Ordering::Relaxed);
+        Self { room: Arc::clone(room), bytes }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.room.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Which text it was, without telling it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hash {
+    /// With the [`Key`] of the relay: without it nobody can try out what the literals were.
+    Keyed([u8; 32]),
+    Sha256([u8; 32]),
+}
+
+/// A text as it is recorded.
+pub struct Text {
+    sql: Option<Box<str>>,
+    cut: bool,
+    redacted: Option<How>,
+    bytes: u64,
+    hash: Option<Hash>,
+    told: AtomicBool,
+    taken: Taken,
+}
+
+impl Text {
+    /// What is kept of it, without its literals if they are not wanted. `None` if there was no room.
+    pub fn sql(&self) -> Option<&str> {
+        self.sql.as_deref()
+    }
+
+    /// Whether the text goes on behind what is kept.
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    /// How its literals were taken out, if they were.
+    pub fn redacted(&self) -> Option<How> {
+        self.redacted
+    }
+
+    /// Length of the whole text as it was sent.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Of the whole text as it was sent. `None` for what is no SQL.
+    pub fn hash(&self) -> Option<&Hash> {
+        self.hash.as_ref()
+    }
+
+    /// Whether a [`Statement`] with it was made.
+    pub fn is_told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// The text for a statement that may run later: itself, or only its length and hash where the connection keeps too much
+    /// already. Then [`Text::sql`] is `None`, and a text that was not told must be told now.
+    pub fn to_keep(self: &Arc<Self>) -> Arc<Self> {
+        if self.taken.room.load(Ordering::Relaxed) <= ROOM {
+            return Arc::clone(self);
+        }
+        Arc::new(Self {
+            sql: None,
+            told: AtomicBool::new(true),
+            taken: Taken::new(&self.taken.room, 0),
+            cut: self.cut,
+            redacted: self.redacted,
+            bytes: self.bytes,
+            hash: self.hash,
+        })
+    }
+
+    /// What is no SQL and has no literals: the name of a database, the number of a connection.
+    pub fn argument(bytes: &[u8], limits: &Limits) -> Arc<Self> {
+        let kept = bytes.get(..limits.text).unwrap_or(bytes);
+        Self::new(Some(into_text(kept.to_vec())), kept.len() < bytes.len(), None, length(bytes), None, limits)
+    }
+
+    /// A text whose length and hash nobody has counted.
+    pub(in crate::wire) fn seen(sql: String, cut: bool, limits: &Limits) -> Arc<Self> {
+        let bytes = length(sql.as_bytes());
+        Self::new(Some(sql), cut, limits.redact.as_ref().map(|_| How::Literals), bytes, None, limits)
+    }
+
+    fn new(
+        sql: Option<String>,
+        cut: bool,
+        redacted: Option<How>,
+        bytes: u64,
+        hash: Option<Hash>,
+        limits: &Limits,
+    ) -> Arc<Self> {
+        let taken = Taken::new(&limits.room, sql.as_ref().map_or(0, String::len));
+        let sql = sql.map(String::into_boxed_str);
+        Arc::new(Self { sql, cut, redacted, bytes, hash, told: AtomicBool::new(false), taken })
+    }
+}
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { sql, cut, redacted, bytes, .. } = self;
+        write!(f, "{sql:?} of {bytes} bytes, cut: {cut}, redacted: {redacted:?}")
+    }
+}
+
+/// What a record says of them is the same.
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        let said = |text: &Self| (text.cut, text.redacted, text.bytes, text.hash);
+        self.sql == other.sql && said(self) == said(other)
+    }
+}
+
+impl Eq for Text {}
+
+enum Hasher {
+    Keyed(Hmac<Sha256>),
+    Sha256(Sha256),
+}
+
+impl Hasher {
+    fn new(limits: &Limits) -> Self {
+        limits.redact.as_ref().map_or_else(|| Self::Sha256(Sha256::new()), |key| Self::Keyed(key.0.clone()))
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Keyed(hasher) => hasher.update(bytes),
+            Self::Sha256(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> Hash {
+        match self {
+            Self::Keyed(hasher) => Hash::Keyed(hasher.finalize().into_bytes().into()),
+            Self::Sha256(hasher) => Hash::Sha256(hasher.finalize().into()),
+        }
+    }
+}
+
+/// Collects one text after the other.
+pub struct Collector {
+    limits: Limits,
+    dialect: Dialect,
+    front: Front,
+    kept: Vec<u8>,
+    cut: bool,
+    bytes: u64,
+    hasher: Hasher,
+}
+
+impl Collector {
+    pub fn new(limits: Limits, dialect: Dialect) -> Self {
+        let hasher = Hasher::new(&limits);
+        Self { limits, dialect, front: Front::default(), kept: Vec::new(), cut: false, bytes: 0, hasher }
+    }
+
+    /// What the connection keeps, for [`Text::argument`].
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The next bytes of the text.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes = self.bytes.saturating_add(length(bytes));
+        self.hasher.update(bytes);
+        let rest = self.front.skip(bytes, self.dialect, &mut self.kept);
+        let room = self.limits.text.saturating_sub(self.kept.len());
+        self.cut |= rest.len() > room;
+        self.kept.extend_from_slice(rest.get(..room).unwrap_or(rest));
+    }
+
+    /// The end of the text, which was written in a session with these modes. What comes next is another one.
+    pub fn finish(&mut self, modes: Modes) -> Arc<Text> {
+        std::mem::take(&mut self.front).end(&mut self.kept);
+        let kept = std::mem::take(&mut self.kept);
+        let hash = std::mem::replace(&mut self.hasher, Hasher::new(&self.limits)).finish();
+        let (cut, bytes) = (std::mem::take(&mut self.cut), std::mem::take(&mut self.bytes));
+        let (sql, redacted) = match self.limits.redact {
+            Some(_) => {
+                let (sql, how) = redact::redact(&kept, self.dialect, modes);
+                (into_text(sql), Some(how))
+            }
+            None => (into_text(kept), None),
+        };
+        Text::new(Some(sql), cut, redacted, bytes, Some(hash), &self.limits)
+    }
+
+    /// A text that has come whole.
+    pub fn whole(&mut self, bytes: &[u8], modes: Modes) -> Arc<Text> {
+        self.push(bytes);
+        self.finish(modes)
+    }
+
+    /// Forgets what has come of a text that does not come to its end.
+    pub fn discard(&mut self) {
+        *self = Self::new(self.limits.clone(), self.dialect);
+    }
+}
+
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+/// Without a copy where it is UTF-8.
+fn into_text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+#[cfg(test)]
+mod tests;
