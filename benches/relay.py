@@ -13,6 +13,8 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "scripts"))
 
@@ -22,6 +24,20 @@ from stand import PASSWORD, POSTGRES_HOST, Stand, free_port, wait_port  # noqa: 
 LISTEN, AUDITED = "127.63.200.1", "127.63.200.2"
 # What PostgreSQL's max_connections in the sandbox leaves room for.
 IDLE, BUSY = 700, 100
+
+
+class SlowLog:
+    """Takes what a pipe holds, 64 KiB, and rests so many seconds behind each piece, as a log driver does that blocks."""
+
+    def __init__(self, rest):
+        read, self.end = os.pipe()
+        threading.Thread(target=self.take, args=(read, rest), daemon=True).start()
+
+    @staticmethod
+    def take(read, rest):
+        while os.read(read, 64 * 1024):
+            if rest:
+                time.sleep(rest)
 
 
 class Bench:
@@ -39,7 +55,9 @@ class Bench:
             "bytes": {**target, "engine": "tcp", "relay_port": 6000},
         }
         self.relay = stand.relay(arguments.relay, targets, LISTEN)
-        stand.relay(arguments.relay, {"login": targets["login"]}, AUDITED, audit="statements")
+        self.login = {"login": targets["login"]}
+        stand.relay(arguments.relay, self.login, AUDITED, audit="statements")
+        self.slow = {}
         self.start_pgbouncer()
         self.haproxy_port = stand.haproxy(self.port)
 
@@ -62,6 +80,7 @@ class Bench:
             "direct TLS": ("127.0.0.1", self.port, "scram_user", tls),
             "bastion": (LISTEN, 5432, "anyone", {"PGSSLMODE": "disable"}),
             "audited": (AUDITED, 5432, "anyone", {"PGSSLMODE": "disable"}),
+            **{way: (listen, 5432, "anyone", {"PGSSLMODE": "disable"}) for way, listen in self.slow.items()},
             "PgBouncer": ("127.0.0.1", self.bouncer_port, "anyone", {"PGSSLMODE": "disable"}),
             "bastion tcp": (LISTEN, 6000, "scram_user", tls),
             "HAProxy tcp": ("127.0.0.1", self.haproxy_port, "scram_user", tls),
@@ -105,9 +124,25 @@ class Bench:
             ratio = tps["audited"] / tps["bastion"]
             print(f"{f'select, {clients} clients':<26} {tps['bastion']:>9.0f} {tps['audited']:>9.0f} {ratio:>8.2f} (at least 0.90)", flush=True)
 
+    def slow_log(self):
+        """What a log that is slow to take records leaves of selects, in shares of those without records."""
+        rests = [0, 1, 10, 100]
+        for at, rest in enumerate(rests):
+            log = SlowLog(rest / 1000)
+            self.slow[f"rest {rest}"] = f"127.63.200.{10 + at}"
+            self.stand.relay(self.arguments.relay, self.login, self.slow[f"rest {rest}"], log=log.end, audit="statements")
+        print(f"\n{'a log that rests, ms':<26} " + " ".join(f"{rest:>9}" for rest in rests))
+        for clients in (1, 16, 64):
+            ways = ["bastion", *self.slow]
+            tps = interleaved(ways, self.arguments.rounds, lambda way: self.pgbench(way, ["-S"], clients))
+            shares = " ".join(f"{tps[way] / tps['bastion']:>9.2f}" for way in self.slow)
+            print(f"{f'select, {clients} clients':<26} {shares}", flush=True)
+
     def run(self):
         if self.arguments.only == "audit":
             return self.audit()
+        if self.arguments.only == "slow-log":
+            return self.slow_log()
         size = os.path.getsize(self.arguments.relay) / 1e6
         print(f"relay binary {size:.2f} MB ({size / 12:.2f} of 12 MB)")
         idle = rss_kb(self.relay.pid) / 1024
@@ -151,7 +186,7 @@ def main():
     parser.add_argument("--programs", required=True)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["audit"], help="this table alone")
+    parser.add_argument("--only", choices=["audit", "slow-log"], help="this table alone")
     arguments = parser.parse_args()
     with Stand(arguments.programs) as stand:
         Bench(arguments, stand).run()

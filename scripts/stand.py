@@ -106,9 +106,9 @@ class Stand:
                 child.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def relay(self, program, targets, listen, **more):
-        """A relay with these targets, each with its relay_port, on the loopback address `listen`; `more` of its
-        configuration."""
+    def relay(self, program, targets, listen, log=None, **more):
+        """A relay with these targets, each with its relay_port, on the loopback address `listen`; `log` takes its records;
+        `more` of its configuration."""
         config = {
             "env": "stand", "access": "write", "identity": "optional", "region": REGION, "max_connections": 10_000,
             "target": targets, **more,
@@ -116,7 +116,7 @@ class Stand:
         secrets = self.ready.get("secrets_manager")
         relay = self.spawn(
             [program, "relay"],
-            stdout=(self.folder / f"audit-{listen}.log").open("w"),
+            stdout=log or (self.folder / f"audit-{listen}.log").open("w"),
             stderr=(self.folder / f"relay-{listen}.log").open("w"),
             env={
                 "BASTION_CONFIG": json.dumps(config), "BASTION_LISTEN": listen,

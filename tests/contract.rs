@@ -121,6 +121,9 @@ fn each_relay_is_locked_down_as_the_image_expects() {
         // The relay drains for 24 s (src/relay/mod.rs); Fargate allows 120 s.
         assert!((26..=120).contains(&relay["stopTimeout"].as_i64().unwrap()), "{name}");
         assert_eq!(relay["logConfiguration"]["logDriver"], "awslogs", "{name}");
+        // ECS's own default drops records.
+        assert_eq!(relay["logConfiguration"]["options"]["mode"], "blocking", "{name}");
+        assert!(relay["logConfiguration"]["options"].get("max-buffer-size").is_none(), "{name}");
         assert!(definition["taskRoleArn"] != definition["executionRoleArn"], "{name}");
     }
 }

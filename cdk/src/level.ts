@@ -1,4 +1,4 @@
-import { ArnFormat, Duration, Size, Stack, Validations } from 'aws-cdk-lib';
+import { ArnFormat, Duration, Stack, Validations } from 'aws-cdk-lib';
 import * as ec2 from 'aws-cdk-lib/aws-ec2';
 import * as ecs from 'aws-cdk-lib/aws-ecs';
 import * as iam from 'aws-cdk-lib/aws-iam';
@@ -88,6 +88,7 @@ export class Level extends Construct {
       local_password: props.localPassword,
       audit: props.audit.level,
       redact: props.audit.redact,
+      log_hash_key: props.audit.logHashKey,
       metrics: props.metrics ? 'emf' : undefined,
       target: this.targetsJson,
     });
@@ -148,12 +149,11 @@ export class Level extends Construct {
         startPeriod: Duration.seconds(10),
       },
       linuxParameters,
-      // A slow log service must not hold up queries.
+      // With the other mode, ECS's default, records are dropped in silence; the relay bounds what a slow log can hold up.
       logging: ecs.LogDrivers.awsLogs({
         logGroup: props.logGroup,
         streamPrefix: props.level,
-        mode: ecs.AwsLogDriverMode.NON_BLOCKING,
-        maxBufferSize: Size.mebibytes(4),
+        mode: ecs.AwsLogDriverMode.BLOCKING,
       }),
       readonlyRootFilesystem: true,
       stopTimeout: Duration.seconds(30),

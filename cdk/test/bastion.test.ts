@@ -167,11 +167,12 @@ describe('by choice', () => {
       const [container] = world.deployed().one('AWS::ECS::TaskDefinition').ContainerDefinitions;
       return JSON.parse(container.Environment[0].Value);
     };
-    const keys = (audit?: BastionAudit) => [config(audit).audit, config(audit).redact];
-    expect(keys()).toEqual([undefined, undefined]);
-    expect(keys(BastionAudit.CONNECTIONS)).toEqual([undefined, undefined]);
-    expect(keys(BastionAudit.STATEMENTS)).toEqual(['statements', undefined]);
-    expect(keys(BastionAudit.REDACTED_STATEMENTS)).toEqual(['statements', true]);
+    const keys = (audit?: BastionAudit) => [config(audit).audit, config(audit).redact, config(audit).log_hash_key];
+    expect(keys()).toEqual([undefined, undefined, undefined]);
+    expect(keys(BastionAudit.CONNECTIONS)).toEqual([undefined, undefined, undefined]);
+    expect(keys(BastionAudit.STATEMENTS)).toEqual(['statements', undefined, undefined]);
+    expect(keys(BastionAudit.REDACTED_STATEMENTS)).toEqual(['statements', true, undefined]);
+    expect(keys(BastionAudit.REDACTED_STATEMENTS_WITH_KEY)).toEqual(['statements', true, true]);
   });
 
   test('metrics of the relay, which the dashboard shows for each target and access level', () => {
