@@ -119,6 +119,8 @@ impl Path {
         }
         self.recent.push_back(sample.delay);
         let standing = self.recent.iter().min().copied().unwrap_or(sample.delay);
+        // What arrives while the window is not used is what there was to send, and no queue of ours.
+        let is_used = sample.flight.saturating_add(sample.bytes) >= self.window >> 1;
         let allowed = shortest.saturating_add(allowance(shortest));
         if standing <= allowed {
             self.in_vain = 0;
@@ -126,7 +128,7 @@ impl Path {
         } else if self.recent.len() >= IN_A_ROW && self.emptying.is_none() {
             self.shrink(now, standing, delivery, shortest);
         }
-        if standing > shortest.saturating_add(half(allowance(shortest))) {
+        if is_used && standing > shortest.saturating_add(half(allowance(shortest))) {
             self.suspect(now, delivery, shortest);
         }
     }
@@ -234,4 +236,33 @@ fn share(bytes: usize, part: Duration, whole: Duration) -> usize {
     let (part, whole) = (part.as_micros(), whole.as_micros().max(1));
     let bytes = u128::try_from(bytes).unwrap_or(0);
     usize::try_from(bytes.saturating_mul(part.min(whole)).checked_div(whole).unwrap_or(0)).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of one message alone: so many bytes in so many milliseconds.
+    fn delivered(delivery: &mut Delivery, now: Instant, bytes: usize, millis: u64) {
+        let mark = delivery.on_send(now, 0);
+        let later = now + Duration::from_millis(millis);
+        delivery.on_arrival(later, bytes);
+        delivery.on_copy(later, now, mark);
+    }
+
+    #[test]
+    fn a_sender_that_has_little_to_send_does_not_stop_to_measure() {
+        for (flight, stops) in [(2_000, false), (30_000, true)] {
+            let (mut path, mut delivery, start) = (Path::new(), Delivery::default(), Instant::now());
+            delivered(&mut delivery, start, 100_000, 40);
+            path.on_ack(start, Sample { delay: Duration::from_millis(40), flight, bytes: 1000 }, &delivery, 1 << 20);
+            // Less arrives, and later, but within what a queue of ours may take.
+            let now = start + Duration::from_secs(10);
+            delivered(&mut delivery, now, 50_000, 55);
+            for _ in 0..IN_A_ROW {
+                path.on_ack(now, Sample { delay: Duration::from_millis(55), flight, bytes: 1000 }, &delivery, 1 << 20);
+            }
+            assert_eq!(path.allows(1_000, 1_000), !stops, "{flight} bytes under way");
+        }
+    }
 }
