@@ -6,6 +6,7 @@
 //! the others feed a parser.
 
 mod commands;
+mod conn;
 mod downstream;
 mod lane;
 mod login;
@@ -27,6 +28,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name, which is also that of its file in `fuzz/fuzz_targets` and of its folder in `fuzz/corpus`.
 pub const TARGETS: &[Target] = &[
+    ("conn", conn::pipe),
     ("downstream", downstream::downstream),
     ("lane_frames", lane::frames),
     ("lane_link", lane::link_of_two),

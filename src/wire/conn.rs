@@ -104,7 +104,8 @@ impl Decoder {
                     Some(Err(StreamEnd::Cut))
                 } else {
                     let Some(reason) = self.incoming.get(5..).and_then(|rest| rest.get(..length)) else { return false };
-                    Some(Err(StreamEnd::Reset(String::from_utf8_lossy(reason).into_owned())))
+                    let reason = std::str::from_utf8(reason).map(String::from);
+                    Some(Err(reason.map_or(StreamEnd::Cut, StreamEnd::Reset)))
                 }
             }
             Some(_) => Some(Err(StreamEnd::Cut)),
@@ -183,5 +184,7 @@ mod tests {
         assert_eq!(decoder.read(&mut bytes), Err(StreamEnd::Cut));
         assert_eq!(decoded([&[0, 0, 9][..]].into_iter()).1, Err(StreamEnd::Cut));
         assert_eq!(decoded([&[0, 0, RESET, 0xff, 0xff][..]].into_iter()).1, Err(StreamEnd::Cut));
+        // A reason is UTF-8: one that is not could become three times as long as it may be.
+        assert_eq!(decoded([&[0, 0, RESET, 0, 1, 0xff][..]].into_iter()).1, Err(StreamEnd::Cut));
     }
 }
