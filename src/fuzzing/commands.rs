@@ -10,13 +10,13 @@ use crate::wire::mysql::commands::{Commands, Scan};
 use crate::wire::mysql::door::Verifier;
 use crate::wire::mysql::session_steps::Server;
 use crate::wire::proxy::{Action, Peer};
-use crate::wire::session::text::{Key, Limits, Statement};
+use crate::wire::session::text::{Key, Limits};
 use crate::wire::statements::Observer;
 
 /// What an exchange may do without hearing from a peer.
 const ACTIONS_MAX: usize = 16;
 /// Bytes of a text that the audit log keeps here, and what may stand around it in a statement.
-const TEXT_MAX: usize = 64;
+pub(super) const TEXT_MAX: usize = 64;
 
 /// A client's stream passes up to the same command however it is cut, and the exchange that follows ends.
 pub(super) fn mysql(data: &[u8]) {
@@ -135,36 +135,12 @@ fn change_user(command: &[u8], flags: u8, mut input: Input<'_>) {
     }
 }
 
-/// Statements are the same however the stream is cut, and none is longer than what is kept.
-pub(super) fn postgres_statements(data: &[u8]) {
-    let mut input = Input(data);
-    let flags = input.byte();
-    let limits = limits(flags);
-    let cut = usize::from(flags >> 1).max(1);
-    let whole = observed(&limits, [input.0].into_iter());
-    let pieces = observed(&limits, input.0.chunks(cut));
-    assert_eq!(whole, pieces, "in pieces of {cut}");
-    for statement in &whole {
-        // A literal of one byte may become `?`, an invalid byte U+FFFD of three.
-        let length = statement.sql().map_or(0, str::len);
-        assert!(length <= TEXT_MAX * 3, "{length} bytes of a text are kept");
-    }
-}
-
-fn limits(flags: u8) -> Limits {
+pub(super) fn limits(flags: u8) -> Limits {
     Limits::new(TEXT_MAX, (flags & 1 != 0).then(|| Arc::new(Key::new(&[7; 32]))))
 }
 
-fn observed<'a>(limits: &Limits, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Statement> {
-    let mut observer = Observer::postgres(limits.clone());
-    let mut found = Vec::new();
-    for piece in pieces {
-        observer.up(piece, &mut found);
-    }
-    found
-}
-
-/// The same for MySQL, where both sides are read: runs of bytes, each with its length and its direction before it.
+/// Statements are the same however the streams are cut, and none is longer than what is kept. The input: runs of bytes, each with
+/// its length and its direction before it.
 pub(super) fn mysql_statements(data: &[u8]) {
     let mut input = Input(data);
     let flags = input.byte();

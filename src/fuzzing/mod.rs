@@ -12,6 +12,7 @@ mod lane;
 mod login;
 mod mysql;
 mod pg;
+mod pg_session;
 mod port;
 mod smux;
 mod ssm;
@@ -39,7 +40,7 @@ pub const TARGETS: &[Target] = &[
     ("mysql_statements", commands::mysql_statements),
     ("pg_handshake", |data| _ = pg::handshake(data)),
     ("pg_messages", pg::messages),
-    ("pg_statements", commands::postgres_statements),
+    ("pg_session", pg_session::session),
     ("port_session", port::session),
     ("smux", smux::smux),
     ("ssm_messages", ssm::messages),

@@ -8,9 +8,9 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use crate::wire::mysql;
 use crate::wire::redact::{self, Dialect, Modes};
 use crate::wire::session::text;
-use crate::wire::{mysql, pg};
 
 pub use crate::wire::session::text::Kind;
 
@@ -29,7 +29,7 @@ pub struct Statement {
 }
 
 impl Statement {
-    pub(super) fn new(kind: Kind, name: Option<String>, text: Option<Text>) -> Self {
+    pub(in crate::wire) fn new(kind: Kind, name: Option<String>, text: Option<Text>) -> Self {
         let truncated = text.as_ref().is_some_and(|text| text.truncated);
         Self { kind, name, sql: text.map(|text| text.sql), truncated }
     }
@@ -46,14 +46,14 @@ pub struct Limits {
 
 /// A text as it is reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Text {
+pub(in crate::wire) struct Text {
     sql: String,
     truncated: bool,
 }
 
 impl Limits {
     /// `bytes` as they are reported; `cut` if there was more of them.
-    pub(super) fn apply(self, bytes: &[u8], cut: bool, dialect: Dialect) -> Text {
+    pub(in crate::wire) fn apply(self, bytes: &[u8], cut: bool, dialect: Dialect) -> Text {
         let truncated = cut || bytes.len() > self.text;
         let bytes = bytes.get(..self.text).unwrap_or(bytes);
         let sql = match self.redact {
@@ -96,13 +96,6 @@ impl<K: Clone + Eq + Hash, T> Recent<K, T> {
         self.values.get(name)
     }
 
-    pub(super) fn get_mut<Q: Eq + Hash + ?Sized>(&mut self, name: &Q) -> Option<&mut T>
-    where
-        K: Borrow<Q>,
-    {
-        self.values.get_mut(name)
-    }
-
     pub(super) fn remove<Q: Eq + Hash + ?Sized>(&mut self, name: &Q) -> Option<T>
     where
         K: Borrow<Q>,
@@ -121,19 +114,14 @@ impl<K: Clone + Eq + Hash, T> Recent<K, T> {
 /// Shared by the statement and what runs it.
 pub(super) type SharedText = Arc<Text>;
 
-/// Follows one connection after its login.
+/// Follows one connection of MySQL after its login.
 pub struct Observer {
-    engine: Engine,
+    observer: Box<mysql::statements::Observer>,
     limits: text::Limits,
     seen: Vec<Statement>,
 }
 
-enum Engine {
-    Mysql(Box<mysql::statements::Observer>),
-    Postgres(Box<pg::statements::Observer>),
-}
-
-/// Both kinds keep this of a text.
+/// It keeps this of a text.
 const TEXT_MAX: usize = 8 * 1024;
 
 fn limits(limits: &text::Limits) -> Limits {
@@ -142,21 +130,13 @@ fn limits(limits: &text::Limits) -> Limits {
 
 impl Observer {
     pub fn mysql(limits: text::Limits) -> Self {
-        let engine = Engine::Mysql(Box::new(mysql::statements::Observer::new(self::limits(&limits))));
-        Self { engine, limits, seen: Vec::new() }
-    }
-
-    pub fn postgres(limits: text::Limits) -> Self {
-        let engine = Engine::Postgres(Box::new(pg::statements::Observer::new(self::limits(&limits))));
-        Self { engine, limits, seen: Vec::new() }
+        let observer = Box::new(mysql::statements::Observer::new(self::limits(&limits)));
+        Self { observer, limits, seen: Vec::new() }
     }
 
     /// Bytes of the client, in order; what they ask for is appended to `found`.
     pub fn up(&mut self, bytes: &[u8], found: &mut Vec<text::Statement>) {
-        match &mut self.engine {
-            Engine::Mysql(observer) => observer.up(bytes, &mut self.seen),
-            Engine::Postgres(observer) => observer.up(bytes, &mut self.seen),
-        }
+        self.observer.up(bytes, &mut self.seen);
         self.tell(found);
     }
 
@@ -170,27 +150,17 @@ impl Observer {
 
     /// Bytes of the upstream, in order.
     pub fn down(&mut self, bytes: &[u8]) {
-        match &mut self.engine {
-            Engine::Mysql(observer) => observer.down(bytes),
-            // The client's messages say it all.
-            Engine::Postgres(_) => {}
-        }
+        self.observer.down(bytes);
     }
 
     /// The client's next packets are a file that MySQL has asked for.
     pub fn file_begins(&mut self) {
-        match &mut self.engine {
-            Engine::Mysql(observer) => observer.file_begins(),
-            Engine::Postgres(_) => {}
-        }
+        self.observer.file_begins();
     }
 
     /// A command that the relay answers itself, which begins at the start of `bytes`. What was prepared is gone.
     pub fn answered(&mut self, bytes: &[u8], found: &mut Vec<text::Statement>) {
-        match &mut self.engine {
-            Engine::Mysql(observer) => observer.answered(bytes, &mut self.seen),
-            Engine::Postgres(_) => {}
-        }
+        self.observer.answered(bytes, &mut self.seen);
         self.tell(found);
     }
 }

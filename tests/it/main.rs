@@ -32,6 +32,7 @@ mod support;
 #[path = "../template/mod.rs"]
 mod template;
 mod terminal;
+mod true_records;
 mod trust;
 mod up;
 mod vault;

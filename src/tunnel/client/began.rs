@@ -49,8 +49,8 @@ pub(super) fn heard(began_up: &mut bool, head: &mut Option<Vec<u8>>, hidden: &At
 /// Follows what a client was sent.
 pub(super) fn sent(began_down: &mut bool, stream: &mut Option<Session>, bytes: &[u8]) {
     *began_down = true;
-    if let Some(stream) = stream {
-        stream.server(bytes, &mut Vec::new());
+    if stream.as_mut().is_some_and(|stream| stream.server(bytes, &mut Vec::new()).stop.is_some()) {
+        *stream = None;
     }
 }
 

@@ -19,5 +19,3 @@ pub mod sasl;
 #[cfg(feature = "relay")]
 mod settling;
 pub mod startup;
-#[cfg(feature = "relay")]
-pub mod statements;

@@ -5,6 +5,7 @@
 //! A session is given the bytes of both directions in their order, and never waits for anything. Its bytes are not changed.
 
 mod parts;
+mod postgres;
 #[cfg(feature = "relay")]
 pub mod text;
 
@@ -76,7 +77,7 @@ pub enum Event {}
 /// See the module.
 pub enum Session {
     Mysql(Box<Parts>),
-    Postgres(Box<Parts>),
+    Postgres(Box<postgres::Session>),
 }
 
 impl Session {
@@ -89,7 +90,7 @@ impl Session {
     /// From an idle session on.
     #[cfg(feature = "relay")]
     pub fn postgres(statements: Option<Limits>) -> Self {
-        Self::Postgres(Box::new(Parts::postgres(statements)))
+        Self::Postgres(Box::new(postgres::Session::new(statements)))
     }
 
     /// The server's side alone, from the greeting on. A session that becomes encrypted is not followed.
@@ -99,62 +100,70 @@ impl Session {
 
     /// The server's side alone, from its first byte on. A session that becomes encrypted is not followed.
     pub fn postgres_login() -> Self {
-        Self::Postgres(Box::new(Parts::postgres_login()))
+        Self::Postgres(Box::new(postgres::Session::login()))
     }
 
     /// The end of the login, on its way to the client.
     pub fn logged_in(&mut self, bytes: &[u8]) {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.logged_in(bytes),
+            Self::Mysql(session) => session.logged_in(bytes),
+            Self::Postgres(session) => session.logged_in(bytes),
         }
     }
 
     /// Bytes of the client, which begin with what did not go on before.
     pub fn client(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Pass {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.client(bytes, events),
+            Self::Mysql(session) => session.client(bytes, events),
+            Self::Postgres(session) => session.client(bytes, events),
         }
     }
 
     /// Bytes of the server, which begin with what did not go on before.
     pub fn server(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Pass {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.server(bytes, events),
+            Self::Mysql(session) => session.server(bytes, events),
+            Self::Postgres(session) => session.server(bytes, events),
         }
     }
 
     /// As [`Session::server`], but no further than to the end of the message under way.
     pub fn server_message(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Pass {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.server_message(bytes, events),
+            Self::Mysql(session) => session.server_message(bytes, events),
+            Self::Postgres(session) => session.server_message(bytes, events),
         }
     }
 
     /// What the server has said last and what did not go on is a request for a file, which must not reach the client.
     pub fn withholds(&self) -> bool {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.withholds(),
+            Self::Mysql(session) => session.withholds(),
+            Self::Postgres(_) => false,
         }
     }
 
     /// Whether the server has answered all that has gone on, to the end.
     pub fn is_idle(&self) -> bool {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.is_idle(),
+            Self::Mysql(session) => session.is_idle(),
+            Self::Postgres(session) => session.is_idle(),
         }
     }
 
     /// Whether a message for the client may stand here.
     pub fn is_between_messages(&self) -> bool {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.is_between_messages(),
+            Self::Mysql(session) => session.is_between_messages(),
+            Self::Postgres(session) => session.is_between_messages(),
         }
     }
 
     /// Whether the client has said the last thing that clients say.
     pub fn has_said_goodbye(&self) -> bool {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.has_said_goodbye(),
+            Self::Mysql(session) => session.has_said_goodbye(),
+            Self::Postgres(session) => session.has_said_goodbye(),
         }
     }
 
@@ -163,14 +172,15 @@ impl Session {
     pub fn notice(&self, text: &ErrorText) -> Option<Bytes> {
         match self {
             Self::Mysql(_) => None,
-            Self::Postgres(session) => session.notice(text),
+            Self::Postgres(session) => Some(session.notice(text)),
         }
     }
 
     /// The error after which the connection is closed. `None` in the middle of a message.
     pub fn last_words(&self, text: &ErrorText) -> Option<Bytes> {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.last_words(text),
+            Self::Mysql(session) => session.last_words(text),
+            Self::Postgres(session) => session.last_words(text),
         }
     }
 
@@ -178,7 +188,9 @@ impl Session {
     /// has nothing of what it had before.
     pub fn answered(&mut self, command: &[u8], events: &mut Vec<Event>) {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.answered(command, events),
+            Self::Mysql(session) => session.answered(command, events),
+            // All its commands are for the database.
+            Self::Postgres(_) => {}
         }
     }
 
@@ -193,7 +205,8 @@ impl Session {
     /// The end of the connection.
     pub fn end(&mut self, events: &mut Vec<Event>) {
         match self {
-            Self::Mysql(session) | Self::Postgres(session) => session.end(events),
+            Self::Mysql(session) => session.end(events),
+            Self::Postgres(_) => {}
         }
     }
 }

@@ -47,17 +47,8 @@ impl Parts {
         Self { commands: Some(commands), observer, ..Self::new(downstream) }
     }
 
-    #[cfg(feature = "relay")]
-    pub(super) fn postgres(statements: Option<Limits>) -> Self {
-        Self { observer: statements.map(Observer::postgres), ..Self::new(Downstream::postgres()) }
-    }
-
     pub(super) fn mysql_login() -> Self {
         Self::new(Downstream::mysql_login())
-    }
-
-    pub(super) fn postgres_login() -> Self {
-        Self::new(Downstream::postgres_login())
     }
 
     fn new(downstream: Downstream) -> Self {
@@ -91,10 +82,6 @@ impl Parts {
 
     pub(super) fn has_said_goodbye(&self) -> bool {
         self.goodbye
-    }
-
-    pub(super) fn notice(&self, text: &ErrorText) -> Option<Bytes> {
-        self.downstream.notice(text)
     }
 
     pub(super) fn last_words(&self, text: &ErrorText) -> Option<Bytes> {

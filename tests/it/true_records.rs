@@ -1,0 +1,232 @@
+//! Random messages of a client of PostgreSQL through the relay to a real server: what the audit log says to have run is, line by
+//! line, what the server's own log says.
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::{PATIENCE, Relay, World};
+
+/// Messages of one connection.
+const MESSAGES: usize = 1000;
+
+/// Messages of the whole test; `scripts/soak` asks for more.
+fn wanted() -> usize {
+    std::env::var("BASTION_SESSION_MESSAGES").ok().and_then(|wanted| wanted.parse().ok()).unwrap_or(3000)
+}
+
+/// xorshift64, so that a seed tells the run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+fn message(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let body = parts.concat();
+    let length = u32::try_from(body.len() + 4).unwrap();
+    [&[tag][..], &length.to_be_bytes(), &body].concat()
+}
+
+fn name(random: &mut Random) -> Vec<u8> {
+    // The last two are one for the server.
+    let long = |end: &str| format!("{}{end}", "n".repeat(63));
+    let name = match random.below(24) {
+        0 => long("a"),
+        1 => long("b"),
+        2..=8 => "n1".to_owned(),
+        9..=15 => "n2".to_owned(),
+        _ => String::new(),
+    };
+    [name.as_bytes(), b"\0"].concat()
+}
+
+/// SQL that no other message has.
+fn sql(random: &mut Random, number: usize, alone: bool) -> String {
+    match random.below(if alone { 26 } else { 24 }) {
+        0 => format!("select {number} / 0"),
+        1 => format!("begin /* {number} */"),
+        2 => format!("commit /* {number} */"),
+        3 => format!("rollback /* {number} */"),
+        4 => format!("savepoint a /* {number} */"),
+        5 => format!("rollback to a /* {number} */"),
+        6 => format!("prepare n1 as select {number}"),
+        7 => format!("deallocate n1 /* {number} */"),
+        8 => format!("deallocate all /* {number} */"),
+        9 => format!("execute n1 /* {number} */"),
+        10 => format!("declare n2 cursor for select {number}"),
+        11 => format!("close n2 /* {number} */"),
+        12 => format!("do 'begin perform {number}; end'"),
+        13 => format!("insert into t values ({number})"),
+        24 => format!("copy t from stdin /* {number} */"),
+        25 => format!("discard all /* {number} */"),
+        _ => format!("select {number} from generate_series(1, 3)"),
+    }
+}
+
+/// Messages that come together, some of them in the wrong order.
+fn batch(random: &mut Random, number: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    match random.below(12) {
+        0 => {
+            let text = sql(random, number, true);
+            let copies = text.starts_with("copy");
+            out.extend(message(b'Q', &[text.as_bytes(), b"\0"]));
+            if copies {
+                out.extend(message(b'd', &[b"1\n"]));
+                out.extend(if random.below(3) == 0 { message(b'f', &[b"no\0"]) } else { message(b'c', &[]) });
+            }
+        }
+        1 => {
+            let both = [sql(random, number, false), sql(random, number, false)].join("; ");
+            out.extend(message(b'Q', &[both.as_bytes(), b"\0"]));
+        }
+        2 => {
+            let text = sql(random, number, false);
+            out.extend(message(b'P', &[&name(random), text.as_bytes(), b"\0\0\0"]));
+        }
+        3 => out.extend(message(b'C', &[if random.below(2) == 0 { b"S" } else { b"P" }, &name(random)])),
+        4 => out.extend(message(b'E', &[&name(random), &[0; 4]])),
+        5 => out.extend(message(b'D', &[if random.below(2) == 0 { b"S" } else { b"P" }, &name(random)])),
+        _ => {
+            let (statement, portal) = (name(random), name(random));
+            if random.below(3) > 0 {
+                let text = sql(random, number, false);
+                out.extend(message(b'P', &[&statement, text.as_bytes(), b"\0\0\0"]));
+            }
+            out.extend(message(b'B', &[&portal, &statement, &[0; 6]]));
+            let rows = u8::from(random.below(3) == 0);
+            out.extend(message(b'E', &[&portal, &[0, 0, 0, rows]]));
+        }
+    }
+    if random.below(3) > 0 {
+        out.extend(message(b'S', &[]));
+    }
+    out
+}
+
+/// One connection: says so many messages, and waits now and then.
+async fn play(relay: &Relay<'_>, seed: u64, first: usize) -> usize {
+    let mut random = Random(seed);
+    let mut stream = TcpStream::connect((relay.address, 5432)).await.unwrap();
+    let startup = b"\0\x03\0\0user\0anyone\0\0";
+    let length = u32::try_from(startup.len() + 4).unwrap();
+    stream.write_all(&[&length.to_be_bytes()[..], startup].concat()).await.unwrap();
+    let (mut from, mut to) = stream.into_split();
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let reading = async move {
+        let mut buffer = [0; 8192];
+        while let Ok(read) = from.read(&mut buffer).await
+            && read > 0
+        {
+            let _nobody_waits = heard.send(());
+        }
+    };
+    let saying = async move {
+        hears.recv().await.expect("the login is answered");
+        let mut said = 0;
+        while said < MESSAGES {
+            let burst = 1 + random.below(8);
+            for _ in 0..burst {
+                to.write_all(&batch(&mut random, first + said)).await.unwrap();
+                said += 2;
+            }
+            if random.below(2) == 0 {
+                // Until it is silent: how many answers there are, nobody here knows.
+                while tokio::time::timeout(std::time::Duration::from_millis(3), hears.recv())
+                    .await
+                    .is_ok_and(|heard| heard.is_some())
+                {}
+            }
+        }
+        to.write_all(&[message(b'S', &[]), message(b'X', &[])].concat()).await.unwrap();
+        said
+    };
+    let both = async { tokio::join!(reading, saying).1 };
+    tokio::time::timeout(PATIENCE * 4, both).await.expect("the connection ends")
+}
+
+/// What the server says to have run: the kind, and the text.
+fn ran(log: &str, process: i64) -> Vec<(&'static str, String)> {
+    let prefix = format!("{process}|LOG:  ");
+    let lines = log.lines().filter_map(|line| line.strip_prefix(&prefix));
+    let run = |line: &str| {
+        if let Some(text) = line.strip_prefix("statement: ") {
+            return Some(("query", text.to_owned()));
+        }
+        let (_name, text) = line.strip_prefix("execute ")?.split_once(": ")?;
+        (!line.starts_with("execute fetch from")).then(|| ("execute", text.to_owned()))
+    };
+    lines.filter_map(run).collect()
+}
+
+/// Whether both logs can be of the same run. An execute whose text is not known may have run anything, or have found no portal.
+fn agree(theirs: &[(&str, String)], ours: &[(&str, Option<&str>)]) -> Result<(), String> {
+    // How many of theirs may be those of ours so far.
+    let mut reached = vec![true];
+    reached.resize(theirs.len() + 1, false);
+    for (kind, text) in ours {
+        let before = reached.clone();
+        reached = (0..before.len())
+            .map(|count| {
+                let is_last = |(their, ran): &(&str, String)| their == kind && text.is_none_or(|text| text == ran);
+                let runs = count > 0 && before[count - 1] && is_last(&theirs[count - 1]);
+                runs || before[count] && text.is_none()
+            })
+            .collect();
+        if !reached.contains(&true) {
+            return Err(format!("the server has not run {kind} {text:?}, or not in this order"));
+        }
+    }
+    let most = reached.iter().rposition(|reached| *reached).unwrap_or_default();
+    if most < theirs.len() { Err(format!("nothing says that this has run: {:?}", theirs[most])) } else { Ok(()) }
+}
+
+#[tokio::test]
+async fn the_audit_log_has_what_the_log_of_the_server_has() {
+    let world = World::start().await;
+    let settings =
+        "alter system set log_statement = 'all'; alter system set log_line_prefix = '%p|'; select pg_reload_conf();";
+    world.database.sql("postgres", settings).await.unwrap();
+    world.database.sql("orders", "create table t (n int); grant all on t to db_read;").await.unwrap();
+    let relay = world.relay(|config| config["audit"] = json!("statements")).await;
+    let (mut said, mut connections, mut texts, mut compared) = (0, 0, 0, 0);
+    while said < wanted() {
+        let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(connections + 1);
+        said += play(&relay, seed, said).await;
+        connections += 1;
+    }
+    let closed = || relay.log().matches("\"event\":\"connection_closed\"").count();
+    let all = async {
+        while u64::try_from(closed()).unwrap() < connections {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("every connection has a record of its end");
+    let lines: Vec<Value> = relay.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let log = std::fs::read_to_string(world.database.socket_folder().join("server.log")).unwrap();
+    for conn in 1..=connections {
+        let of =
+            |event: &'static str| lines.iter().filter(move |line| line["event"] == event && line["conn_id"] == conn);
+        let violated: Vec<_> = of("protocol_violation").collect();
+        assert!(violated.is_empty(), "{conn}: {violated:?}");
+        let process = of("connection_opened").next().unwrap()["db_conn_id"].as_i64().unwrap();
+        let skipped: Vec<&Value> = of("statement_not_run").map(|line| &line["statement"]).collect();
+        let ours: Vec<_> = of("statement")
+            .filter(|line| line["kind"] != "prepare" && !skipped.contains(&&line["statement"]))
+            .map(|line| (line["kind"].as_str().unwrap(), line["sql"].as_str()))
+            .collect();
+        let theirs = ran(&log, process);
+        agree(&theirs, &ours).unwrap_or_else(|why| panic!("connection {conn}: {why}"));
+        compared += theirs.len();
+        texts += ours.iter().filter(|(_, text)| text.is_some()).count();
+    }
+    println!("{said} messages, {connections} connections, {compared} statements, {texts} with their texts");
+    assert!(compared > said / 20 && texts > compared / 2, "{compared} of {said}, {texts}");
+    world.stop().await;
+}
