@@ -31,7 +31,9 @@ struct Shown {
 }
 
 impl Shown {
-    /// Nine of ten.
+    /// Nine of ten. The rest meets what nobody could know of: the first 32 KB, sent before anything is known, take 0.5 s at
+    /// 64 KB/s, and what left in the round trip in which the rate fell, 40 KB from 1 MB/s on, takes 0.6 s there. Or it waits
+    /// until the window has room, which then takes another round trip.
     fn most(&self) -> Duration {
         self.typed[self.typed.len() * 9 / 10]
     }
@@ -110,7 +112,9 @@ fn two_seconds_of_somebody_elses_queue_are_no_loss() {
     assert!(shown.used >= 90 && shown.resent == 0 && shown.most() <= allowed(path), "{shown:?}");
     // The queue comes in mid-upload.
     let shown = upload(300_000, 0, 60, |ms| is(150_000, if ms < 5000 { 20 } else { 1000 }));
-    assert!(shown.used >= 80 && shown.resent <= 5, "{shown:?}");
+    // Nobody sends more than the short path held before the first acknowledgement has come over the long one, nor before a
+    // second round trip has shown that this was no standstill: 4 of 60 s. 0.9 of the rest.
+    assert!(shown.used >= 84 && shown.resent <= 5, "{shown:?}");
 }
 
 /// A path whose one-way delay changes after two seconds.
@@ -166,7 +170,8 @@ fn a_rate_that_rises_is_found() {
 fn a_rate_that_changes_all_the_time_is_followed_without_repeats() {
     let rates = [200_000, 2_000_000, 600_000, 5_000_000];
     let shown = upload(4 << 20, 0, 30, |ms| is(rates[usize::try_from(ms / 1500).unwrap() % 4], 20));
-    assert!(shown.used >= 80 && shown.resent <= 1, "{shown:?}");
+    // Who knows each rate a round trip later reaches 97 %. 0.9 of that.
+    assert!(shown.used >= 87 && shown.resent <= 1, "{shown:?}");
     assert!(shown.typed[shown.typed.len() / 2] <= allowed(is(200_000, 20)), "{shown:?}");
 }
 
@@ -174,7 +179,9 @@ fn a_rate_that_changes_all_the_time_is_followed_without_repeats() {
 fn a_link_that_stands_still_now_and_then_gets_hardly_any_repeats() {
     // TCP repeats a packet: 300 ms of bytes come at once.
     let shown = upload(4 << 20, 0, 20, |ms| is(1_000_000, 20 + 300_u64.saturating_sub(ms % 2000)));
-    assert!(shown.used >= 70 && shown.resent <= 1, "{shown:?}");
+    // Whoever has no more under way than the path holds and a queue of half a round trip sends for 20 of the 300 ms: 86 %.
+    // 0.9 of that.
+    assert!(shown.used >= 77 && shown.resent <= 1, "{shown:?}");
 }
 
 #[test]
