@@ -28,6 +28,7 @@ pub mod downstream;
 pub mod end;
 pub mod error_text;
 pub mod lane;
+pub mod memory;
 pub mod mysql;
 pub mod pg;
 pub mod port;

@@ -1,0 +1,188 @@
+//! How much memory the relay may use for what others decide the size of: clients, launchers, a database, a Vault. This is
+//! the one place that says it; everything else in the relay has a size of its own.
+//!
+//! A Fargate task of 512 MB also holds the Session Manager agent, with about 28 MB for each lane. The relay has 35 MB to
+//! itself and 26 kB for each connection, so all budgets together leave more than half of the task to the agent.
+//!
+//! A [`Budget`] belongs to the whole process. Who needs memory of it takes a [`Share`], which is given back when it is
+//! dropped. A budget that is used up gives [`Full`], which names the limit: the newest wish is refused, or does without,
+//! and nothing that is there has to go.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// Texts of prepared statements that the audit log will need when they run. Beyond it, a record has no text.
+const TEXTS: usize = 24 * MIB;
+/// Of that, one connection.
+pub const TEXTS_OF_CONNECTION: usize = 256 * KIB;
+/// What has come over lanes and was not yet read. Beyond it, the stream is reset that has brought more.
+const ARRIVED: usize = 32 * MIB;
+/// Contexts that compress, which have 1.3 MB each. Beyond it, bytes go as they are.
+const PACKING: usize = 24 * MIB;
+/// Contexts that unpack, which have 0.6 MB each. Beyond it, the stream is reset that needs another one.
+const UNPACKING: usize = 40 * MIB;
+/// The laptop has one person and more memory.
+const LAPTOP: usize = 256 * MIB;
+/// An answer of Vault, of Secrets Manager and of the credentials of the task. A longer one is refused.
+pub const ANSWER: usize = 64 * KIB;
+
+/// The budgets of a process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    pub texts: Budget,
+    pub arrived: Budget,
+    pub packing: Budget,
+    pub unpacking: Budget,
+}
+
+impl Memory {
+    pub fn relay() -> Self {
+        Self::with(ARRIVED, UNPACKING)
+    }
+
+    pub fn laptop() -> Self {
+        Self::with(LAPTOP, LAPTOP)
+    }
+
+    fn with(arrived: usize, unpacking: usize) -> Self {
+        Self {
+            texts: Budget::new("texts of prepared statements", TEXTS),
+            arrived: Budget::new("bytes that have come through the tunnel and wait for their reader", arrived),
+            packing: Budget::new("compression", PACKING),
+            unpacking: Budget::new("unpacking what comes through the tunnel", unpacking),
+        }
+    }
+}
+
+/// A budget is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the memory for {what} is used up: {} KiB", limit / KIB)]
+pub struct Full {
+    what: &'static str,
+    limit: usize,
+}
+
+/// Bytes that the whole process may have for one purpose. Cheap to clone; clones are the same budget.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    what: &'static str,
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// `what` it is for, as an error says it.
+    pub fn new(what: &'static str, limit: usize) -> Self {
+        Self(Arc::new(Inner { what, limit, used: AtomicUsize::new(0) }))
+    }
+
+    /// What is left at this moment.
+    pub fn left(&self) -> usize {
+        self.0.limit.saturating_sub(self.0.used.load(Ordering::Relaxed))
+    }
+
+    /// A share without anything, which may grow.
+    pub fn share(&self) -> Share {
+        Share { budget: self.clone(), bytes: 0 }
+    }
+
+    /// A share of so many bytes.
+    ///
+    /// # Errors
+    /// [`Full`], and nothing is taken.
+    pub fn take(&self, bytes: usize) -> Result<Share, Full> {
+        let mut share = self.share();
+        share.resize(bytes)?;
+        Ok(share)
+    }
+}
+
+/// A part of a budget, given back when dropped.
+#[derive(Debug)]
+pub struct Share {
+    budget: Budget,
+    bytes: usize,
+}
+
+impl Share {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Makes it `bytes` large. Less always works.
+    ///
+    /// # Errors
+    /// [`Full`], and it stays as it was.
+    pub fn resize(&mut self, bytes: usize) -> Result<(), Full> {
+        let Inner { what, limit, ref used } = *self.budget.0;
+        if let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) {
+            let fits = |used: usize| used.checked_add(more).filter(|used| *used <= limit);
+            used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| Full { what, limit })?;
+        } else {
+            used.fetch_sub(self.bytes.saturating_sub(bytes), Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Makes it larger by `more`.
+    ///
+    /// # Errors
+    /// [`Full`], and it stays as it was.
+    pub fn grow(&mut self, more: usize) -> Result<(), Full> {
+        self.resize(self.bytes.saturating_add(more))
+    }
+
+    /// Gives a part back.
+    pub fn shrink(&mut self, less: usize) {
+        // Less always works.
+        let _works = self.resize(self.bytes.saturating_sub(less));
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_dropped_is_given_back_and_what_is_refused_takes_nothing() {
+        let budget = Budget::new("tests", 100);
+        let mut first = budget.take(60).unwrap();
+        let second = budget.clone().take(40).unwrap();
+        assert_eq!((budget.left(), first.grow(1).unwrap_err()), (0, Full { what: "tests", limit: 100 }));
+        assert_eq!(first.bytes(), 60);
+        drop(second);
+        assert_eq!((first.grow(20), first.resize(101).is_err(), first.bytes(), budget.left()), (Ok(()), true, 80, 20));
+        first.shrink(70);
+        assert_eq!((first.resize(10), first.bytes(), budget.left()), (Ok(()), 10, 90));
+        first.shrink(11);
+        drop(first);
+        assert_eq!(budget.left(), 100);
+        assert!(budget.take(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn a_budget_that_is_used_up_names_its_limit() {
+        let said = Memory::relay().texts.take(TEXTS + 1).unwrap_err().to_string();
+        assert_eq!(said, "the memory for texts of prepared statements is used up: 24576 KiB");
+    }
+
+    #[test]
+    fn all_budgets_leave_more_than_half_of_the_smallest_task() {
+        let Memory { texts, arrived, packing, unpacking } = Memory::relay();
+        let all = texts.left() + arrived.left() + packing.left() + unpacking.left();
+        assert!(all <= 128 * MIB, "{all}");
+    }
+}
