@@ -77,7 +77,7 @@ impl MariaDb {
         server::write_certificate(&folder, &[HOST, READER_HOST], flaws)?;
         let pam = Pam::install(&folder, verifier, &state_file, port).await?;
         let mut server = Self { port, ca_file, state_file, pam, folder, child: None };
-        server.initialise(flaws).await?;
+        server.initialise(verifier, flaws).await?;
         server.run().await?;
         server.fill().await?;
         Ok(server)
@@ -101,13 +101,15 @@ impl MariaDb {
         }
     }
 
-    async fn initialise(&self, flaws: Flaws) -> anyhow::Result<()> {
+    async fn initialise(&self, verifier: &Path, flaws: Flaws) -> anyhow::Result<()> {
         let settings = self.folder.join("my.cnf");
         std::fs::write(&settings, settings_text(&self.folder, self.port, flaws))?;
         server::hand_over(&self.folder, OS_USER).await?;
         let mut install = self.command("/usr/bin/mariadb-install-db");
         install.arg(defaults_file(&settings)).args(["--auth-root-authentication-method=normal", "--skip-test-db"]);
-        server::run(&mut install).await.context("cannot make the database")
+        let recipe = format!("mariadb {}", settings_text(Path::new("/x/x"), 0, flaws));
+        let make = async { server::run(&mut install).await.context("cannot make the database") };
+        server::make_once(verifier, &recipe, &self.folder.join("data"), make).await
     }
 
     async fn run(&mut self) -> anyhow::Result<()> {

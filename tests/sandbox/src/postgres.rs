@@ -70,7 +70,7 @@ impl Postgres {
         server::write_certificate(&folder, &[HOST, READER_HOST], flaws)?;
         let pam = Pam::install(&folder, verifier, &state_file, port).await?;
         let mut server = Self { port, ca_file, state_file, pam, folder, child: None, bin };
-        server.initialise(flaws).await?;
+        server.initialise(verifier, flaws).await?;
         server.run().await?;
         server.fill().await?;
         Ok(server)
@@ -97,13 +97,15 @@ impl Postgres {
         }
     }
 
-    async fn initialise(&self, flaws: Flaws) -> anyhow::Result<()> {
+    async fn initialise(&self, verifier: &Path, flaws: Flaws) -> anyhow::Result<()> {
         server::hand_over(&self.folder, OS_USER).await?;
         let data = self.folder.join("data");
         let mut initdb = self.command("initdb");
-        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
+        initdb.args(["-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]);
         initdb.args(["--auth-local=trust", "--auth-host=reject"]);
-        server::run(&mut initdb).await.context("cannot make the database")?;
+        let recipe = format!("{initdb:?}").replace(&format!("{}", self.folder.display()), "");
+        let make = async { server::run(initdb.arg("-D").arg(&data)).await.context("cannot make the database") };
+        server::make_once(verifier, &recipe, &data, make).await?;
         let service = self.pam.name();
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{folder}'\nssl = {}\n\

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
+use sha2::Digest as _;
 use tokio::process::{Child, Command};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -91,8 +92,11 @@ impl Pam {
         compile.args(["-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-o"]).arg(&module).arg(&source).arg("-lpam");
         run(&mut compile).await.context("cannot compile the PAM module; install gcc and libpam0g-dev")?;
         // The server's user may not be able to reach the build folder.
-        let own_verifier = folder.join("verifier");
-        std::fs::copy(verifier, &own_verifier).with_context(|| format!("cannot copy {}", verifier.display()))?;
+        // Beside the folder, all of which will be the server's; and no copy where the file system can do without.
+        let own_verifier = folder.with_extension("verifier");
+        if !own_verifier.exists() && std::fs::hard_link(verifier, &own_verifier).is_err() {
+            std::fs::copy(verifier, &own_verifier).with_context(|| format!("cannot copy {}", verifier.display()))?;
+        }
         let log = folder.join("verifier.log");
         std::fs::write(&log, "")?;
         std::fs::set_permissions(&log, std::fs::Permissions::from_mode(0o666))?;
@@ -156,6 +160,32 @@ pub(crate) async fn hand_over(folder: &Path, user: &str) -> anyhow::Result<()> {
         run(Command::new("chown").arg("-R").arg(format!("{user}:")).arg(folder)).await?;
     }
     Ok(())
+}
+
+/// Fills `folder` as `make` does, once, and from a copy of that ever after: what a new server begins with is the same each time
+/// and takes seconds of a processor. The copy is kept beside the program `verifier`, under `recipe`: all that it depends on.
+pub(crate) async fn make_once(
+    verifier: &Path,
+    recipe: &str,
+    folder: &Path,
+    make: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let all = verifier.parent().context("the program is in no folder")?.join("sandbox-servers");
+    let kept = all.join(hex::encode(sha2::Sha256::digest(recipe).get(..8).unwrap_or_default()));
+    if kept.exists() {
+        return copy(&kept, folder).await;
+    }
+    make.await?;
+    std::fs::create_dir_all(&all)?;
+    let staged = tempfile::tempdir_in(&all)?;
+    copy(folder, &staged.path().join("whole")).await?;
+    // Another process may have been quicker; then its copy is the one.
+    let _is_ours = std::fs::rename(staged.path().join("whole"), &kept);
+    Ok(())
+}
+
+async fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    run(Command::new("cp").args(["--archive", "--no-target-directory"]).arg(from).arg(to)).await
 }
 
 /// Starts `server`, which writes to `server.log` in `folder`, and waits until `ping` succeeds.
