@@ -118,6 +118,9 @@ fn sentences(parts: &[&str]) -> String {
 
 /// An error of the relay that stands for one of the database's own: in its words, with `ours` behind them.
 fn in_its_words(target: &Target, class: Class, words: String, ours: &str, hint: &str) -> ErrorText {
+    if target.engine == Engine::Tcp {
+        return error(target, class, ours.to_owned(), "", hint);
+    }
     behind(&error(target, class, words, "", ""), target, ours, "", hint)
 }
 

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 mod client_tls;
+mod cut;
 mod hostile;
 mod pipelined;
 mod special;

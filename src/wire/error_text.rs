@@ -34,8 +34,10 @@ impl ErrorText {
 
     /// For the person at the terminal, who sees that it is bastion that speaks.
     pub fn sentence(&self) -> String {
-        let message = self.message.strip_prefix("bastion: ").unwrap_or(&self.message);
-        if self.hint.is_empty() { message.to_owned() } else { format!("{message}. {}", self.hint) }
+        let parts = [&self.message, &self.detail, &self.hint];
+        let parts: Vec<&str> =
+            parts.into_iter().map(|part| part.trim_end_matches('.')).filter(|part| !part.is_empty()).collect();
+        parts.join(". ").replacen("bastion: ", "", 1)
     }
 
     /// As an ERR packet of MySQL, one sentence after the other. Before the greeting it is to have no SQLSTATE, because

@@ -53,7 +53,8 @@ async fn psql_is_warned_and_told_why_its_connection_was_closed() {
             &format!("WARNING:  bastion: the database user {user} of target orders ends at 20"),
             " UTC, and this connection with it\nHINT:  Finish what is open and connect again",
             &format!(
-                "FATAL:  bastion: this connection is closed because the database user {user} of target orders has"
+                "FATAL:  terminating connection due to administrator command\nDETAIL:  bastion: this connection is closed \
+                 because the database user {user} of target orders has ended at 20"
             ),
             " UTC\nHINT:  Connect again: a new connection gets a new user. (bastion connection ",
         ] {
@@ -82,7 +83,7 @@ async fn the_launcher_carries_the_notice_and_the_end() {
     let (_, said) = idle.end().await;
     for part in [
         &format!("WARNING:  bastion: the database user {user} of target orders ends at 20"),
-        &format!("FATAL:  bastion: this connection is closed because the database user {user} of target orders has"),
+        &format!("DETAIL:  bastion: this connection is closed because the database user {user} of target orders has"),
     ] {
         assert!(said.contains(part), "{part:?} is not in {said}");
     }
@@ -115,8 +116,10 @@ async fn mariadb_is_told_why_its_connection_was_closed() {
     }
     relay.wait_for("the lease of the database user has ended").await;
     relay.wait_for("\"ended_by\":\"lease\"").await;
-    let told =
-        format!("bastion: this connection is closed because the database user {user} of target events has ended");
+    let told = format!(
+        "Server shutdown in progress. bastion: this connection is closed because the database user {user} of target events has \
+         ended at 20"
+    );
     for mut conn in strict {
         let error = conn.query_first::<u8, _>("select 1").await.unwrap_err();
         assert!(
@@ -149,7 +152,8 @@ async fn a_task_that_is_stopped_says_so_to_those_whose_user_ends_with_it() {
     }
     idle.write("select 'too late';").await;
     let (_, said) = idle.end().await;
-    let told = "FATAL:  bastion: this connection to target orders is closed because the bastion task is being stopped\nHINT:  Connect again: bastion up";
+    let told = "FATAL:  terminating connection due to administrator command\nDETAIL:  bastion: this connection to target orders is \
+                closed because the bastion task is being stopped\nHINT:  Connect again: bastion up";
     assert!(said.contains(told), "{said}");
     drop((relay, vault));
     world.stop().await;

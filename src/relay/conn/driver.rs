@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::credential::{Admission, Cache, Kind, Loan};
@@ -81,6 +82,8 @@ pub(super) struct Driver<'a> {
     pub(super) next: Option<Loan>,
     /// The upstream was dialled for a client that had not said anything: it may have lost its patience with the client.
     dialed_early: bool,
+    /// What ends it with [`ConnError::Shutdown`].
+    pub(super) cut: CancellationToken,
     buffer: BytesMut,
 }
 
@@ -106,6 +109,7 @@ impl<'a> Driver<'a> {
             tried: Vec::new(),
             next: None,
             dialed_early: false,
+            cut: shared.cut.clone(),
             buffer,
         }
     }
@@ -244,12 +248,12 @@ impl<'a> Driver<'a> {
                 | Action::StartTls { peer: Peer::Upstream, .. }
         );
         let watched = for_upstream && !self.handshake.has_more_of_client();
-        let (shared, target, limit) = (self.shared, self.served.target.name.as_str(), patience.limit(&action));
+        let (cut, target, limit) = (self.cut.clone(), self.served.target.name.as_str(), patience.limit(&action));
         let Some(mut client) = self.client.take_if(|_| watched) else {
             return tokio::select! {
                 biased;
                 done = patience.carry_out(target, limit, self.carry_out(action)) => done,
-                () = shared.cut.cancelled() => Err(ConnError::Shutdown),
+                () = cut.cancelled() => Err(ConnError::Shutdown),
             };
         };
         let mut early = BytesMut::new();
@@ -260,7 +264,7 @@ impl<'a> Driver<'a> {
                 tokio::select! {
                     biased;
                     done = &mut carrying => break (done, false),
-                    () = shared.cut.cancelled() => break (Err(ConnError::Shutdown), false),
+                    () = cut.cancelled() => break (Err(ConnError::Shutdown), false),
                     read = client.read_buf(&mut early), if speaks => match read {
                         Ok(0) | Err(_) => break (Ok(None), true),
                         // It is there, and does not wait for its turn.

@@ -15,6 +15,7 @@ use crate::relay::splice::Followed;
 use crate::relay::{ClientIo, reply, wall_clock};
 use crate::wire::end::{End, How, Who};
 use crate::wire::error_text::ErrorText;
+use crate::wire::proxy::Handshake;
 use crate::wire::session::{Pass, Session};
 
 /// For the rest of a message, and for the error and a client that is still sending. At the end of a drain they are part of
@@ -52,6 +53,13 @@ impl Conn {
             Who::Lease => reply::lease_over(target, user, wall_clock(), self.id),
             _ => reply::stopping(target, self.shared.lifetime.cause(), self.id),
         }
+    }
+
+    /// Ends the session of a client that is just being let in again, with the reason of the cut in place of the answer that it
+    /// waits for.
+    pub(super) async fn say_in_login(&self, client: Box<dyn ClientIo>, handshake: &Handshake, user: Option<&str>) {
+        let text = self.cut_text(user.unwrap_or_default());
+        ending::end_well(client, &handshake.encode_error(&text), LINGER).await;
     }
 
     /// Ends the client's session with `text`, where it is followed, and with a reset otherwise. `rest` is what has been kept

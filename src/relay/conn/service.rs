@@ -154,25 +154,19 @@ impl Conn {
                     Some(Breach::Unanswered) => Some(ConnError::Unanswered(ANSWER_TIMEOUT.as_secs())),
                     None => None,
                 };
-                let Some(text) = self.text_of_end(&mut part, failure, login.record.db_user.as_deref()) else {
-                    return Copied { spliced: part, client: Some(login.client), upstream: Some(login.upstream) };
-                };
-                let Login { client, mut upstream, .. } = login;
-                let more = self.say(client, &mut upstream, session, (&part.rest, &part.held), &text).await;
-                part.down = part.down.saturating_add(more);
-                return Copied { spliced: part, client: None, upstream: Some(upstream) };
+                return self.tell_end(login, session, part, failure).await;
             };
-            let again = async {
-                if let Some(session) = session.as_deref_mut() {
-                    session.answered(&command).await.map_err(|_| ConnError::Audit)?;
-                }
-                self.again(login, &command, session.as_deref_mut()).await
+            let recorded = match session.as_deref_mut() {
+                Some(session) => cut.run_until_cancelled(session.answered(&command)).await,
+                None => Some(Ok(())),
             };
-            let again = tokio::select! {
-                again = again => again,
-                () = cut.cancelled() => {
-                    let spliced = Spliced { end: self.cut_by(), ..part };
-                    return Copied { spliced, client: None, upstream: None };
+            let again = match recorded {
+                Some(Ok(())) => self.again(login, &command, session.as_deref_mut(), cut).await,
+                // Nothing of the answer has begun.
+                ended => {
+                    part.end =
+                        if ended.is_some() { End::new(Who::Audit, How::Cut) } else { End::new(Who::Task, How::Cut) };
+                    return self.tell_end(login, session, part, None).await;
                 }
             };
             login = match again {
@@ -183,11 +177,28 @@ impl Conn {
                         ConnError::Shutdown => self.cut_by(),
                         _ => End::new(Who::Client, How::Cut),
                     };
-                    part.error = Some(std::io::Error::other(failure));
+                    part.error = (failure != ConnError::Shutdown).then(|| std::io::Error::other(failure));
                     return Copied { spliced: part, client: None, upstream: None };
                 }
             };
         }
+    }
+
+    /// Tells the client of an end that is the relay's, or of this `failure`; any other end is left to the caller.
+    async fn tell_end(
+        &self,
+        login: Login,
+        session: Option<&mut Followed<'_>>,
+        mut part: Spliced,
+        failure: Option<ConnError>,
+    ) -> Copied {
+        let Some(text) = self.text_of_end(&mut part, failure, login.record.db_user.as_deref()) else {
+            return Copied { spliced: part, client: Some(login.client), upstream: Some(login.upstream) };
+        };
+        let Login { client, mut upstream, .. } = login;
+        let more = self.say(client, &mut upstream, session, (&part.rest, &part.held), &text).await;
+        part.down = part.down.saturating_add(more);
+        Copied { spliced: part, client: None, upstream: Some(upstream) }
     }
 
     /// What the client is to be told about an end that is the relay's, or about this `failure`.
@@ -210,12 +221,13 @@ impl Conn {
         }
     }
 
-    /// Answers the command that has stopped the copy. On failure the client has been told.
+    /// Answers the command that has stopped the copy. On failure, that of a cut too, the client has been told.
     async fn again(
         &self,
         login: Login,
         command: &[u8],
         session: Option<&mut Followed<'_>>,
+        cut: &CancellationToken,
     ) -> Result<Login, ConnError> {
         let random = tls::random().map_err(|_| ConnError::NoRandom)?;
         let again = login.handshake.as_ref().and_then(|handshake| handshake.again(random, command));
@@ -223,17 +235,27 @@ impl Conn {
         let Login { client, upstream, record, .. } = login;
         let mut driver = Driver::new(&self.shared, &self.served, &self.admission, self.id, handshake, Some(client));
         driver.upstream = Some(upstream);
+        driver.cut = cut.clone();
         let result = driver.run(OPENING_TIMEOUT).await;
         let Driver { client, upstream, handshake, .. } = driver;
         match (result, client, upstream) {
             (Ok(Outcome::Splice { early, to_client }), Some(mut client), Some(upstream)) => {
-                let handed = hand_over(&mut client, &to_client).await;
+                let user = record.db_user.as_deref();
+                let Some(handed) = cut.run_until_cancelled(hand_over(&mut client, &to_client)).await else {
+                    // In the middle of a packet.
+                    ending::reset(client, &self.cut_text(user.unwrap_or_default()).sentence()).await;
+                    return Err(ConnError::Shutdown);
+                };
                 handed.map_err(|error| ConnError::ClientIo(error.to_string()))?;
                 if let Some(session) = session {
                     session.session().stop_at_resets(handshake.stops_at_resets());
                 }
                 let (to_client, handshake) = (Bytes::new(), Some(handshake));
                 Ok(Login { client, upstream, record, to_client, early, handshake, loan: None })
+            }
+            (Err(ConnError::Shutdown), Some(client), _) => {
+                self.say_in_login(client, &handshake, record.db_user.as_deref()).await;
+                Err(ConnError::Shutdown)
             }
             (Err(failure), Some(client), _) => {
                 let user = record.db_user.as_deref();

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Class, error};
+use super::{Class, error, in_its_words};
 use crate::relay::Ended;
-use crate::types::Target;
+use crate::types::{Engine, Target};
 use crate::wire::error_text::ErrorText;
 
 const NEW_USER: &str = "a new connection gets a new user.";
@@ -27,12 +27,12 @@ pub(in crate::relay) fn lease_ending(target: &Target, user: &str, at: SystemTime
 
 /// The database user has ended.
 pub(in crate::relay) fn lease_over(target: &Target, user: &str, now: SystemTime, conn_id: u64) -> ErrorText {
-    let message = format!(
+    let why = format!(
         "bastion: this connection is closed because the database user {user} of target {} has ended at {}",
         target.name,
         utc(now)
     );
-    error(target, Class::Ended, message, "", format!("Connect again: {NEW_USER} {}", number(conn_id)))
+    over(target, &why, &format!("Connect again: {NEW_USER} {}", number(conn_id)))
 }
 
 /// The relay ends, whoever is connected.
@@ -41,10 +41,19 @@ pub(in crate::relay) fn stopping(target: &Target, why: Option<Ended>, conn_id: u
         Some(Ended::MaxAge) => "has reached its maximum age",
         Some(Ended::Idle | Ended::Left | Ended::Signal) | None => "is being stopped",
     };
-    let message =
-        format!("bastion: this connection to target {} is closed because the bastion task {why}", target.name);
+    let why = format!("bastion: this connection to target {} is closed because the bastion task {why}", target.name);
     let hint = "Connect again: bastion up starts another task; with --wake the connection itself does.";
-    error(target, Class::Ended, message, "", format!("{hint} {}", number(conn_id)))
+    over(target, &why, &format!("{hint} {}", number(conn_id)))
+}
+
+/// The end of a session that was served, first as the server itself says that it ends one: drivers and pools compare number,
+/// state and text to know that they may connect again (`ER_SERVER_SHUTDOWN`; `ProcessInterrupts` of PostgreSQL).
+fn over(target: &Target, why: &str, hint: &str) -> ErrorText {
+    let words = match target.engine {
+        Engine::Mysql => "Server shutdown in progress",
+        Engine::Postgres | Engine::Tcp => "terminating connection due to administrator command",
+    };
+    in_its_words(target, Class::Ended, words.to_owned(), why, hint)
 }
 
 fn number(conn_id: u64) -> String {

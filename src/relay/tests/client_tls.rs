@@ -47,14 +47,6 @@ impl World {
 
     /// A client inside TLS.
     async fn tls(&self, asks: bool, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.folder.path().join("tls.pem")).unwrap()).unwrap();
-        let mut config = ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let mut stream = TcpStream::connect((self.listen, 5432)).await.unwrap();
         if asks {
             stream.write_all(SSL_REQUEST).await.unwrap();
@@ -62,14 +54,27 @@ impl World {
             stream.read_exact(&mut answer).await.unwrap();
             assert_eq!(answer, *b"S");
         }
-        let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        handshake(self.folder.path(), stream, alpn).await
     }
 
     async fn stop(self) {
         self.drain.cancel();
         self.serving.await.unwrap();
     }
+}
+
+/// TLS of a client that trusts [`client_certificate`].
+async fn handshake(folder: &Path, stream: TcpStream, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(folder.join("tls.pem")).unwrap()).unwrap();
+    let mut config = ClientConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
 }
 
 /// What comes before the connection has ended well; an end of another kind is an error.
@@ -149,4 +154,56 @@ async fn a_session_that_the_end_of_the_relay_cuts_ends_inside_tls_too() {
     assert!(String::from_utf8_lossy(&heard).contains("57P01"), "{heard:?}");
     end(&mut early).await.unwrap();
     world.serving.await.unwrap();
+}
+
+/// The database refuses the login, knows no such database, or the task stops.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_end_of_the_relays_own_making_is_one_inside_tls_for_mysql_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = MariaDb::start(folder.path(), &verifier(folder.path()), Flaws::default()).await.unwrap();
+    for (last, password, name, number) in
+        [(4, "S3CRET", "", 1045), (5, mariadb::PASSWORD, "nosuch", 1044), (6, mariadb::PASSWORD, "", 1053)]
+    {
+        let listen = Ipv4Addr::new(127, 63, 102, last);
+        let users = ["native_user"];
+        let mut config = config_for(Engine::Mysql, mariadb::HOST, database.port, &database.ca_file, listen, &users);
+        config.client_tls = Some(client_certificate(folder.path()));
+        let (drain, now) = (CancellationToken::new(), CancellationToken::new());
+        let relay = Relay::bind_with(config, Vec::new(), drain.clone(), now.clone(), std::io::sink(), |target| {
+            Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))))
+        });
+        let relay = relay.await.unwrap();
+        #[expect(clippy::disallowed_methods, reason = "joined below")]
+        let serving = tokio::spawn(relay.serve());
+        let mut stream = TcpStream::connect((listen, 3306)).await.unwrap();
+        let mut head = [0; 4];
+        stream.read_exact(&mut head).await.unwrap();
+        stream.read_exact(&mut vec![0; usize::from(head[0])]).await.unwrap();
+        // Protocol 4.1, plugins, TLS, a database if it is named.
+        let flags = [if name.is_empty() { 0x01 } else { 0x09 }, 0xaa, 0x08, 0];
+        let mut login = [&flags[..], &[0, 0, 0, 1, 45], &[0; 23]].concat();
+        stream.write_all(&[&[32, 0, 0, 1][..], &login].concat()).await.unwrap();
+        let mut stream = handshake(folder.path(), stream, &[]).await;
+        login.extend(b"anyone\0\0");
+        if !name.is_empty() {
+            login.extend([name.as_bytes(), b"\0"].concat());
+        }
+        login.extend(b"mysql_native_password\0");
+        let length = u8::try_from(login.len()).unwrap();
+        stream.write_all(&[&[length, 0, 0, 2][..], &login].concat()).await.unwrap();
+        if number == 1053 {
+            stream.read_exact(&mut head).await.unwrap();
+            let mut ok = vec![0; usize::from(head[0])];
+            stream.read_exact(&mut ok).await.unwrap();
+            assert_eq!(ok[0], 0, "{ok:?}");
+            drain.cancel();
+            now.cancel();
+        }
+        let heard = end(&mut stream).await.unwrap_or_else(|error| panic!("{number}: {error}"));
+        let text = String::from_utf8_lossy(&heard);
+        assert_eq!(heard[4..7], [&[0xff][..], &u16::to_le_bytes(number)].concat(), "{text}");
+        drain.cancel();
+        serving.await.unwrap();
+    }
+    database.stop().await;
 }

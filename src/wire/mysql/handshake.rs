@@ -176,7 +176,13 @@ impl Handshake {
     /// The ERR packet that tells the client why its connection ends. Before the greeting there is no SQLSTATE in it,
     /// because nobody has agreed on protocol 4.1.
     pub fn encode_error(&self, error: &ErrorText) -> Bytes {
-        error.packet(self.client_sequence, self.offered.is_some())
+        // A client whose packet is due sends it before it reads.
+        let due = match self.state {
+            State::Client => 1,
+            State::Switched(_) => 2,
+            _ => 0,
+        };
+        error.packet(self.client_sequence.wrapping_add(due), self.offered.is_some())
     }
 
     /// Whether the client has sent something that was not looked at yet.
