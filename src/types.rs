@@ -3,6 +3,7 @@
 #[cfg(feature = "relay")]
 pub(crate) mod endpoint;
 mod partition;
+mod shortened;
 mod sts;
 
 #[cfg(feature = "launcher")]
@@ -19,6 +20,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 pub(crate) use crate::types::partition::Partition;
+pub(crate) use crate::types::shortened::shortened;
 #[cfg(feature = "launcher")]
 pub(crate) use crate::types::sts::StsHost;
 pub(crate) use crate::types::sts::is_region;

@@ -10,7 +10,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("credential", &["tls", "types", "wire"]),
     ("fuzzing", &["wire"]),
     ("limits", &[]),
-    ("link", &["wire"]),
+    ("link", &["types", "wire"]),
     ("network", &["tls"]),
     ("relay", &["credential", "limits", "link", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("shutdown", &["types"]),

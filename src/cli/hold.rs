@@ -9,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cli::panic;
 use crate::cli::ports::Port;
 use crate::cli::strangers::Strangers;
 use crate::cli::target::{Door, Unavailable};
@@ -74,6 +75,7 @@ pub(super) async fn serve(
         let (ui, strangers, short) = (Arc::clone(ui), Arc::clone(&strangers), Arc::clone(&short));
         clients.spawn(accept(ui, lanes.clone(), port, strangers, accepting.clone(), clients.clone(), short));
     }
+    panic::on_purpose(&clients);
     let mut meter = Meter::new(lanes);
     let ended = tokio::select! {
         () = drain.cancelled() => None,

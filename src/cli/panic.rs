@@ -5,8 +5,12 @@ use std::panic::{Location, PanicHookInfo};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio_util::sync::CancellationToken;
+#[cfg(feature = "launcher")]
+use tokio_util::task::TaskTracker;
 
 use crate::cli::out;
+#[cfg(feature = "launcher")]
+use crate::config::{Env as _, ProcessEnv};
 
 static HAPPENED: AtomicBool = AtomicBool::new(false);
 
@@ -24,6 +28,18 @@ pub(super) fn ends(drain: CancellationToken) {
 #[cfg(feature = "launcher")]
 pub(super) fn happened() -> bool {
     HAPPENED.load(Ordering::SeqCst)
+}
+
+/// A fault, for the tests of the way out after one: in builds with debug assertions, where the environment asks for it, in
+/// the command itself or in a task beside it.
+#[cfg(feature = "launcher")]
+pub(super) fn on_purpose(tasks: &TaskTracker) {
+    const VARIABLE: &str = "BASTION_TEST_FAULT";
+    match ProcessEnv.get(VARIABLE).filter(|_| cfg!(debug_assertions)).as_deref() {
+        Some("command") => panic!("{VARIABLE}"),
+        Some("task") => drop(tasks.spawn(async { panic!("{VARIABLE}") })),
+        _ => {}
+    }
 }
 
 fn sentence(place: Option<&Location<'_>>) -> String {

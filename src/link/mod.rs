@@ -10,7 +10,7 @@ mod stream;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -19,12 +19,13 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub(crate) use crate::link::stream::Stream;
+use crate::types::shortened;
 use crate::wire::lane::budget::Filling;
 use crate::wire::lane::link::{Config, Event, Link as Machine, Side};
 
 /// Without any lane for so long, both ends give the link up: longer than new sessions take, short enough that a database
 /// does not hold the locks of somebody who is gone.
-const GRACE: Duration = Duration::from_secs(120);
+static GRACE: LazyLock<Duration> = LazyLock::new(|| shortened("BASTION_TEST_GRACE", Duration::from_secs(120)));
 
 /// Numbers for people.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,7 +106,7 @@ impl Link {
 
     fn new(side: Side, filling: Filling) -> Self {
         let inner = Inner {
-            machine: Machine::new(Config { side, filling, grace: GRACE }),
+            machine: Machine::new(Config { side, filling, grace: *GRACE }),
             readers: HashMap::new(),
             writers: HashMap::new(),
             lanes: HashMap::new(),

@@ -25,11 +25,15 @@ async fn server() -> SocketAddr {
 
 /// The network behind `proxy`, with what it wants shown, that trusts its CA.
 fn behind(proxy: &TestProxy, user: &str) -> Network {
+    behind_url(proxy, format!("http://{user}{}", proxy.address()))
+}
+
+/// The same, with the URL in this form.
+fn behind_url(proxy: &TestProxy, url: String) -> Network {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ca.pem");
     std::fs::write(&file, proxy.ca()).unwrap();
     let bundle = Bundle::read("AWS_CA_BUNDLE", &file).unwrap();
-    let url = format!("http://{user}{}", proxy.address());
     Network::new(Proxies::new(|name| (name == "HTTPS_PROXY").then(|| url.clone())), Some(bundle))
 }
 
@@ -55,6 +59,22 @@ async fn a_tunnel_with_a_password_through_a_proxy_with_a_ca_of_its_own() {
     let network = Network::new(Proxies::new(|name| (name == "https_proxy").then(|| url.clone())), None);
     let said = network.connect(HOST, 443, true).await.err().unwrap();
     assert!(said.contains("UnknownIssuer") && said.contains("set AWS_CA_BUNDLE"), "{said}");
+}
+
+#[tokio::test]
+async fn a_tunnel_through_a_proxy_that_is_spoken_to_inside_tls() {
+    let options = Options { credentials: Some("alice:S3CRET"), inspects: true, tls: true, ..Options::default() };
+    let proxy = TestProxy::start(options, server().await).await.unwrap();
+    let url = format!("https://alice:S3CRET@{}", proxy.address());
+    let mut stream = behind_url(&proxy, url.clone()).connect(HOST, 443, true).await.unwrap();
+    stream.write_u8(1).await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), 2);
+    assert_eq!(proxy.seen(), [format!("CONNECT {HOST}:443 HTTP/1.1")]);
+    // Whoever says to be the proxy is not believed.
+    let network = Network::new(Proxies::new(|name| (name == "https_proxy").then(|| url.clone())), None);
+    let said = network.connect(HOST, 443, true).await.err().unwrap();
+    let named = format!("the proxy https://{} (https_proxy) cannot be reached: ", proxy.address());
+    assert!(said.starts_with(&named) && said.contains("UnknownIssuer") && !said.contains("S3CRET"), "{said}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -24,7 +24,7 @@ use crate::tunnel::driver::jittered;
 use crate::tunnel::spare::Spares;
 use crate::tunnel::upgrade::{self, UpgradeError};
 use crate::tunnel::{BoxFuture, ConnectError, ControlError, OpenError, Pass, State, Stats, Tunnel};
-use crate::types::{HEADER_LANE, HEADER_LINK, UPGRADE_LANE};
+use crate::types::{HEADER_LANE, HEADER_LINK, UPGRADE_LANE, shortened};
 
 /// First wait before a lane is opened again, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -40,7 +40,8 @@ const NO_WORKER_FIRST: Duration = Duration::from_secs(5);
 /// After the end of a link, what still comes for its stream.
 const LINGER: Duration = Duration::from_secs(1);
 /// A new client waits so long for a lost link to come back: longer than a reconnect takes, shorter than a person waits.
-const OUTAGE_PATIENCE: Duration = Duration::from_secs(20);
+static OUTAGE_PATIENCE: LazyLock<Duration> =
+    LazyLock::new(|| shortened("BASTION_TEST_OUTAGE_PATIENCE", Duration::from_secs(20)));
 /// And so long for a task to start; its own time limit is most likely shorter, and its next try finds the task running.
 const WAKE_PATIENCE: Duration = Duration::from_secs(300);
 /// Bytes that clients have sent have so long to arrive at the end.
@@ -226,8 +227,8 @@ impl Lanes {
         }
         let asleep = matches!(*inner.first.state().borrow(), State::Asleep { .. } | State::Waking { .. });
         let began = Instant::now();
-        inner.first.up(if asleep { WAKE_PATIENCE } else { OUTAGE_PATIENCE }).await?;
-        let patience = if asleep { OUTAGE_PATIENCE } else { OUTAGE_PATIENCE.saturating_sub(began.elapsed()) };
+        inner.first.up(if asleep { WAKE_PATIENCE } else { *OUTAGE_PATIENCE }).await?;
+        let patience = if asleep { *OUTAGE_PATIENCE } else { OUTAGE_PATIENCE.saturating_sub(began.elapsed()) };
         let (mut first, mut way) = (inner.first.state(), inner.way.subscribe());
         let back = async {
             loop {

@@ -160,7 +160,7 @@ mod tests {
     fn what_is_dropped_is_given_back_and_what_is_refused_takes_nothing() {
         let budget = Budget::new("tests", 100);
         let mut first = budget.take(60).unwrap();
-        let second = budget.clone().take(40).unwrap();
+        let second = budget.take(40).unwrap();
         assert_eq!((budget.left(), first.grow(1).unwrap_err()), (0, Full { what: "tests", limit: 100 }));
         assert_eq!(first.bytes(), 60);
         drop(second);

@@ -84,6 +84,30 @@ async fn calls_without_tls_go_through_a_proxy_and_what_is_excepted_does_not() {
 }
 
 #[tokio::test]
+async fn calls_go_through_a_proxy_that_is_spoken_to_inside_tls() {
+    let world = World::start().await;
+    let options = Options { tls: true, inspects: true, credentials: Some("alice:S3CRET"), ..Options::default() };
+    let proxy = Proxy::start(options, endpoint(&world)).await.unwrap();
+    let ca = world.folder.path().join("ca.pem");
+    std::fs::write(&ca, proxy.ca()).unwrap();
+    let ca = ca.to_str().unwrap();
+    let url = format!("https://alice:S3CRET@{}", proxy.address());
+    for (scheme, variable, request) in [
+        ("https", "HTTPS_PROXY", format!("CONNECT {HOST}:4443 ")),
+        ("http", "HTTP_PROXY", format!("POST http://{HOST}:4443/ ")),
+    ] {
+        let (code, out, err) = finish(status(&world, scheme, &[(variable, &url), ("AWS_CA_BUNDLE", ca)])).await;
+        assert_eq!((code, out.as_str(), err.as_str()), (0, NOTHING, ""), "{scheme}");
+        assert!(proxy.seen().iter().any(|line| line.starts_with(&request)), "{scheme}: {:?}", proxy.seen());
+    }
+    // Whoever says to be the proxy is not believed.
+    let (code, _, err) = finish(status(&world, "https", &[("HTTPS_PROXY", &url)])).await;
+    let named = format!("through the proxy https://{} (HTTPS_PROXY) cannot be reached: ", proxy.address());
+    assert!(code == 1 && err.contains(&named) && err.contains("UnknownIssuer") && !err.contains("S3CRET"), "{err}");
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_proxy_that_does_not_let_through_is_named_without_its_password() {
     let world = World::start().await;
     let forbidden = Options { answer: Some("HTTP/1.1 403 Forbidden"), ..Options::default() };

@@ -67,6 +67,27 @@ async fn a_signal_that_comes_before_the_answer_to_run_task_stops_what_it_started
     world.stop().await;
 }
 
+/// As in a release, but that the fault is asked for: in the command itself, and in a task beside it.
+#[tokio::test]
+async fn a_fault_of_the_program_is_told_and_stops_the_task_that_it_started() {
+    let world = World::start().await;
+    for (number, fault) in ["command", "task"].into_iter().enumerate() {
+        let mut up = bastion(&world, "alice", &["up", "demo"]);
+        up.args(ports().await).env("BASTION_TEST_FAULT", fault);
+        let (code, _, said) = crate::support::finish(up).await;
+        assert_eq!((code, said.matches("has a fault at src/cli/panic.rs:").count()), (101, 1), "{fault}: {said}");
+        assert!(!said.contains("BASTION_TEST_FAULT"), "its own message may hold values of users: {said}");
+        let stopped = async {
+            while running(&world) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, stopped).await.unwrap_or_else(|_| panic!("{fault}: the task goes on: {said}"));
+        assert_eq!(world.sandbox.tasks().len(), number + 1);
+    }
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn the_second_signal_ends_at_once_and_what_is_left_is_told() {
     let world = World::start_with(Flaws::default(), |config| config.phase = Duration::from_secs(2)).await;

@@ -1,17 +1,20 @@
 //! How long a login waits, and for whom: the two peers have a time of their own each, which only waiting for them uses up.
 
 use std::pin::pin;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use tracing::info;
 
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError};
+use crate::types::shortened;
 use crate::wire::proxy::{Action, Peer};
 
 /// For look-up, dial, TLS and login together. Aurora Serverless that has paused at 0 ACU holds the first connection until
 /// it has resumed: about 15 s, 30 s and more after a day (Aurora User Guide, "Scaling to Zero ACUs").
-pub(super) const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(40);
+pub(super) static UPSTREAM_TIMEOUT: LazyLock<Duration> =
+    LazyLock::new(|| shortened("BASTION_TEST_UPSTREAM_TIMEOUT", Duration::from_secs(40)));
 /// Longer than a database needs that is awake: the log says that it is waited for.
 const UNUSUAL: Duration = Duration::from_secs(5);
 
@@ -41,7 +44,7 @@ pub(super) struct TooLate;
 impl Patience {
     /// `client` is the time for what the client has to say.
     pub(super) fn new(opening: Duration, conn_id: u64) -> Self {
-        Self { opening, client: opening, upstream: UPSTREAM_TIMEOUT, conn_id, logged: false }
+        Self { opening, client: opening, upstream: *UPSTREAM_TIMEOUT, conn_id, logged: false }
     }
 
     /// Waits for `carrying`, which carries out an action, as long as the peer that it is for may take; `limit` is that of the
@@ -133,7 +136,7 @@ mod tests {
         let mut patience = Patience::new(Duration::from_secs(15), 1);
         let begun = Instant::now();
         assert_eq!(patience.for_upstream("orders", std::future::pending::<()>()).await, Err(TooLate));
-        assert_eq!(begun.elapsed(), UPSTREAM_TIMEOUT);
+        assert_eq!(begun.elapsed(), *UPSTREAM_TIMEOUT);
         assert!(patience.logged);
         // What is there at once needs none.
         assert_eq!(patience.for_upstream("orders", std::future::ready(1)).await, Ok(1));

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +69,8 @@ pub(crate) struct Task {
     started_at: Option<f64>,
     stopped_at: Option<f64>,
     stop: CancellationToken,
+    /// Its log has a reader until then.
+    pub(crate) log_end: CancellationToken,
 }
 
 impl Task {
@@ -197,7 +200,7 @@ impl Tasks {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn update(&self, id: &str, change: impl FnOnce(&mut Task)) {
+    pub(crate) fn update(&self, id: &str, change: impl FnOnce(&mut Task)) {
         self.with(|tasks| {
             if let Some(task) = tasks.iter_mut().find(|task| task.id == id) {
                 change(task);
@@ -353,6 +356,7 @@ fn new_task(
         created_at: epoch(),
         started_at: None,
         stopped_at: None,
+        log_end: shared.stop.child_token(),
         stop: shared.stop.child_token(),
     }
 }
@@ -564,8 +568,31 @@ fn spawn(shared: &Shared, id: &str) -> anyhow::Result<tokio::process::Child> {
             relay
         }
     };
-    relay.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
-    Ok(relay.spawn()?)
+    relay.stdin(Stdio::null()).stderr(log.try_clone()?).kill_on_drop(true);
+    if !shared.faults().log_can_end {
+        return Ok(relay.stdout(log).spawn()?);
+    }
+    let mut child = relay.stdout(Stdio::piped()).spawn()?;
+    let (said, end) = (
+        child.stdout.take(),
+        shared.tasks.with(|tasks| Some(tasks.iter().find(|task| task.id == id)?.log_end.clone())),
+    );
+    if let (Some(mut said), Some(end)) = (said, end) {
+        let mut log = tokio::fs::File::from_std(log);
+        shared.tracker.spawn(async move {
+            let reading = async {
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(read @ 1..) = said.read(&mut buffer).await {
+                    log.write_all(&buffer[..read]).await?;
+                    log.flush().await?;
+                }
+                std::io::Result::Ok(())
+            };
+            // A log that cannot be written has no reader either.
+            let _ended = end.run_until_cancelled(reading).await;
+        });
+    }
+    Ok(child)
 }
 
 fn container_name(id: &str) -> String {

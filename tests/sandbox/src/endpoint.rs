@@ -66,6 +66,12 @@ fn json_call(shared: &Arc<Shared>, parts: &Parts, body: &Bytes, target: &str) ->
 /// STS speaks the query protocol.
 fn query_call(shared: &Arc<Shared>, parts: &Parts, body: &Bytes) -> Result<Response<Body>, ApiError> {
     shared.sts_calls.fetch_add(1, Ordering::Relaxed);
+    if shared.faults().sts_is_away {
+        return Err(ApiError::new(
+            "ServiceUnavailable",
+            "The request has failed due to a temporary failure of the server.",
+        ));
+    }
     let caller = caller(parts, body, "sts", &shared.identities).map_err(query_rejection)?;
     let form = sigv4::pairs(std::str::from_utf8(body).unwrap_or_default());
     let action = form.iter().find(|(name, _)| name == "Action").map(|(_, value)| value.as_str()).unwrap_or_default();

@@ -72,6 +72,10 @@ pub struct Faults {
     pub agent_restarts_after: Option<Duration>,
     /// Each task has a second container, named first, with an agent of its own that runs at once.
     pub sidecar: bool,
+    /// [`Sandbox::end_log`] works for the task.
+    pub log_can_end: bool,
+    /// STS is away, for everybody and at once.
+    pub sts_is_away: bool,
 }
 
 /// What the sandbox holds.
@@ -290,6 +294,11 @@ impl Sandbox {
     /// Everything that a task's relay wrote.
     pub fn task_log(&self, id: &str) -> String {
         std::fs::read_to_string(self.shared.folder.join(format!("task-{id}.log"))).unwrap_or_default()
+    }
+
+    /// Whatever reads the log of this task is gone: its relay can write no more of it.
+    pub fn end_log(&self, id: &str) {
+        self.shared.tasks.update(id, |task| task.log_end.cancel());
     }
 
     /// Ends every task and the endpoint; waits for both.

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -25,6 +25,8 @@ pub struct Options {
     pub hangs: bool,
     /// It answers TLS itself, with a certificate of its own CA, and passes the plain bytes on.
     pub inspects: bool,
+    /// It is spoken to inside TLS, with a certificate of the same CA for 127.0.0.1.
+    pub tls: bool,
 }
 
 /// A running proxy; ends when dropped.
@@ -69,7 +71,7 @@ impl Proxy {
                         tokio::select! {
                             () = stopped.cancelled() => {}
                             // What goes wrong shows at the client.
-                            _ = inner.serve(stream) => {}
+                            _ = inner.accept(stream) => {}
                         }
                     });
                 }
@@ -99,7 +101,14 @@ impl Proxy {
 }
 
 impl Inner {
-    async fn serve(&self, mut client: TcpStream) -> anyhow::Result<()> {
+    async fn accept(&self, client: TcpStream) -> anyhow::Result<()> {
+        match self.options.tls {
+            true => self.serve(self.acceptor("127.0.0.1")?.accept(client).await?).await,
+            false => self.serve(client).await,
+        }
+    }
+
+    async fn serve(&self, mut client: impl AsyncRead + AsyncWrite + Unpin) -> anyhow::Result<()> {
         let head = head(&mut client).await?;
         let (line, headers) = head.split_once("\r\n").context("no request")?;
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
@@ -156,7 +165,7 @@ impl Inner {
 }
 
 /// A request up to the empty line.
-async fn head(client: &mut TcpStream) -> anyhow::Result<String> {
+async fn head(client: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(client.read_u8().await?);
