@@ -11,6 +11,7 @@ use crate::support::{PATIENCE, Relay, World};
 const MESSAGES: usize = 1000;
 
 /// Messages of the whole test; `scripts/soak` asks for more.
+#[expect(clippy::disallowed_methods, reason = "of a test, and not of a relay")]
 fn wanted() -> usize {
     std::env::var("BASTION_SESSION_MESSAGES").ok().and_then(|wanted| wanted.parse().ok()).unwrap_or(3000)
 }
@@ -118,13 +119,13 @@ async fn play(relay: &Relay<'_>, seed: u64, first: usize) -> usize {
     let length = u32::try_from(startup.len() + 4).unwrap();
     stream.write_all(&[&length.to_be_bytes()[..], startup].concat()).await.unwrap();
     let (mut from, mut to) = stream.into_split();
-    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let (heard, mut hears) = tokio::sync::mpsc::channel(1);
     let reading = async move {
         let mut buffer = [0; 8192];
         while let Ok(read) = from.read(&mut buffer).await
             && read > 0
         {
-            let _nobody_waits = heard.send(());
+            let _is_known = heard.try_send(());
         }
     };
     let saying = async move {
@@ -153,16 +154,21 @@ async fn play(relay: &Relay<'_>, seed: u64, first: usize) -> usize {
 
 /// What the server says to have run: the kind, and the text.
 fn ran(log: &str, process: i64) -> Vec<(&'static str, String)> {
-    let prefix = format!("{process}|LOG:  ");
-    let lines = log.lines().filter_map(|line| line.strip_prefix(&prefix));
-    let run = |line: &str| {
-        if let Some(text) = line.strip_prefix("statement: ") {
-            return Some(("query", text.to_owned()));
+    let prefix = format!("{process}|");
+    let mut ran = Vec::new();
+    for line in log.lines().filter_map(|line| line.strip_prefix(&prefix)) {
+        if let Some(text) = line.strip_prefix("LOG:  statement: ") {
+            ran.push(("query", text.to_owned()));
+        } else if line.starts_with("LOG:  execute fetch from ") {
+            // More of what has run already.
+        } else if let Some((_name, text)) = line.strip_prefix("LOG:  execute ").and_then(|line| line.split_once(": ")) {
+            ran.push(("execute", text.to_owned()));
+        } else if line.starts_with("ERROR:  portal ") && line.ends_with(" cannot be run") {
+            // It is done, and was logged before that was noticed.
+            ran.pop();
         }
-        let (_name, text) = line.strip_prefix("execute ")?.split_once(": ")?;
-        (!line.starts_with("execute fetch from")).then(|| ("execute", text.to_owned()))
-    };
-    lines.filter_map(run).collect()
+    }
+    ran
 }
 
 /// Whether both logs can be of the same run. An execute whose text is not known may have run anything, or have found no portal.
@@ -170,7 +176,7 @@ fn agree(theirs: &[(&str, String)], ours: &[(&str, Option<&str>)]) -> Result<(),
     // How many of theirs may be those of ours so far.
     let mut reached = vec![true];
     reached.resize(theirs.len() + 1, false);
-    for (kind, text) in ours {
+    for (number, (kind, text)) in ours.iter().enumerate() {
         let before = reached.clone();
         reached = (0..before.len())
             .map(|count| {
@@ -180,7 +186,10 @@ fn agree(theirs: &[(&str, String)], ours: &[(&str, Option<&str>)]) -> Result<(),
             })
             .collect();
         if !reached.contains(&true) {
-            return Err(format!("the server has not run {kind} {text:?}, or not in this order"));
+            let most = before.iter().rposition(|reached| *reached).unwrap_or_default();
+            let (theirs, ours) = (&theirs[most.saturating_sub(9)..], &ours[number.saturating_sub(9)..]);
+            let near = format!("{:?}\nand {:?}", &theirs[..theirs.len().min(12)], &ours[..ours.len().min(12)]);
+            return Err(format!("the server has not run {kind} {text:?}, or not in this order: {near}"));
         }
     }
     let most = reached.iter().rposition(|reached| *reached).unwrap_or_default();

@@ -151,11 +151,7 @@ impl Scanner {
         }
         match byte {
             b'-' if last == b'-' => self.dashes = true,
-            b'\n' | b'\r' => {
-                if std::mem::take(&mut self.dashes) {
-                    self.start();
-                }
-            }
+            b'\n' | b'\r' if std::mem::take(&mut self.dashes) => self.start(),
             b';' => self.start(),
             b'/' if last == b'*' => self.start(),
             _ => {}
@@ -294,12 +290,12 @@ mod tests {
             ("deallocate prepare/**/s1", all.clone()),
             ("prepare U&\"s1\" as select 1", all.clone()),
             ("deallocate \"a\"\"b\"", all.clone()),
-            ("select ';'; -- ;\nprepare \u{e9} as select 1", all.clone()),
+            ("select ';'; -- ;\nprepare \u{e9} as select 1", all),
             ("prepare transaction 'x'", Effects { portals: true, ..forgets("transaction") }),
             ("commit", portals.clone()),
             ("select 1;end", portals.clone()),
             ("\tclose p", portals.clone()),
-            ("call f()", portals.clone()),
+            ("call f()", portals),
             ("discard all", Effects::ANY),
             ("do $$ begin end $$", Effects::ANY),
             ("do 'begin end'", Effects::ANY),

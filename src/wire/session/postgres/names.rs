@@ -179,9 +179,4 @@ impl<V> Names<V> {
             self.named.remove(key);
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.named.len()
-    }
 }

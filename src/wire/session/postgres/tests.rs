@@ -110,7 +110,29 @@ fn messages() -> impl Strategy<Value = Vec<Said>> {
         let end = if fails { Said::CopyFail } else { Said::CopyDone };
         copy.into_iter().chain([Said::CopyData, end]).chain(extended.then_some(Said::Sync)).collect()
     });
+    let tricks = (1..3_u8, names(), 0..4_u8).prop_map(|(name, other, how)| {
+        let run =
+            |sql| [Said::Parse(0, sql), Said::Bind { portal: 0, statement: 0 }, Said::Execute { portal: 0, rows: 0 }];
+        let ends = |ends: Vec<Said>| ends.into_iter().chain([Said::Sync]).collect();
+        match how {
+            0 => vec![Said::Query(vec![Sql::Deallocate(name), Sql::Prepare(name)])],
+            1 => ends([run(Sql::Deallocate(name)), run(Sql::Prepare(name))].concat()),
+            2 => vec![Said::Query(vec![Sql::Begin]), Said::Query(vec![Sql::Close(name), Sql::Declare(name)])],
+            _ => {
+                let (portal, statement) = (0, other);
+                let tricks = [Said::Parse(statement, Sql::Deallocate(name)), Said::Bind { portal, statement }];
+                ends(
+                    tricks
+                        .into_iter()
+                        .chain([Said::Execute { portal, rows: 0 }])
+                        .chain(run(Sql::Prepare(name)))
+                        .collect(),
+                )
+            }
+        }
+    });
     prop_oneof![
+        3 => tricks,
         6 => message().prop_map(|said| vec![said]),
         10 => extended,
         1 => copy,
@@ -363,6 +385,7 @@ fn a_client_that_waits_is_followed_exactly() {
 }
 
 /// `SESSION_CASES` plays more of them; one has about 30 messages.
+#[expect(clippy::disallowed_methods, reason = "of a test, and not of a relay")]
 fn cases() -> u32 {
     std::env::var("SESSION_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500)
 }
@@ -392,6 +415,86 @@ fn what_replaces_a_text_behind_an_error_is_not_taken_for_it() {
         let known = play.records[&5].statement.sql();
         assert_eq!(known, settles.then_some("select 0"), "nothing is known before the answer");
     }
+}
+
+/// The same SQL in the extended protocol.
+fn run(portal: u8, statement: u8) -> [Said; 2] {
+    [Said::Bind { portal, statement }, Said::Execute { portal, rows: 0 }]
+}
+
+#[test]
+fn a_text_that_is_not_known_may_touch_every_name() {
+    let mut steps = vec![say(Said::Parse(1, Sql::Select)), say(Said::Sync), Step::Settle];
+    // Without an answer nobody knows what the two are.
+    steps.extend([Said::Parse(2, Sql::Deallocate(1)), Said::Parse(0, Sql::Prepare(1)), Said::Sync].map(say));
+    steps.extend(run(0, 2).into_iter().chain(run(0, 0)).chain([Said::Sync]).map(say));
+    steps.push(Step::Settle);
+    steps.extend(run(0, 1).into_iter().chain([Said::Sync]).map(say));
+    let play = Play::run(&steps);
+    play.check();
+    assert_eq!(play.came[11], Came::Ran("of SQL: prepare n1 as select 3".to_owned()));
+}
+
+#[test]
+fn names_that_the_server_takes_for_one_are_known_to_nobody() {
+    let mut steps = vec![say(Said::Parse(model::LONG, Sql::Select)), say(Said::Sync), Step::Settle];
+    steps.extend([Said::CloseStatement(model::LONGER), Said::Parse(model::LONGER, Sql::Select)].map(say));
+    steps.extend(run(0, model::LONG).into_iter().chain([Said::Sync]).map(say));
+    let play = Play::run(&steps);
+    play.check();
+    assert_eq!(play.came[5], Came::Ran("select 3".to_owned()));
+}
+
+#[test]
+fn a_sync_within_a_copy_has_no_answer() {
+    for (settles, fails) in [(false, false), (true, false), (true, true)] {
+        let copy = [Said::Parse(0, Sql::CopyIn)].into_iter().chain(run(0, 0));
+        let mut steps: Vec<_> = copy.map(say).collect();
+        steps.extend(settles.then_some(Step::Settle));
+        steps.extend([Said::Sync, Said::CopyData].map(say));
+        steps.extend(fails.then_some(Step::FailCopy));
+        steps.extend([Said::CopyDone, Said::Sync].map(say));
+        steps.push(Step::Settle);
+        steps.extend([Said::Parse(0, Sql::Select)].into_iter().chain(run(0, 0)).chain([Said::Sync]).map(say));
+        let play = Play::run(&steps);
+        play.check();
+        assert_eq!((play.ended.as_ref(), play.known()), (None, (2, 2)), "{settles} {fails}");
+        assert!(play.session.is_idle());
+    }
+}
+
+#[test]
+fn a_portal_does_not_outlive_its_transaction() {
+    let bound = [Said::Parse(0, Sql::Select), Said::Bind { portal: 1, statement: 0 }];
+    let execute = Said::Execute { portal: 1, rows: 0 };
+    let end = |sql| Said::Query(vec![sql]);
+    for (before, behind, exists, is_known) in [
+        (vec![], vec![Said::Sync], false, false),
+        (vec![end(Sql::Begin)], vec![Said::Sync], true, true),
+        (vec![end(Sql::Begin)], vec![end(Sql::Select)], true, true),
+        // It is broken.
+        (vec![end(Sql::Begin)], vec![end(Sql::Fails)], true, false),
+        (vec![end(Sql::Begin)], vec![end(Sql::Commit)], false, false),
+    ] {
+        let said = before.into_iter().chain(bound.clone()).chain(behind).map(say);
+        let said: Vec<_> = said.chain([Step::Settle, say(execute.clone()), say(Said::Sync)]).collect();
+        let play = Play::run(&said);
+        play.check();
+        let number = play.said.len() - 2;
+        assert_eq!(matches!(play.came[number], Came::Ran(_)), exists, "{said:?}");
+        assert_eq!(play.records[&number].statement.sql().is_some(), is_known, "{said:?}");
+    }
+}
+
+#[test]
+fn nothing_behind_the_last_error_runs() {
+    let (mut session, mut events) = (Session::new(Some(limits())), Vec::new());
+    let query = |text: &[u8]| encoded(b'Q', &[text, b"\0"]);
+    session.client(&[query(b"select 1"), query(b"select 2")].concat(), &mut events);
+    session.server(&encoded(b'E', &[b"SFATAL\0VFATAL\0C57P01\0\0"]), &mut events);
+    session.client(&query(b"select 3"), &mut events);
+    let not_run = |event: &Event| if let Event::NotRun { number } = event { Some(*number) } else { None };
+    assert_eq!(events.iter().filter_map(not_run).collect::<Vec<_>>(), [2, 3]);
 }
 
 /// What a session says of these bytes of a client, and how many of them go on.

@@ -335,13 +335,13 @@ impl Server {
                     return Err(Failed);
                 }
                 self.send(b't', &[0, 0]);
-                self.send(if number % 2 == 0 { b'n' } else { b'T' }, if number % 2 == 0 { b"" } else { &[0, 0] });
+                self.describe(number);
             }
             Said::DescribePortal(n) => {
                 if fails || !self.portals.contains_key(n) {
                     return Err(Failed);
                 }
-                self.send(if number % 2 == 0 { b'n' } else { b'T' }, if number % 2 == 0 { b"" } else { &[0, 0] });
+                self.describe(number);
             }
             Said::Execute { portal, rows } => return self.execute(*portal, *rows, fails, came),
             Said::CloseStatement(n) => {
@@ -377,6 +377,14 @@ impl Server {
             Said::Flush | Said::CopyData | Said::CopyDone | Said::CopyFail => {}
         }
         Ok(())
+    }
+
+    /// Some have rows.
+    fn describe(&mut self, number: usize) {
+        match number.is_multiple_of(2) {
+            true => self.send(b'n', b""),
+            false => self.send(b'T', &[0, 0]),
+        }
     }
 
     fn execute(&mut self, n: u8, rows: u8, fails: bool, came: &mut Came) -> Result<(), Failed> {
