@@ -10,6 +10,8 @@ pub const READ_ONLY: &str = "default_transaction_read_only";
 const APPLICATION_NAME: &str = "application_name";
 /// `application_name` is a name: NAMEDATALEN - 1 bytes (PostgreSQL manual, `application_name`).
 const APPLICATION_NAME_MAX: usize = 63;
+/// How a name begins that says who somebody is.
+const PERSON: &str = "bastion:";
 
 /// How the session is made one that only reads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,8 +45,15 @@ pub(super) fn packet(
         startup.set("database", database);
     }
     startup.set("user", user.as_bytes());
-    if let Some(person) = person {
-        startup.set_setting(APPLICATION_NAME, application_name(person, program(client).as_deref()).as_bytes());
+    match person {
+        Some(person) => {
+            startup.set_setting(APPLICATION_NAME, application_name(person, program(client).as_deref()).as_bytes());
+        }
+        // Nobody but the relay says who somebody is.
+        None if program(client).is_some_and(|program| program.starts_with(PERSON)) => {
+            startup.remove_setting(APPLICATION_NAME);
+        }
+        None => {}
     }
     match read_only {
         ReadOnly::No => {}
@@ -79,7 +88,7 @@ pub(super) fn is_physical_replication(client: &Startup) -> bool {
 
 /// `bastion:alice psql`, as far as it fits.
 fn application_name(person: &str, program: Option<&str>) -> String {
-    let mut name = format!("bastion:{person}");
+    let mut name = format!("{PERSON}{person}");
     if let Some(program) = program.filter(|program| !program.is_empty()) {
         name.push(' ');
         name.push_str(program);
@@ -182,6 +191,15 @@ mod tests {
         let mut wanted = owned(&typed[..6]);
         wanted.extend(owned(&[("database", "y"), ("user", "db_read")]));
         assert_eq!(sent(&typed, Some("orders"), None, ReadOnly::No), Ok(wanted));
+    }
+
+    #[test]
+    fn a_client_cannot_say_who_somebody_is() {
+        let typed = [("user", "x"), ("APPLICATION_NAME", "bastion:bob psql"), ("database", "y")];
+        let wanted = owned(&[("database", "y"), ("user", "db_read")]);
+        assert_eq!(sent(&typed, None, None, ReadOnly::No), Ok(wanted));
+        let sent = sent(&typed, None, Some("alice"), ReadOnly::No).unwrap();
+        assert_eq!(sent.last().unwrap().1, "bastion:alice bastion:bob psql");
     }
 
     #[test]
