@@ -148,7 +148,7 @@ fn launcher<F: Future<Output = Result<(), CommandError>>>(
     let filter = ProcessEnv.get(vars::LOG).unwrap_or_else(|| "off".to_owned());
     let filter = telemetry::filter(&filter)
         .map_err(|error| CommandError::new(Kind::Config, anyhow::anyhow!("{}: is {filter:?}: {error}", vars::LOG)))?;
-    telemetry::init(telemetry::Format::Text, filter);
+    let _log = telemetry::init(telemetry::Format::Text, filter);
     // One thread carries more than a tunnel brings, and a message that wakes no second one costs half.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CommandError::failed)?;
     let result = runtime.block_on(run_to_the_end(hangup, command));

@@ -48,7 +48,7 @@ pub(super) fn cmd_relay(args: &RelayArgs) -> Result<(), CommandError> {
         return Ok(());
     }
     let format = if std::io::stderr().is_terminal() { telemetry::Format::Text } else { telemetry::Format::Json };
-    telemetry::init(format, filter);
+    let _log = telemetry::init(format, filter);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CommandError::failed)?;
     runtime.block_on(run(config))
 }
