@@ -95,7 +95,10 @@ class Bench:
         done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
         if done.returncode != 0:
             sys.exit(f"{way}: {done.stderr}")
-        return float(re.search(r"tps = ([\d.]+)", done.stdout)[1])
+        found = re.search(r"tps = ([\d.]+)", done.stdout)
+        if not found:
+            sys.exit(f"{way}: {done.stdout}{done.stderr}")
+        return float(found[1])
 
     def latencies(self, way, clients=1):
         """Median and 99th percentile of selects, in ms."""

@@ -97,14 +97,16 @@ impl Fields {
         }
     }
 
-    pub(super) fn hexadecimal(&mut self, name: &str, value: &[u8]) {
+    pub(super) fn hexadecimal(&mut self, name: &str, value: &[u8; 32]) {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |value: u8| DIGITS.get(usize::from(value & 15)).copied().unwrap_or_default();
+        let mut text = [0; 64];
+        for (two, byte) in text.chunks_exact_mut(2).zip(value) {
+            two.copy_from_slice(&[digit(byte >> 4), digit(*byte)]);
+        }
         self.key(name);
         self.json.push(b'"');
-        for byte in value {
-            let digit = |value: u8| DIGITS.get(usize::from(value & 15)).copied().unwrap_or(b'0');
-            self.json.extend([digit(byte >> 4), digit(*byte)]);
-        }
+        self.json.extend_from_slice(&text);
         self.json.push(b'"');
     }
 

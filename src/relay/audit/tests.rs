@@ -77,7 +77,7 @@ fn check(record: &Value, field: &str, whole: Option<&str>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn records_of_connections_are_lines_of_json_and_say_what_was_cut(
