@@ -14,6 +14,7 @@ mod mysql;
 mod pg;
 mod pg_session;
 mod port;
+mod redact;
 mod smux;
 mod ssm;
 
@@ -42,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     ("pg_messages", pg::messages),
     ("pg_session", pg_session::session),
     ("port_session", port::session),
+    ("redact", redact::redact),
     ("smux", smux::smux),
     ("ssm_messages", ssm::messages),
 ];
