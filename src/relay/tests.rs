@@ -11,6 +11,7 @@ use tokio::process::Command;
 
 mod client_tls;
 mod cut;
+mod failing_log;
 mod hostile;
 mod pipelined;
 mod special;
