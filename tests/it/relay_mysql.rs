@@ -12,7 +12,7 @@ use mysql_async::prelude::Queryable as _;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{BASTION, PATIENCE, finish, logged, mysql_options, sandbox_program};
+use crate::support::{BASTION, PATIENCE, check_records, finish, logged, mysql_options, sandbox_program};
 
 /// A MariaDB, and a relay in a task for each test that wants one.
 pub(crate) struct World {
@@ -103,6 +103,7 @@ impl World {
     }
 
     pub(crate) async fn stop(self) {
+        self.sandbox.tasks().iter().for_each(|(task, _)| check_records(&self.sandbox.task_log(task)));
         self.sandbox.stop().await;
         self.database.stop().await;
         self.folder.close().unwrap();
@@ -327,6 +328,7 @@ async fn statements_are_in_the_audit_log() {
     })
     .await;
     let mut client = world.client().await;
+    let number = client.query_first::<u32, _>("select connection_id()").await.unwrap();
     let literal = "select id from events where id < 3 and 'S3CRET' <> \"x\"";
     assert_eq!(client.query::<u64, _>(literal).await.unwrap().len(), 2);
     // Its answer has more packets than there are numbers for them.
@@ -351,6 +353,8 @@ async fn statements_are_in_the_audit_log() {
     world.wait_for("kill query").await;
     let log = world.log();
     let records: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let opened = records.iter().find(|line| line["event"] == "connection_opened").unwrap();
+    assert_eq!(opened["db_conn_id"].as_u64(), number.map(u64::from));
     let count = |kind: &str, sql: &str| {
         let found =
             records.iter().filter(|line| line["event"] == "statement" && line["kind"] == kind && line["sql"] == sql);

@@ -86,27 +86,24 @@ impl World {
         relay
     }
 
-    /// Holds every record of every relay to the schema, and their numbers to their order.
-    fn check_records(&self) {
-        for (task, _) in self.sandbox.tasks() {
-            let log = self.sandbox.task_log(&task);
-            let mut n = 0;
-            // A relay that was killed may have left the start of a line.
-            for line in log.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-                schema::check_line(line.trim_end()).unwrap();
-                if line.starts_with("{\"audit\"") {
-                    n += 1;
-                    assert!(line.starts_with(&format!("{{\"audit\":2,\"n\":{n},")), "record {n} is {line}");
-                }
-            }
-        }
-    }
-
     pub(crate) async fn stop(self) {
-        self.check_records();
+        self.sandbox.tasks().iter().for_each(|(task, _)| check_records(&self.sandbox.task_log(task)));
         self.sandbox.stop().await;
         self.database.stop().await;
         self.folder.close().unwrap();
+    }
+}
+
+/// Holds every record of a relay to the schema, and their numbers to their order.
+pub(crate) fn check_records(log: &str) {
+    let mut n = 0;
+    // A relay that was killed may have left the start of a line.
+    for line in log.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+        schema::check_line(line.trim_end()).unwrap();
+        if line.starts_with("{\"audit\"") {
+            n += 1;
+            assert!(line.starts_with(&format!("{{\"audit\":2,\"n\":{n},")), "record {n} is {line}");
+        }
     }
 }
 
