@@ -104,10 +104,17 @@ where
             false => upward.poll(context, client, upstream, up, session.as_deref_mut()),
             true => Ok(Poll::Ready(())),
         };
+        let is_full = |session: &mut Option<&mut Followed<'_>>| {
+            session.as_mut().is_some_and(|session| session.session().is_full())
+        };
+        let was_full = is_full(&mut session);
         let down_done = match ended.client_gone {
             false => downward.poll(context, upstream, client, down, session.as_deref_mut()),
             true => Ok(Poll::Ready(())),
         };
+        if was_full && !is_full(&mut session) {
+            context.waker().wake_by_ref();
+        }
         let (up_done, down_done) = match (up_done, down_done) {
             (Ok(up_done), Ok(down_done)) => (up_done, down_done),
             (Err(Failure::Audit(error)), _) | (_, Err(Failure::Audit(error))) => {

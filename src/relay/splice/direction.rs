@@ -139,6 +139,10 @@ impl Direction {
                     }
                 };
             }
+            if self.from == Who::Client && session.as_deref_mut().is_some_and(|session| session.session().is_full()) {
+                // The other direction goes on, and wakes this one.
+                return self.poll_flush(context, to);
+            }
             if self.poll_copy(context, from, to, counter, session.as_deref_mut())?.is_pending() {
                 return self.poll_flush(context, to);
             }

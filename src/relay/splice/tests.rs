@@ -263,6 +263,45 @@ async fn a_notice_goes_between_two_messages_however_the_bytes_come() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_wait_is_held_until_answers_come() {
+    const SAID: usize = 20_000;
+    let (mut client, mut near_client) = duplex(1 << 20);
+    let (mut upstream, mut near_upstream) = duplex(1 << 20);
+    let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
+    let limits = crate::wire::session::text::Limits::new(100, None);
+    let mut session = Followed::new(Session::postgres(Some(limits)), None);
+    let splicing = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), Some(&mut session), &cut);
+    let saying = async {
+        client.write_all(&message(b'S', &[]).repeat(SAID)).await.unwrap();
+        client.shutdown().await.unwrap();
+        messages(&mut client, SAID + 1).await.len()
+    };
+    let answering = async {
+        let (mut seen, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
+        let mut most = 0;
+        loop {
+            // Everything that comes without an answer.
+            while let Ok(Ok(read)) = tokio::time::timeout(Duration::from_secs(1), upstream.read(&mut buffer)).await
+                && read > 0
+            {
+                seen.push(read);
+            }
+            let count = seen.drain(..).sum::<usize>() / 5;
+            if count == 0 {
+                break;
+            }
+            most = most.max(count);
+            upstream.write_all(&message(b'Z', b"I").repeat(count)).await.unwrap();
+        }
+        upstream.shutdown().await.unwrap();
+        most
+    };
+    let (spliced, heard, most) = tokio::join!(splicing, saying, answering);
+    assert_eq!((heard, spliced.breach), (SAID, None));
+    assert!((4096..11_000).contains(&most), "{most}");
+}
+
 /// A packet of MySQL.
 fn packet(sequence: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = bytes::BytesMut::new();

@@ -151,6 +151,15 @@ impl Session {
         }
     }
 
+    /// Whether so much waits for answers that no more of the client should be read before some have come.
+    #[cfg(feature = "relay")]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Mysql(_) => false,
+            Self::Postgres(session) => session.is_full(),
+        }
+    }
+
     /// Whether a message for the client may stand here.
     pub fn is_between_messages(&self) -> bool {
         match self {

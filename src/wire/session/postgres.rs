@@ -212,6 +212,12 @@ impl Session {
         self.statements.as_mut().map_or(Ok(()), |statements| statements.server_message(tag, events))
     }
 
+    /// Whether the client is to wait.
+    #[cfg(feature = "relay")]
+    pub(super) fn is_full(&self) -> bool {
+        self.statements.as_ref().is_some_and(|statements| statements.is_full())
+    }
+
     /// Whether everything is answered, as far as that is followed.
     pub(super) fn is_idle(&self) -> bool {
         #[cfg(feature = "relay")]

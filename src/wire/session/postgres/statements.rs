@@ -20,7 +20,9 @@ use crate::wire::redact::{Dialect, Modes};
 use crate::wire::session::Event;
 use crate::wire::session::text::{Collector, Limits, Text};
 
-/// Messages that may wait for an answer.
+/// So many messages may wait for an answer before the client is held.
+const FULL: usize = 4096;
+/// A client that is not held ends the session with so many.
 const ASKED_MAX: usize = 65_536;
 /// Texts without a name that may run and have no record so far.
 const UNTOLD_MAX: usize = 8;
@@ -119,6 +121,11 @@ impl Statements {
             number: 0,
             said: Vec::new(),
         }
+    }
+
+    /// Whether the client is to wait for answers before it says more.
+    pub(super) fn is_full(&self) -> bool {
+        self.asked.len() >= FULL
     }
 
     /// Whether everything is answered.
