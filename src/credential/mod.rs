@@ -5,6 +5,7 @@
 //! connection ([`Loan`]) and knows what to try when the database refuses one: that is how a rotation in mid-run stays
 //! invisible.
 
+mod bounded;
 mod cache;
 mod personal;
 mod rds_iam;

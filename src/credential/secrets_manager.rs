@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::credential::secret::{self, NoEngine, SecretFlaw};
 use crate::credential::{Credential, Kind, MintError, Place, Reuse, TaskRole};
 use crate::types::Engine;
+use crate::wire::memory::TooLong;
 
 /// How long a value is used before it is looked up again. A change is noticed earlier: by the refusal of the old one.
 const READ_AGAIN: Duration = Duration::from_secs(3600);
@@ -57,6 +58,8 @@ pub(crate) enum SecretError {
     Refused(String),
     #[error("Secrets Manager is slowing the task down")]
     Throttled,
+    #[error("{0}")]
+    TooLong(TooLong),
     #[error("Secrets Manager cannot be reached: {0}")]
     Unreachable(String),
 }
@@ -172,7 +175,8 @@ impl SecretsManager {
             return match error {
                 SdkError::ResponseError(_) => SecretError::Unreachable("its answer could not be read".to_owned()),
                 SdkError::TimeoutError(_) => SecretError::Unreachable("no answer in time".to_owned()),
-                other => SecretError::Unreachable(innermost(other)),
+                other if innermost(other).is::<TooLong>() => SecretError::TooLong(TooLong),
+                other => SecretError::Unreachable(innermost(other).to_string()),
             };
         };
         match service {
@@ -211,8 +215,8 @@ fn is_not_found(error: &SdkError<GetSecretValueError>) -> bool {
 }
 
 /// The last cause in a chain of errors, where the address and the operating system's reason stand.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).last().map(ToString::to_string).unwrap_or_default()
+fn innermost<'e>(error: &'e (dyn std::error::Error + 'static)) -> &'e (dyn std::error::Error + 'static) {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
 }
 
 #[cfg(test)]
@@ -304,6 +308,8 @@ mod tests {
         }
         let flawed = read("200 OK", r#"{"SecretString":"{\"username\":\"u\",\"pw\":\"S3CRET\"}"}"#).await.unwrap_err();
         assert_eq!(flawed, SecretError::Flawed(SecretFlaw::NoPassword));
+        let long = format!(r#"{{"SecretString":"{}"}}"#, "x".repeat(1 << 20));
+        assert_eq!(read("200 OK", &long).await.unwrap_err(), SecretError::TooLong(TooLong));
         assert_eq!(
             read("200 OK", r#"{"SecretBinary":"AAAA"}"#).await.unwrap_err().to_string(),
             "it is binary, not JSON text"

@@ -11,6 +11,7 @@ use aws_sdk_secretsmanager::config::SharedHttpClient;
 use aws_smithy_http_client::tls;
 
 use crate::credential::MintError;
+use crate::credential::bounded::bounded;
 use crate::tls::{TlsConfigError, aws_roots, extra_ca_pem};
 use crate::types::ExtraCa;
 
@@ -29,6 +30,7 @@ impl TaskRole {
         let http = aws_smithy_http_client::Builder::new()
             .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
             .build_https();
+        let http = bounded(http);
         let config = ProviderConfig::without_region().with_http_client(http);
         Self { provider: EcsCredentialsProvider::builder().configure(&config).build() }
     }
@@ -64,8 +66,9 @@ pub(crate) fn https_client(extra_ca: &ExtraCa) -> Result<SharedHttpClient, TlsCo
         .with_trust_store(roots)
         .build()
         .map_err(|error| TlsConfigError::AwsClient(error.to_string()))?;
-    Ok(aws_smithy_http_client::Builder::new()
+    let client = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
         .tls_context(context)
-        .build_https())
+        .build_https();
+    Ok(bounded(client))
 }

@@ -10,6 +10,7 @@ use crate::wire::lane::budget::Filling;
 use crate::wire::lane::frame::{Frame, REASON_MAX, SEGMENT_MAX, SEGMENT_OVERHEAD, Segment};
 use crate::wire::lane::link::{Config, Event, Link, Side};
 use crate::wire::lane::stream::Read;
+use crate::wire::memory::Memory;
 
 /// Frames that are larger than this were never whole.
 const FRAME_MAX: usize = SEGMENT_MAX + SEGMENT_OVERHEAD + REASON_MAX;
@@ -41,7 +42,7 @@ pub(super) fn frames(data: &[u8]) {
 
 fn link(side: Side) -> Link {
     let filling = if side == Side::Opener { Filling::UP } else { Filling::DOWN };
-    Link::new(Config { side, filling, grace: Duration::from_secs(60) })
+    Link::new(Config { side, filling, grace: Duration::from_secs(60) }, Memory::relay())
 }
 
 /// One end, and a peer that sends anything.

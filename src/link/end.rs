@@ -29,6 +29,7 @@ pub(super) fn failure(end: StreamEnd) -> io::Error {
         StreamEnd::Cut => io::ErrorKind::ConnectionAborted,
         StreamEnd::Reset(_) | StreamEnd::Over(_) => io::ErrorKind::ConnectionReset,
         StreamEnd::Unreadable(_) => io::ErrorKind::InvalidData,
+        StreamEnd::NoMemory(_) => io::ErrorKind::OutOfMemory,
     };
     io::Error::new(kind, end)
 }

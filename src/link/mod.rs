@@ -22,6 +22,7 @@ pub(crate) use crate::link::stream::Stream;
 use crate::types::shortened;
 use crate::wire::lane::budget::Filling;
 use crate::wire::lane::link::{Config, Event, Link as Machine, Side};
+use crate::wire::memory::Memory;
 
 /// Without any lane for so long, both ends give the link up: longer than new sessions take, short enough that a database
 /// does not hold the locks of somebody who is gone.
@@ -94,19 +95,19 @@ pub(crate) struct Link {
 impl Link {
     /// The relay's end: streams come.
     #[cfg(feature = "relay")]
-    pub(crate) fn acceptor() -> Self {
-        Self::new(Side::Acceptor, Filling::DOWN)
+    pub(crate) fn acceptor(memory: Memory) -> Self {
+        Self::new(Side::Acceptor, Filling::DOWN, memory)
     }
 
     /// The laptop's end: it opens streams.
     #[cfg(any(feature = "launcher", test))]
     pub(crate) fn opener() -> Self {
-        Self::new(Side::Opener, Filling::UP)
+        Self::new(Side::Opener, Filling::UP, Memory::laptop())
     }
 
-    fn new(side: Side, filling: Filling) -> Self {
+    fn new(side: Side, filling: Filling, memory: Memory) -> Self {
         let inner = Inner {
-            machine: Machine::new(Config { side, filling, grace: *GRACE }),
+            machine: Machine::new(Config { side, filling, grace: *GRACE }, memory),
             readers: HashMap::new(),
             writers: HashMap::new(),
             lanes: HashMap::new(),

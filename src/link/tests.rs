@@ -15,7 +15,7 @@ struct World {
 
 impl World {
     fn new(lanes: usize) -> Self {
-        let (opener, acceptor) = (Link::opener(), Link::acceptor());
+        let (opener, acceptor) = (Link::opener(), Link::acceptor(Memory::relay()));
         let mut world = Self { opener, acceptor, tasks: JoinSet::new(), lanes: Vec::new() };
         for link in [world.opener.clone(), world.acceptor.clone()] {
             world.tasks.spawn(async move { link.keep_time().await });

@@ -155,7 +155,7 @@ fn begin(
     secret: Secret,
     person: Option<Arc<Person>>,
 ) -> Result<Link, (StatusCode, &'static str)> {
-    let link = Link::acceptor();
+    let link = Link::acceptor(shared.memory.clone());
     let entry = Entry { link: link.clone(), person, leaves: false };
     {
         let mut links = shared.links.lock();

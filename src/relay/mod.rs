@@ -55,6 +55,7 @@ use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
 use crate::types::{ExtraCa, RELAY_HTTP_PORT, Target, Undecided};
 use crate::wire::authorize::Audience;
+use crate::wire::memory::Memory;
 
 pub(crate) use lifetime::Ended;
 
@@ -161,6 +162,7 @@ struct Shared {
     cut: CancellationToken,
     conns: TaskTracker,
     links: Links,
+    memory: Memory,
     /// Open connections of launchers without a link.
     plain: AtomicUsize,
     shortage: accept::Shortage,
@@ -269,6 +271,7 @@ impl Relay {
             cut: now,
             conns: TaskTracker::new(),
             links: Links::default(),
+            memory: Memory::relay(),
             plain: AtomicUsize::new(0),
             shortage: accept::Shortage::default(),
         });

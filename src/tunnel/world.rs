@@ -22,6 +22,7 @@ use crate::link::plain::Plain;
 use crate::types::{Engine, HEADER_LANE, HEADER_LINK, HEADER_TARGET, UPGRADE_CONN};
 use crate::wire::authorize::PROOF_WANTED;
 use crate::wire::end::DATABASE_RESET;
+use crate::wire::memory::Memory;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -226,7 +227,7 @@ impl Relay {
 
     #[expect(clippy::disallowed_methods, reason = "ends with its link")]
     fn begin(&self, secret: String) -> Link {
-        let link = Link::acceptor();
+        let link = Link::acceptor(Memory::relay());
         self.links.lock().unwrap().insert(secret, link.clone());
         let (serving, wanted, rest) = (link.clone(), Arc::clone(&self.wanted), Arc::clone(&self.rest));
         tokio::spawn(async move {

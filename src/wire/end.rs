@@ -101,6 +101,7 @@ impl End {
             StreamEnd::Over(Ended::Goodbye) => Self::new(Who::Launcher, How::Cut),
             StreamEnd::Over(Ended::Closed | Ended::Gone(_)) => Self::new(Who::Task, How::Cut),
             StreamEnd::Over(Ended::NoLane(_)) => Self::new(Who::Tunnel, How::TimedOut),
+            StreamEnd::NoMemory(_) => Self::new(Who::Relay, How::Cut),
             StreamEnd::Cut | StreamEnd::Over(Ended::Broken(_)) | StreamEnd::Unreadable(_) => {
                 Self::new(Who::Tunnel, How::Cut)
             }
@@ -113,7 +114,7 @@ impl End {
             StreamEnd::Reset(reason) if reason.starts_with(DATABASE_RESET) => Self::new(Who::Database, How::Reset),
             StreamEnd::Closed | StreamEnd::Reset(_) => Self::new(Who::Relay, How::Refused),
             StreamEnd::Over(Ended::Goodbye | Ended::Gone(_)) => Self::new(Who::Task, How::Cut),
-            StreamEnd::Over(Ended::Closed) => Self::new(Who::Launcher, How::Cut),
+            StreamEnd::Over(Ended::Closed) | StreamEnd::NoMemory(_) => Self::new(Who::Launcher, How::Cut),
             StreamEnd::Over(Ended::NoLane(_)) => Self::new(Who::Tunnel, How::TimedOut),
             StreamEnd::Cut | StreamEnd::Over(Ended::Broken(_)) | StreamEnd::Unreadable(_) => {
                 Self::new(Who::Tunnel, How::Cut)
@@ -174,6 +175,7 @@ mod tests {
             (Who::Database, How::TimedOut),
             (Who::Database, How::Cut),
             (Who::Relay, How::Refused),
+            (Who::Relay, How::Cut),
             (Who::Audit, How::Cut),
             (Who::Lease, How::Cut),
             (Who::Task, How::Cut),
@@ -186,7 +188,7 @@ mod tests {
             let wanted = row(End::new(who, how));
             assert!(rows.iter().any(|row| row[..5] == wanted[..]), "{wanted:?} has no row");
         }
-        assert_eq!(rows.len(), 16);
+        assert_eq!(rows.len(), 17);
     }
 
     #[test]

@@ -20,14 +20,22 @@ const TEXTS: usize = 24 * MIB;
 pub const TEXTS_OF_CONNECTION: usize = 256 * KIB;
 /// What has come over lanes and was not yet read. Beyond it, the stream is reset that has brought more.
 const ARRIVED: usize = 32 * MIB;
-/// Contexts that compress, which have 1.3 MB each. Beyond it, bytes go as they are.
+/// Contexts that compress. Beyond it, bytes go as they are.
 const PACKING: usize = 24 * MIB;
-/// Contexts that unpack, which have 0.6 MB each. Beyond it, the stream is reset that needs another one.
+/// Contexts that unpack. Beyond it, the stream is reset that needs another one.
 const UNPACKING: usize = 40 * MIB;
+/// One of each: what zstd takes with the sizes that lanes give it.
+pub const PACKING_CONTEXT: usize = 1350 * KIB;
+pub const UNPACKING_CONTEXT: usize = 640 * KIB;
 /// The laptop has one person and more memory.
 const LAPTOP: usize = 256 * MIB;
 /// An answer of Vault, of Secrets Manager and of the credentials of the task. A longer one is refused.
 pub const ANSWER: usize = 64 * KIB;
+
+/// An answer is longer than [`ANSWER`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("its answer is longer than {} KiB", ANSWER / KIB)]
+pub struct TooLong;
 
 /// The budgets of a process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -113,6 +121,11 @@ pub struct Share {
 impl Share {
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What is left of its budget at this moment.
+    pub fn left(&self) -> usize {
+        self.budget.left()
     }
 
     /// Makes it `bytes` large. Less always works.

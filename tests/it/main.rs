@@ -19,6 +19,7 @@ mod lease_end;
 mod local_password;
 mod local_ports;
 mod markers;
+mod memory;
 mod mysql_parity;
 mod network;
 mod others;

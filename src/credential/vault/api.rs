@@ -1,30 +1,26 @@
-//! The few calls of Vault's HTTP API that a login needs, on the crate vaultrs. It drops the lease of an answer, so the
-//! calls that have one are spelled out here.
+//! The few calls of Vault's HTTP API that a login needs.
 
 use std::time::Duration;
 
-use rustify::endpoint::Endpoint;
-use rustify::enums::{RequestMethod, RequestType, ResponseType};
-use rustify::errors::ClientError as RestError;
+use reqwest::{Method, Response};
 use rustls::{CertificateError, ClientConfig};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
-use vaultrs::api::{EndpointMiddleware, EndpointResult};
-use vaultrs::client::{Client as _, VaultClient, VaultClientSettings};
-use vaultrs::error::ClientError;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::credential::vault::VaultError;
 use crate::credential::vault::sign::SignedIdentity;
 use crate::types::{VaultAs, VaultConfig};
+use crate::wire::memory::{ANSWER, TooLong};
 
 /// For one call. Making a database user may take seconds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A Vault that is not logged in to.
+/// A Vault that is not logged in to. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct Api {
     http: reqwest::Client,
     config: VaultConfig,
@@ -32,16 +28,11 @@ pub(super) struct Api {
 
 /// A token of Vault; wiped when dropped.
 pub(super) struct Session {
-    client: VaultClient,
+    api: Api,
+    token: SecretString,
     /// Zero: it does not end.
     pub(super) token_lifetime: Duration,
     pub(super) token_renewable: bool,
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.client.middle.token.zeroize();
-    }
 }
 
 /// A database user and its lease.
@@ -51,6 +42,26 @@ pub(super) struct Issued {
     pub(super) lease_id: String,
     pub(super) lifetime: Duration,
     pub(super) renewable: bool,
+}
+
+/// What the calls need of an answer (Vault API documentation, "API operations").
+#[derive(Deserialize)]
+struct Answer<T> {
+    #[serde(default)]
+    lease_id: String,
+    #[serde(default)]
+    lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
+    data: Option<T>,
+    auth: Option<Auth>,
+}
+
+#[derive(Deserialize)]
+struct Auth {
+    client_token: SecretString,
+    lease_duration: u64,
+    renewable: bool,
 }
 
 #[derive(Deserialize)]
@@ -75,55 +86,83 @@ impl Api {
         Ok(Self { http, config })
     }
 
-    /// A client with this token. Built field by field: vaultrs's own constructor reads VAULT_SKIP_VERIFY and others.
-    fn client(&self, token: String) -> Result<VaultClient, VaultError> {
-        let address = reqwest::Url::parse(&self.config.address).map_err(|_| VaultError::Answer)?;
-        let namespace = self.config.namespace.clone();
-        Ok(VaultClient {
-            http: rustify::clients::reqwest::Client::new(&self.config.address, self.http.clone()),
-            middle: EndpointMiddleware { token, version: "v1".to_owned(), wrap: None, namespace: namespace.clone() },
-            settings: VaultClientSettings {
-                address,
-                ca_certs: Vec::new(),
-                identity: None,
-                timeout: Some(CALL_TIMEOUT),
-                token: String::new(),
-                verify: true,
-                version: 1,
-                wrapping: false,
-                namespace,
-                proxy: None,
-            },
-        })
-    }
-
     /// `auth/<mount>/login` with a signed request (Vault API documentation, AWS auth method).
     pub(super) async fn log_in(&self, identity: &SignedIdentity) -> Result<Session, VaultError> {
-        let client = self.client(String::new())?;
         let VaultConfig { mount, role, login: who, .. } = &self.config;
         let SignedIdentity { url, headers, body } = identity;
-        let login = vaultrs::auth::aws::iam_login(&client, mount, "POST", url, headers, body, role.as_deref());
+        let mut login = json!({
+            "iam_http_request_method": "POST", "iam_request_url": url, "iam_request_headers": headers,
+            "iam_request_body": body
+        });
+        if let Some(role) = role {
+            login["role"] = json!(role);
+        }
         let name = role.as_deref().unwrap_or("named as your role or user of IAM");
-        let auth = login.await.map_err(|error| login_failed(failed(&error), name, *who))?;
+        let login = self.call::<IgnoredAny>(None, Method::POST, &format!("auth/{mount}/login"), Some(login)).await;
+        let answer = login.map_err(|error| login_failed(error, name, *who))?;
+        let auth = answer.auth.ok_or(VaultError::Answer)?;
         Ok(Session {
-            client: self.client(auth.client_token)?,
+            api: self.clone(),
+            token: auth.client_token,
             token_lifetime: Duration::from_secs(auth.lease_duration),
             token_renewable: auth.renewable,
         })
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        token: Option<&SecretString>,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Answer<T>, Failure> {
+        let answer = self.send(token, method, path, body).await?;
+        // The error of serde_json may quote what it has read.
+        serde_json::from_slice(&answer).map_err(|_| Failure::Known(VaultError::Answer))
+    }
+
+    async fn send(
+        &self,
+        token: Option<&SecretString>,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let url = format!("{}/v1/{path}", self.config.address.trim_end_matches('/'));
+        let mut request = self.http.request(method, url).header("x-vault-request", "true");
+        if let Some(token) = token {
+            let mut value = reqwest::header::HeaderValue::from_str(token.expose_secret())
+                .map_err(|_| Failure::Known(VaultError::Answer))?;
+            value.set_sensitive(true);
+            request = request.header("x-vault-token", value);
+        }
+        if let Some(namespace) = &self.config.namespace {
+            request = request.header("x-vault-namespace", namespace);
+        }
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+        }
+        let answer = request.send().await.map_err(|error| unreachable(&error))?;
+        let status = answer.status();
+        let body = whole(answer).await?;
+        match status.is_success() {
+            true => Ok(body),
+            false => Err(refused(status.as_u16(), String::from_utf8_lossy(&body).into_owned())),
+        }
     }
 }
 
 impl Session {
     /// A new database user at `path`.
     pub(super) async fn issue(&self, path: &str) -> Result<Issued, VaultError> {
-        let issued: EndpointResult<Creds> =
-            self.call(RequestMethod::GET, path, None).await.map_err(|error| issue_failed(error, path))?;
+        let issued: Answer<Creds> =
+            self.call(Method::GET, path, None).await.map_err(|error| issue_failed(error, path))?;
         let Creds { username, password } = issued.data.ok_or(VaultError::Answer)?;
         Ok(Issued {
             user: username,
             password,
             lease_id: issued.lease_id,
-            lifetime: Duration::from_secs(issued.lease_duration.into()),
+            lifetime: Duration::from_secs(issued.lease_duration),
             // When the token ends, Vault revokes all that was made with it.
             renewable: issued.renewable && (self.token_renewable || self.token_lifetime.is_zero()),
         })
@@ -132,77 +171,56 @@ impl Session {
     /// How long lease and token live from now on.
     pub(super) async fn renew(&self, lease_id: &str, wanted: Duration) -> Result<Duration, VaultError> {
         let body = json!({"lease_id": lease_id, "increment": wanted.as_secs()});
-        let renewed: Result<EndpointResult<IgnoredAny>, _> =
-            self.call(RequestMethod::PUT, "sys/leases/renew", Some(body)).await;
-        let renewed = renewed.map_err(renewal_failed)?;
-        let lease = Duration::from_secs(renewed.lease_duration.into());
+        let renewed = self.call::<IgnoredAny>(Method::PUT, "sys/leases/renew", Some(body)).await;
+        let lease = Duration::from_secs(renewed.map_err(renewal_failed)?.lease_duration);
         if self.token_lifetime.is_zero() {
             return Ok(lease);
         }
-        let token = self.client.renew(None).await.map_err(|error| renewal_failed(failed(&error)))?;
+        let token = self.call::<IgnoredAny>(Method::POST, "auth/token/renew-self", Some(json!({}))).await;
+        let token = token.map_err(renewal_failed)?.auth.ok_or(VaultError::Answer)?;
         Ok(lease.min(Duration::from_secs(token.lease_duration)))
     }
 
     /// Ends a token with which nothing was made. If that fails it ends with its time.
     pub(super) async fn end(self) {
-        let _best_effort = self.client.revoke().await;
+        let _best_effort = self.send(Method::POST, "auth/token/revoke-self", Some(json!({}))).await;
     }
 
     /// Ends the token, and with it the lease; a token that cannot be ended leaves it to the lease.
     pub(super) async fn revoke(&self, lease_id: &str) -> Result<(), VaultError> {
-        match self.client.revoke().await {
-            Ok(()) => Ok(()),
+        match self.send(Method::POST, "auth/token/revoke-self", Some(json!({}))).await {
+            Ok(_) => Ok(()),
             Err(_) => {
                 let body = json!({"lease_id": lease_id});
-                self.send(RequestMethod::PUT, "sys/leases/revoke", Some(body)).await.map(drop).map_err(renewal_failed)
+                self.send(Method::PUT, "sys/leases/revoke", Some(body)).await.map(drop).map_err(renewal_failed)
             }
         }
     }
 
-    async fn call<T>(
+    async fn call<T: DeserializeOwned>(
         &self,
-        method: RequestMethod,
+        method: Method,
         path: &str,
         body: Option<Value>,
-    ) -> Result<EndpointResult<T>, Failure>
-    where
-        T: DeserializeOwned + Send + Sync,
-    {
-        let answer = Zeroizing::new(self.send(method, path, body).await?);
-        // The error of serde_json may quote what it has read.
-        serde_json::from_slice(&answer).map_err(|_| Failure::Known(VaultError::Answer))
+    ) -> Result<Answer<T>, Failure> {
+        self.api.call(Some(&self.token), method, path, body).await
     }
 
-    async fn send(&self, method: RequestMethod, path: &str, body: Option<Value>) -> Result<Vec<u8>, Failure> {
-        let call = Call { method, path: path.to_owned(), body };
-        let answer = call.with_middleware(self.client.middle()).exec(self.client.http()).await;
-        answer.map(|answer| answer.response.into_body()).map_err(|error| rest_failed(&error))
+    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        self.api.send(Some(&self.token), method, path, body).await
     }
 }
 
-/// One call; what it sends may be secret, so it has no `Debug`.
-struct Call {
-    method: RequestMethod,
-    path: String,
-    body: Option<Value>,
-}
-
-impl Endpoint for Call {
-    type Response = IgnoredAny;
-    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
-    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
-
-    fn path(&self) -> String {
-        self.path.clone()
+/// The body of an answer, up to the length that any of them has.
+async fn whole(mut answer: Response) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let mut body = Zeroizing::new(Vec::with_capacity(ANSWER));
+    while let Some(chunk) = answer.chunk().await.map_err(|error| unreachable(&error))? {
+        if body.len() + chunk.len() > ANSWER {
+            return Err(Failure::Known(VaultError::TooLong(TooLong)));
+        }
+        body.extend_from_slice(&chunk);
     }
-
-    fn method(&self) -> RequestMethod {
-        self.method.clone()
-    }
-
-    fn body(&self) -> Result<Option<Vec<u8>>, RestError> {
-        Ok(self.body.as_ref().map(|body| body.to_string().into_bytes()))
-    }
+    Ok(body)
 }
 
 /// A failed call, before it is known what was wanted. Vault's words end here: they are sorted and not shown, for they may
@@ -259,24 +277,11 @@ fn renewal_failed(failure: Failure) -> VaultError {
     }
 }
 
-fn failed(error: &ClientError) -> Failure {
-    match error {
-        ClientError::APIError { code, errors } => refused(*code, errors.join("; ")),
-        ClientError::RestClientError { source } => rest_failed(source),
-        _ => Failure::Known(VaultError::Answer),
-    }
-}
-
-fn rest_failed(error: &RestError) -> Failure {
-    match error {
-        RestError::ServerResponseError { code, content } => refused(*code, content.clone().unwrap_or_default()),
-        RestError::RequestError { source, .. } | RestError::ResponseError { source } => {
-            let cause = || source.chain().last().map(ToString::to_string).unwrap_or_default();
-            let untrusted = source.chain().find_map(untrusted);
-            Failure::Known(untrusted.unwrap_or_else(|| VaultError::Unreachable(cause())))
-        }
-        _ => Failure::Known(VaultError::Answer),
-    }
+/// There is no answer, or it ends too early. The error itself would name the address; its innermost cause says why.
+fn unreachable(error: &reqwest::Error) -> Failure {
+    let causes = || std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
+    let why = || causes().last().map(ToString::to_string).unwrap_or_default();
+    Failure::Known(causes().find_map(untrusted).unwrap_or_else(|| VaultError::Unreachable(why())))
 }
 
 /// What is wrong with a certificate, if that is the cause.
@@ -314,7 +319,59 @@ fn refused(status: u16, said: String) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// A Vault that says `head` and then goes on for ever, as long as somebody reads.
+    async fn endless(head: &str) -> (VaultError, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = VaultConfig {
+            address: format!("http://{}/", listener.local_addr().unwrap()),
+            login: VaultAs::Task,
+            mount: "aws".to_owned(),
+            role: None,
+            creds: "database/creds/read".to_owned(),
+            namespace: None,
+            ca_file: None,
+            server_id: None,
+            sts_region: None,
+        };
+        let tls = crate::tls::upstream(&crate::types::ExtraCa::default()).unwrap();
+        let api = Api::new(config, &tls).unwrap();
+        let identity = SignedIdentity { url: String::new(), headers: String::new(), body: String::new() };
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut sent = 0;
+            while stream.write_all(&[b' '; 1024]).await.is_ok() {
+                sent += 1024;
+            }
+            sent
+        };
+        let log_in = async {
+            let error = api.log_in(&identity).await.err().unwrap();
+            drop(api);
+            error
+        };
+        tokio::join!(log_in, serve)
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_not_read_to_its_end() {
+        for head in [
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 500 no\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 500000000\r\n\r\n",
+        ] {
+            let (error, sent) = endless(head).await;
+            assert_eq!(error, VaultError::TooLong(TooLong), "{head}");
+            // What is in the buffers of the sockets besides.
+            assert!(sent < 16 << 20, "{sent}");
+        }
+    }
 
     fn refusal(status: u16, said: &str) -> Failure {
         refused(status, format!("{{\"errors\":[\"{said} S3CRET\"]}}"))

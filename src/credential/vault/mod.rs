@@ -25,6 +25,7 @@ use crate::credential::vault::lease::Lease;
 use crate::credential::{Credential, Kind, MintError, Reuse, TaskRole};
 use crate::tls::TlsConfigError;
 use crate::types::VaultConfig;
+use crate::wire::memory::TooLong;
 
 pub(crate) use caller::{SignedLogin, Slot, Standing};
 
@@ -76,6 +77,8 @@ pub(crate) enum VaultError {
     Sts,
     #[error("it is slowing the task down")]
     Throttled,
+    #[error("{0}")]
+    TooLong(TooLong),
     #[error("nobody serves there just now (HTTP status {0})")]
     Unavailable(u16),
     #[error("it cannot be reached: {0}")]
@@ -111,6 +114,7 @@ impl VaultError {
             | Self::Refused(_)
             | Self::ServerId
             | Self::Sts
+            | Self::TooLong(_)
             | Self::Unsigned => false,
         }
     }

@@ -28,7 +28,8 @@ impl Conn {
     /// its session may be encrypted.
     pub(super) fn followed<'a>(&'a self, login: &Login, loan: Option<&'a Loan>) -> Option<Followed<'a>> {
         let target = &self.served.target;
-        let statements = self.shared.audit.limits();
+        let texts = &self.shared.memory.texts;
+        let statements = self.shared.audit.limits().map(|limits| limits.within(texts.clone()));
         let writes = statements.is_some() || target.local_infile;
         let mut session = login.handshake.as_ref()?.session(statements);
         session.logged_in(&login.to_client);

@@ -36,7 +36,7 @@ fn secret(reason: &SecretError) -> &'static str {
             "Name the secret of this database in the target's configuration, or set its engine to that of the secret."
         }
         SecretError::Failed(_) => "Try again in a minute; if it stays so, look at the AWS Health Dashboard.",
-        SecretError::Flawed(_) => {
+        SecretError::Flawed(_) | SecretError::TooLong(_) => {
             "Write the secret as JSON with the keys username and password; host, port, dbname and engine are optional."
         }
         SecretError::Kms => {
@@ -58,7 +58,7 @@ fn secret(reason: &SecretError) -> &'static str {
 
 fn vault(reason: &VaultError) -> &'static str {
     match reason {
-        VaultError::Answer | VaultError::Refused(_) => {
+        VaultError::Answer | VaultError::Refused(_) | VaultError::TooLong(_) => {
             "Check that address is that of Vault, and look into its audit log."
         }
         VaultError::CertificateExpired => "Ask whoever runs Vault to renew its certificate.",

@@ -10,6 +10,7 @@ use zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, SafeResult};
 
 use super::later;
+use crate::wire::memory::{Budget, Full, PACKING_CONTEXT, Share, UNPACKING_CONTEXT};
 
 /// Kind and length, in front of each chunk.
 const HEADER: usize = 3;
@@ -26,8 +27,7 @@ const WORTH_IT: usize = 900;
 const LEVEL: i32 = 3;
 /// 128 KiB: the most that a receiver must remember.
 const WINDOW_LOG: u32 = 17;
-/// Half of what the level would take, for one part in two hundred of what is saved: a context has 1.3 MB here, and
-/// 0.6 MB at the receiver.
+/// Half of what the level would take, for one part in two hundred of what is saved.
 const TABLES_LOG: (u32, u32) = (16, 15);
 /// A context that was not used for so long is ended.
 const CONTEXT_IDLE: Duration = Duration::from_secs(5);
@@ -47,13 +47,21 @@ pub enum CodecError {
     Cut,
     #[error("there is no memory to unpack it")]
     OutOfMemory,
+    #[error("{0}")]
+    Full(#[from] Full),
+}
+
+/// A context with its share of what all contexts may have.
+struct Context<C> {
+    zstd: C,
+    _memory: Share,
 }
 
 /// Packs one direction of one stream.
-#[derive(Default)]
 pub(super) struct Encoder {
+    memory: Budget,
     pending: Vec<u8>,
-    context: Option<CCtx<'static>>,
+    context: Option<Context<CCtx<'static>>>,
     used_at: Option<Instant>,
     /// So much more goes as it is.
     skip: usize,
@@ -62,6 +70,16 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
+    pub(super) fn new(memory: Budget) -> Self {
+        Self { memory, pending: Vec::new(), context: None, used_at: None, skip: 0, next_skip: 0 }
+    }
+
+    /// Forgets what waits and gives its memory back: nothing more is packed.
+    pub(super) fn clear(&mut self) {
+        self.pending = Vec::new();
+        self.context = None;
+    }
+
     /// Takes as much as fits the current chunk.
     pub(super) fn push(&mut self, data: &[u8]) -> usize {
         let length = data.len().min(CHUNK_MAX.saturating_sub(self.pending.len()));
@@ -113,10 +131,10 @@ impl Encoder {
 
     /// False: there is no memory for it.
     fn compress(&mut self, now: Instant, data: &[u8], out: &mut Vec<u8>) -> bool {
-        let Some(context) = self.context.take().or_else(open) else { return false };
+        let Some(context) = self.context.take().or_else(|| open(&self.memory)) else { return false };
         let context = self.context.insert(context);
         let mut packed = Vec::with_capacity(zstd_safe::compress_bound(data.len()));
-        if flush(context, data, &mut packed).is_err() || u16::try_from(packed.len()).is_err() {
+        if flush(&mut context.zstd, data, &mut packed).is_err() || u16::try_from(packed.len()).is_err() {
             return false;
         }
         chunk(COMPRESSED, &packed, out);
@@ -133,7 +151,8 @@ impl Encoder {
     }
 }
 
-fn open() -> Option<CCtx<'static>> {
+fn open(memory: &Budget) -> Option<Context<CCtx<'static>>> {
+    let memory = memory.take(PACKING_CONTEXT).ok()?;
     let mut context = CCtx::try_create()?;
     for parameter in [
         CParameter::CompressionLevel(LEVEL),
@@ -143,7 +162,7 @@ fn open() -> Option<CCtx<'static>> {
     ] {
         context.set_parameter(parameter).ok()?;
     }
-    Some(context)
+    Some(Context { zstd: context, _memory: memory })
 }
 
 fn flush(context: &mut CCtx<'static>, data: &[u8], packed: &mut Vec<u8>) -> SafeResult {
@@ -188,13 +207,19 @@ const START: Place = Place::Header { bytes: [0; HEADER], have: 0 };
 /// Unpacks one direction of one stream, into buffers of the reader's size: a small chunk that would become large is
 /// read in as many steps as the reader wants.
 pub(super) struct Decoder {
+    memory: Budget,
     place: Place,
-    context: Option<DCtx<'static>>,
+    context: Option<Context<DCtx<'static>>>,
 }
 
 impl Decoder {
-    pub(super) fn new() -> Self {
-        Self { place: START, context: None }
+    pub(super) fn new(memory: Budget) -> Self {
+        Self { memory, place: START, context: None }
+    }
+
+    /// Gives its memory back: nothing more is unpacked.
+    pub(super) fn clear(&mut self) {
+        (self.place, self.context) = (START, None);
     }
 
     /// Whether the stream may end here.
@@ -241,11 +266,12 @@ impl Decoder {
                     }
                     let context = match &mut self.context {
                         Some(context) => context,
-                        none => none.insert(open_decoder().ok_or(CodecError::OutOfMemory)?),
+                        none => none.insert(open_decoder(&self.memory)?),
                     };
                     let mut from = InBuffer::around(offered);
                     let mut to = OutBuffer::around_pos(&mut *out, filled);
                     context
+                        .zstd
                         .decompress_stream(&mut to, &mut from)
                         .map_err(|code| CodecError::Zstd(zstd_safe::get_error_name(code)))?;
                     let (used, position) = (from.pos(), to.pos());
@@ -279,10 +305,11 @@ impl Decoder {
     }
 }
 
-fn open_decoder() -> Option<DCtx<'static>> {
-    let mut context = DCtx::try_create()?;
-    context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).ok()?;
-    Some(context)
+fn open_decoder(memory: &Budget) -> Result<Context<DCtx<'static>>, CodecError> {
+    let memory = memory.take(UNPACKING_CONTEXT)?;
+    let mut context = DCtx::try_create().ok_or(CodecError::OutOfMemory)?;
+    context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).map_err(|_| CodecError::OutOfMemory)?;
+    Ok(Context { zstd: context, _memory: memory })
 }
 
 #[cfg(test)]

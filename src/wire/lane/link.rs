@@ -19,11 +19,14 @@ use super::frame::FrameError;
 use super::later;
 use super::pipe::{Cargo, Control, Lane};
 use super::stream::{Piece, Receiving, Sending, StreamError};
+use crate::wire::memory::{Full, Memory};
 
 /// Streams open at once.
 pub const STREAMS_MAX: usize = 1024;
 /// Lanes open at once.
 pub const LANES_MAX: usize = 64;
+/// A stream has so long to say its target.
+const NAME_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a target's name.
 pub const TARGET_MAX: usize = 255;
 /// Frames about streams that may wait for room on a lane: what every stream may have, and as many refused streams.
@@ -106,10 +109,22 @@ pub enum StreamEnd {
     #[error("{0}")]
     Reset(String),
     #[error("{0}")]
-    Unreadable(#[from] CodecError),
+    Unreadable(CodecError),
+    /// At this end there is no memory for what comes.
+    #[error("{0}")]
+    NoMemory(Full),
     /// With its link.
     #[error("{0}")]
     Over(Ended),
+}
+
+impl From<CodecError> for StreamEnd {
+    fn from(error: CodecError) -> Self {
+        match error {
+            CodecError::Full(full) => Self::NoMemory(full),
+            error => Self::Unreadable(error),
+        }
+    }
 }
 
 /// What went through, before packing and after it.
@@ -144,10 +159,10 @@ impl std::fmt::Debug for Stream {
 }
 
 impl Stream {
-    fn new(named: bool) -> Self {
+    fn new(named: bool, memory: &Memory) -> Self {
         Self {
-            sending: Sending::new(),
-            receiving: Receiving::new(),
+            sending: Sending::new(memory),
+            receiving: Receiving::new(memory),
             tag: 0,
             in_turn: false,
             named,
@@ -167,6 +182,7 @@ impl Stream {
 /// See the module.
 pub struct Link {
     config: Config,
+    memory: Memory,
     lanes: BTreeMap<u32, Lane>,
     next_lane: u32,
     streams: BTreeMap<u64, Stream>,
@@ -181,8 +197,8 @@ pub struct Link {
     contexts: BTreeSet<u64>,
     /// Streams whose reset waits for what was written before it, and how long.
     resets: BTreeMap<u64, Instant>,
-    /// By how much windows have grown.
-    grown: u64,
+    /// Streams that have not said their targets, and until when they may, in this order; with some that have.
+    unnamed: VecDeque<(Instant, u64)>,
     clear_until: Option<Instant>,
     used: u64,
     no_lane_since: Option<Instant>,
@@ -208,9 +224,11 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub fn new(config: Config) -> Self {
+    /// `memory` is what all links of the process may have.
+    pub fn new(config: Config, memory: Memory) -> Self {
         Self {
             config,
+            memory,
             lanes: BTreeMap::new(),
             next_lane: 0,
             streams: BTreeMap::new(),
@@ -221,7 +239,7 @@ impl Link {
             control: VecDeque::new(),
             contexts: BTreeSet::new(),
             resets: BTreeMap::new(),
-            grown: 0,
+            unnamed: VecDeque::new(),
             clear_until: None,
             used: 0,
             no_lane_since: None,
@@ -300,6 +318,40 @@ impl Link {
         }
     }
 
+    /// Ends streams that have taken too long to say what they are for.
+    fn end_unnamed(&mut self, now: Instant) {
+        while let Some((at, id)) = self.unnamed.pop_front() {
+            let waits = self.streams.get(&id).is_some_and(|stream| !stream.named && stream.cut.is_none());
+            match waits {
+                true if at > now => return self.unnamed.push_front((at, id)),
+                // It may have said so, on a lane that is gone.
+                true if self.lanes.is_empty() => self.unnamed.push_back((later(now, NAME_TIMEOUT), id)),
+                true => {
+                    let reason = format!("it did not say its target within {} s", NAME_TIMEOUT.as_secs());
+                    self.refuse(id, StreamEnd::Reset(reason));
+                }
+                false => {}
+            }
+            if self.unnamed.front().is_some_and(|(at, _)| *at > now) {
+                return;
+            }
+        }
+    }
+
+    /// Ends a stream that this side carries no further; everything else goes on.
+    fn refuse(&mut self, id: u64, end: StreamEnd) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        self.control.push_back(Control::Reset { stream: id, reason: end.to_string() });
+        stream.cut(end);
+        stream.receiving.forget();
+        // Nobody will ever hold one whose target is not known.
+        stream.released |= !stream.named;
+        self.resets.remove(&id);
+        self.contexts.remove(&id);
+        self.wake(id);
+        self.retire(id);
+    }
+
     /// Ends the link; tells the other side.
     pub fn close(&mut self) {
         self.end(Ended::Closed);
@@ -345,7 +397,9 @@ impl Link {
         let idle = self.contexts.iter().filter_map(|id| self.streams.get(id)?.sending.encoder.idle_at());
         let no_lane = self.no_lane_since.map(|since| (later(since, self.config.grace), "no lane"));
         let resets = self.resets.values().map(|at| (*at, "reset"));
-        lanes.chain(idle.map(|at| (at, "idle context"))).chain(no_lane).chain(resets).min_by_key(|(at, _)| *at)
+        let unnamed = self.unnamed.front().map(|(at, _)| (*at, "no target"));
+        let others = no_lane.into_iter().chain(resets).chain(unnamed);
+        lanes.chain(idle.map(|at| (at, "idle context"))).chain(others).min_by_key(|(at, _)| *at)
     }
 
     /// Fires what is due.
@@ -370,6 +424,7 @@ impl Link {
         for id in late {
             self.reset_at_once(id);
         }
+        self.end_unnamed(now);
         if self.no_lane_since.is_some_and(|since| later(since, self.config.grace) <= now) {
             self.end(Ended::NoLane(self.config.grace.as_secs()));
         }

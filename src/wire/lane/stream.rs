@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::codec::{CodecError, Decoder, Encoder};
+use crate::wire::memory::{Full, Memory, Share};
 
 /// A stream starts with so much credit in each direction, and has so much at most: what 75 MB/s need at 40 ms.
 pub(super) const WINDOW: (u64, u64) = (128 * 1024, 4 << 20);
@@ -16,6 +17,13 @@ const CREDIT_SHIFT: u32 = 2;
 const UNSENT_MAX: usize = 64 * 1024;
 /// Segments kept that came ahead of a missing one.
 const EARLY_MAX: usize = 16 * 1024;
+/// What is kept costs more than its bytes: its place in a map or a queue, and what the allocator adds.
+const PIECE: usize = 96;
+/// Smaller pieces are put together once they are in order, to as much as that.
+const SMALL: usize = 256;
+const TOGETHER: usize = 4 * 1024;
+/// A window grows by no more than one part in so many of the memory that is left, so that the next ones find some, too.
+const GROWTH_PART: usize = 4;
 
 /// Bytes of a stream on their way in one segment; kept until they have arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +43,9 @@ pub enum StreamError {
     BeyondEnd,
     #[error("too many pieces out of order")]
     TooManyPieces,
+    /// No fault of the peer's.
+    #[error("{0}")]
+    Full(#[from] Full),
 }
 
 /// The sending half.
@@ -68,9 +79,9 @@ impl std::fmt::Debug for Sending {
 }
 
 impl Sending {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(memory: &Memory) -> Self {
         Self {
-            encoder: Encoder::default(),
+            encoder: Encoder::new(memory.packing.clone()),
             unsent: BytesMut::new(),
             offset: 0,
             limit: WINDOW.0,
@@ -114,14 +125,14 @@ impl Sending {
     /// Nothing more is written; call it after [`Sending::flush`].
     pub(super) fn finish(&mut self) {
         self.finished = true;
-        self.encoder = Encoder::default();
+        self.encoder.clear();
     }
 
     /// Nothing more is written, and the other side is not to take that for an end: it is told once the rest has arrived.
     /// Call it after [`Sending::flush`].
     pub(super) fn reset(&mut self, reason: &str) {
         self.resets = Some(reason.to_owned());
-        self.encoder = Encoder::default();
+        self.encoder.clear();
     }
 
     /// The reset that is due, once.
@@ -141,7 +152,7 @@ impl Sending {
         self.stopped = true;
         self.resets = None;
         self.unsent = BytesMut::new();
-        self.encoder = Encoder::default();
+        self.encoder.clear();
     }
 
     pub(super) fn credit(&mut self, limit: u64) {
@@ -205,7 +216,7 @@ pub enum Read {
 pub(super) struct Receiving {
     decoder: Decoder,
     /// In order, not yet read.
-    ready: VecDeque<Bytes>,
+    ready: VecDeque<BytesMut>,
     ready_bytes: usize,
     early: BTreeMap<u64, Bytes>,
     early_bytes: usize,
@@ -214,6 +225,8 @@ pub(super) struct Receiving {
     end: Option<u64>,
     limit: u64,
     window: u64,
+    /// For what is held, and for what the other side may send because its window has grown.
+    memory: Share,
     read: u64,
     /// The reader has had the last byte, or wants no more.
     pub(super) done: bool,
@@ -232,9 +245,10 @@ impl std::fmt::Debug for Receiving {
 }
 
 impl Receiving {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(memory: &Memory) -> Self {
         Self {
-            decoder: Decoder::new(),
+            decoder: Decoder::new(memory.unpacking.clone()),
+            memory: memory.arrived.share(),
             ready: VecDeque::new(),
             ready_bytes: 0,
             early: BTreeMap::new(),
@@ -267,6 +281,7 @@ impl Receiving {
         }
         if offset > self.next {
             self.keep(offset, data)?;
+            self.cover()?;
             return Ok(false);
         }
         let before = self.next;
@@ -279,6 +294,7 @@ impl Receiving {
             self.early_bytes = self.early_bytes.saturating_sub(data.len());
             self.append(offset, &data);
         }
+        self.cover()?;
         Ok(self.next > before || self.end == Some(self.next))
     }
 
@@ -300,10 +316,23 @@ impl Receiving {
         let known = usize::try_from(self.next.saturating_sub(offset)).unwrap_or(usize::MAX);
         let fresh = data.get(known..).unwrap_or_default();
         if !fresh.is_empty() {
-            self.ready.push_back(Bytes::copy_from_slice(fresh));
+            match self.ready.back_mut().filter(|last| fresh.len() < SMALL && last.len() < TOGETHER) {
+                Some(last) => last.extend_from_slice(fresh),
+                None => self.ready.push_back(BytesMut::from(fresh)),
+            }
             self.ready_bytes = self.ready_bytes.saturating_add(fresh.len());
             self.next = self.next.saturating_add(u64::try_from(fresh.len()).unwrap_or(0));
         }
+    }
+
+    /// Has its share of the memory follow what it holds. Less always works.
+    fn cover(&mut self) -> Result<(), Full> {
+        let pieces = self.ready.len().saturating_add(self.early.len()).saturating_mul(PIECE);
+        let held = pieces.saturating_add(self.ready_bytes).saturating_add(self.early_bytes);
+        let over = self.done || self.cut || self.is_complete();
+        // A window that has grown is a promise, and what fills it comes in pieces.
+        let promised = if over || self.window == WINDOW.0 { 0 } else { self.window.saturating_add(self.window >> 3) };
+        self.memory.resize(held.max(usize::try_from(promised).unwrap_or(usize::MAX)))
     }
 
     /// Takes `length` bytes that are not packed, once they are there.
@@ -314,8 +343,9 @@ impl Receiving {
         let mut out = Vec::with_capacity(length);
         while out.len() < length {
             let front = self.ready.front_mut()?;
-            let part = front.split_to(front.len().min(length.saturating_sub(out.len())));
-            out.extend_from_slice(&part);
+            let part = front.len().min(length.saturating_sub(out.len()));
+            out.extend_from_slice(front.get(..part).unwrap_or_default());
+            front.advance(part);
             if front.is_empty() {
                 self.ready.pop_front();
             }
@@ -333,12 +363,17 @@ impl Receiving {
         self.read = self.read.saturating_add(u64::try_from(length).unwrap_or(0));
     }
 
+    /// Gives back the memory of what was read.
+    fn settle(&mut self) {
+        let _less_works = self.cover();
+    }
+
     /// Unpacks into `out`.
     pub(super) fn read(&mut self, out: &mut [u8]) -> Result<Read, CodecError> {
         let mut filled = 0;
         loop {
             let before = filled;
-            let mut front: &[u8] = self.ready.front().map(Bytes::as_ref).unwrap_or_default();
+            let mut front: &[u8] = self.ready.front().map(AsRef::as_ref).unwrap_or_default();
             let offered = front.len();
             filled = self.decoder.decode(&mut front, out, filled)?;
             let used = offered.saturating_sub(front.len());
@@ -353,6 +388,7 @@ impl Receiving {
                 break;
             }
         }
+        self.settle();
         if filled > 0 {
             return Ok(Read::Data(filled));
         }
@@ -379,20 +415,19 @@ impl Receiving {
         })
     }
 
-    /// The sender has more than it may send. A reader that keeps up gets a larger window, if `room` for it is left;
-    /// returns by how much it grew.
-    pub(super) fn grow(&mut self, room: u64) -> u64 {
+    /// The sender has more than it may send. A reader that keeps up gets a larger window, if there is memory for it.
+    pub(super) fn grow(&mut self) {
         let waiting = u64::try_from(self.ready_bytes).unwrap_or(u64::MAX);
         let more = self.window.min(WINDOW.1.saturating_sub(self.window));
+        let room = u64::try_from(self.memory.left() / GROWTH_PART).unwrap_or(u64::MAX);
         if waiting > self.window >> 1 || more == 0 || more > room || self.done || self.cut {
-            return 0;
+            return;
         }
-        self.window = self.window.saturating_add(more);
-        more
-    }
-
-    pub(super) fn window(&self) -> u64 {
-        self.window
+        let before = self.window;
+        self.window = before.saturating_add(more);
+        if self.cover().is_err() {
+            self.window = before;
+        }
     }
 
     /// Nothing more comes. What has come in order stays to be read: it was said before the reset.
@@ -400,6 +435,7 @@ impl Receiving {
         self.cut = true;
         self.early = BTreeMap::new();
         self.early_bytes = 0;
+        self.settle();
     }
 
     /// Nobody reads any more.
@@ -409,7 +445,8 @@ impl Receiving {
         self.ready_bytes = 0;
         self.early = BTreeMap::new();
         self.early_bytes = 0;
-        self.decoder = Decoder::new();
+        self.decoder.clear();
+        self.settle();
     }
 
     /// Everything that will ever come has come.

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+mod memory;
 mod scenarios;
 
 use super::budget::Filling;
 use super::link::{Config, Ended, Event, Link, STREAMS_MAX, Side, StreamEnd};
 use super::stream::{Read, WINDOW};
+use crate::wire::memory::Memory;
 
 const OPENER: usize = 0;
 const ACCEPTOR: usize = 1;
@@ -85,7 +87,10 @@ impl World {
         let config = |side, filling| Config { side, filling, grace: Duration::from_secs(60) };
         let mut world = Self {
             now: start(),
-            links: [Link::new(config(Side::Opener, Filling::UP)), Link::new(config(Side::Acceptor, Filling::DOWN))],
+            links: [
+                Link::new(config(Side::Opener, Filling::UP), Memory::laptop()),
+                Link::new(config(Side::Acceptor, Filling::DOWN), Memory::relay()),
+            ],
             lanes: Vec::new(),
             halves: Default::default(),
             targets: Vec::new(),

@@ -5,20 +5,21 @@
 
 mod front;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::wire::memory::{Budget, Memory, Share, TEXTS_OF_CONNECTION};
 use crate::wire::redact::{self, Dialect, How, Modes};
 use front::Front;
 
 /// Bytes of a text that are kept.
 pub const TEXT_MAX: usize = 256 * 1024;
-/// Bytes of texts that one connection keeps for the statements that it has prepared.
-const ROOM: usize = 256 * 1024;
+/// What a kept text costs besides its bytes: itself, its name, and its places in the maps of a session.
+const COST: usize = 256;
 
 /// How a text came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -85,11 +86,19 @@ pub struct Limits {
     pub redact: Option<Arc<Key>>,
     /// What the connection keeps; clones share it.
     room: Arc<AtomicUsize>,
+    /// And all of the relay's connections together.
+    memory: Budget,
 }
 
 impl Limits {
     pub fn new(text: usize, redact: Option<Arc<Key>>) -> Self {
-        Self { text, redact, room: Arc::default() }
+        Self { text, redact, room: Arc::default(), memory: Memory::relay().texts }
+    }
+
+    /// Has what is kept for later come out of this.
+    #[must_use]
+    pub fn within(self, memory: Budget) -> Self {
+        Self { memory, ..self }
     }
 }
 
@@ -129,6 +138,9 @@ pub struct Text {
     hash: Option<Hash>,
     told: AtomicBool,
     taken: Taken,
+    memory: Budget,
+    /// Of that, what it takes once it is kept.
+    kept: OnceLock<Share>,
 }
 
 impl Text {
@@ -162,21 +174,32 @@ impl Text {
         self.told.load(Ordering::Relaxed)
     }
 
-    /// The text for a statement that may run later: itself, or only its length and hash where the connection keeps too much
-    /// already. Then [`Text::sql`] is `None`, and a text that was not told must be told now.
+    /// The text for a statement that may run later: itself, or only its length and hash where the connection or the relay keeps
+    /// too much already. Then [`Text::sql`] is `None`, and a text that was not told must be told now.
     pub fn to_keep(self: &Arc<Self>) -> Arc<Self> {
-        if self.taken.room.load(Ordering::Relaxed) <= ROOM {
+        if self.taken.room.load(Ordering::Relaxed) <= TEXTS_OF_CONNECTION && self.takes() {
             return Arc::clone(self);
         }
         Arc::new(Self {
             sql: None,
             told: AtomicBool::new(true),
             taken: Taken::new(&self.taken.room, 0),
+            memory: self.memory.clone(),
+            kept: OnceLock::new(),
             cut: self.cut,
             redacted: self.redacted,
             bytes: self.bytes,
             hash: self.hash,
         })
+    }
+
+    /// Whether there is memory for it as long as it is kept.
+    fn takes(&self) -> bool {
+        if self.kept.get().is_some() {
+            return true;
+        }
+        let share = self.memory.take(self.sql.as_ref().map_or(0, |sql| sql.len()).saturating_add(COST));
+        share.is_ok_and(|share| self.kept.set(share).is_ok())
     }
 
     /// What is no SQL and has no literals: the name of a database, the number of a connection.
@@ -201,7 +224,17 @@ impl Text {
     ) -> Arc<Self> {
         let taken = Taken::new(&limits.room, sql.as_ref().map_or(0, String::len));
         let sql = sql.map(String::into_boxed_str);
-        Arc::new(Self { sql, cut, redacted, bytes, hash, told: AtomicBool::new(false), taken })
+        Arc::new(Self {
+            sql,
+            cut,
+            redacted,
+            bytes,
+            hash,
+            told: AtomicBool::new(false),
+            taken,
+            memory: limits.memory.clone(),
+            kept: OnceLock::new(),
+        })
     }
 }
 

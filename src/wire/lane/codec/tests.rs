@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::memory::Memory;
 
 #[expect(clippy::disallowed_methods, reason = "where a test's own clock starts")]
 fn start() -> Instant {
@@ -10,7 +11,7 @@ fn start() -> Instant {
 }
 
 fn packed(parts: &[Vec<u8>], now: Instant) -> Vec<u8> {
-    let mut encoder = Encoder::default();
+    let mut encoder = Encoder::new(Memory::laptop().packing);
     let mut out = Vec::new();
     for part in parts {
         let mut rest = part.as_slice();
@@ -24,7 +25,7 @@ fn packed(parts: &[Vec<u8>], now: Instant) -> Vec<u8> {
 }
 
 fn unpacked(bytes: &[u8], input: usize, output: usize) -> Result<Vec<u8>, CodecError> {
-    let mut decoder = Decoder::new();
+    let mut decoder = Decoder::new(Memory::laptop().unpacking);
     let mut all = Vec::new();
     let mut buffer = vec![0; output];
     for mut part in bytes.chunks(input) {
@@ -81,7 +82,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_data_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let mut decoder = Decoder::new();
+        let mut decoder = Decoder::new(Memory::laptop().unpacking);
         let mut rest = bytes.as_slice();
         let mut buffer = [0; 50];
         for _ in 0..1000 {
@@ -114,7 +115,7 @@ fn after_noise_compression_is_tried_again() {
 #[test]
 fn a_small_message_needs_no_context_and_one_that_is_idle_is_ended() {
     let now = start();
-    let mut encoder = Encoder::default();
+    let mut encoder = Encoder::new(Memory::laptop().packing);
     let mut out = Vec::new();
     encoder.push(&rows(WORTH_IT));
     encoder.flush(now, true, &mut out);
@@ -132,19 +133,6 @@ fn a_small_message_needs_no_context_and_one_that_is_idle_is_ended() {
 }
 
 #[test]
-fn contexts_have_the_size_that_is_claimed() {
-    let mut encoder = Encoder::default();
-    let mut out = Vec::new();
-    encoder.push(&rows(CHUNK_MAX));
-    encoder.flush(start(), true, &mut out);
-    let size = encoder.context.as_ref().map(CCtx::sizeof).unwrap();
-    let mut decoder = Decoder::new();
-    decoder.decode(&mut out.as_slice(), &mut vec![0; 2 * CHUNK_MAX], 0).unwrap();
-    let other = decoder.context.as_ref().map(DCtx::sizeof).unwrap();
-    assert!(size < 1_400_000 && other < 700_000, "{size} {other}");
-}
-
-#[test]
 fn a_window_that_is_too_large_is_refused() {
     let mut context = CCtx::create();
     context.set_parameter(CParameter::WindowLog(WINDOW_LOG + 1)).unwrap();
@@ -155,4 +143,34 @@ fn a_window_that_is_too_large_is_refused() {
     assert!(matches!(unpacked(&out, 1000, 1000), Err(CodecError::Zstd(_))));
     assert_eq!(unpacked(&[7, 0, 1], 3, 3), Err(CodecError::UnknownKind(7)));
     assert_eq!(unpacked(&[END, 0, 1], 3, 3), Err(CodecError::TooLong(1)));
+}
+
+/// What the budgets count for a context is what it takes, and no context is there without its share.
+#[test]
+fn contexts_are_counted_as_what_they_take_and_end_with_their_budget() {
+    let memory = Memory::laptop();
+    let packing = Budget::new("tests", PACKING_CONTEXT);
+    let mut encoders = [Encoder::new(packing.clone()), Encoder::new(packing.clone())];
+    let mut outs = [Vec::new(), Vec::new()];
+    for (encoder, out) in encoders.iter_mut().zip(&mut outs) {
+        for part in rows(400_000).chunks(CHUNK_MAX) {
+            encoder.push(part);
+            encoder.flush(start(), true, out);
+        }
+    }
+    // The second one goes as it is.
+    assert_eq!((outs[0][0], outs[1][0], packing.left()), (COMPRESSED, RAW, 0));
+    let taken = encoders[0].context.as_ref().unwrap().zstd.sizeof();
+    assert!(taken <= PACKING_CONTEXT && taken > PACKING_CONTEXT / 2, "{taken}");
+    let unpacking = Budget::new("tests", UNPACKING_CONTEXT);
+    let mut decoders = [Decoder::new(unpacking.clone()), Decoder::new(unpacking.clone())];
+    let mut buffer = vec![0; 300_000];
+    assert_eq!(decoders[0].decode(&mut &outs[0][..], &mut buffer, 0), Ok(300_000));
+    let taken = decoders[0].context.as_ref().unwrap().zstd.sizeof();
+    assert!(taken <= UNPACKING_CONTEXT && taken > UNPACKING_CONTEXT / 4, "{taken}");
+    assert!(matches!(decoders[1].decode(&mut &outs[0][..], &mut buffer, 0), Err(CodecError::Full(_))));
+    decoders[0].clear();
+    encoders[0].clear();
+    assert_eq!((packing.left(), unpacking.left()), (PACKING_CONTEXT, UNPACKING_CONTEXT));
+    assert!(memory.packing.left() / PACKING_CONTEXT >= 16, "one link has all of its contexts");
 }

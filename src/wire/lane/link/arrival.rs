@@ -4,10 +4,9 @@ use std::time::Instant;
 
 use super::super::frame::{Frame, Segment};
 use super::super::pipe::{Cargo, Control};
-use super::{CONTROL_MAX, Ended, Event, Link, LinkError, STREAMS_MAX, Side, Stream, StreamEnd};
-
-/// All windows together may grow by so much.
-const GROWTH_MAX: u64 = 64 << 20;
+use super::{
+    CONTROL_MAX, Ended, Event, Link, LinkError, NAME_TIMEOUT, STREAMS_MAX, Side, Stream, StreamEnd, StreamError, later,
+};
 
 impl Link {
     /// Takes bytes of a lane, cut anywhere. A peer that breaks the protocol ends the link.
@@ -53,21 +52,19 @@ impl Link {
                 }
             }
             Frame::Credit { stream, limit } => {
-                if let Some(entry) = self.stream(stream)? {
+                if let Some(entry) = self.stream(now, stream)? {
                     entry.sending.credit(limit);
                     self.take_turn(stream);
                 }
             }
             Frame::Blocked { stream, limit: _ } => {
-                let room = GROWTH_MAX.saturating_sub(self.grown);
-                if let Some(entry) = self.stream(stream)? {
-                    let grown = entry.receiving.grow(room);
-                    self.grown = self.grown.saturating_add(grown);
+                if let Some(entry) = self.stream(now, stream)? {
+                    entry.receiving.grow();
                     self.grant(stream);
                 }
             }
             Frame::Reset { stream, reason } => {
-                if let Some(entry) = self.stream(stream)? {
+                if let Some(entry) = self.stream(now, stream)? {
                     entry.cut(StreamEnd::Reset(reason.to_owned()));
                     // Nobody will ever hold one whose target is not known.
                     entry.released |= !entry.named;
@@ -80,7 +77,7 @@ impl Link {
                 }
             }
             Frame::Stop { stream } => {
-                if let Some(entry) = self.stream(stream)? {
+                if let Some(entry) = self.stream(now, stream)? {
                     entry.sending.stop();
                     self.resets.remove(&stream);
                     self.wake(stream);
@@ -89,7 +86,7 @@ impl Link {
             }
             Frame::Ask => {}
             Frame::Goodbye => self.end(Ended::Goodbye),
-            Frame::Segment(segment) => self.handle_segment(&segment)?,
+            Frame::Segment(segment) => self.handle_segment(now, &segment)?,
         }
         Ok(())
     }
@@ -99,12 +96,19 @@ impl Link {
         if self.control.len() > CONTROL_MAX { Err(LinkError::Flood) } else { Ok(()) }
     }
 
-    fn handle_segment(&mut self, segment: &Segment<'_>) -> Result<(), LinkError> {
+    fn handle_segment(&mut self, now: Instant, segment: &Segment<'_>) -> Result<(), LinkError> {
         let id = segment.stream;
-        let Some(stream) = self.stream(id)? else { return Ok(()) };
+        let Some(stream) = self.stream(now, id)? else { return Ok(()) };
         let taken = stream.receiving.take(segment.offset, segment.data, segment.fin);
-        let fresh = taken.map_err(|error| LinkError::Stream(id, error))?;
         let named = stream.named;
+        let fresh = match taken {
+            Ok(fresh) => fresh,
+            Err(StreamError::Full(full)) => {
+                self.refuse(id, StreamEnd::NoMemory(full));
+                return Ok(());
+            }
+            Err(error) => return Err(LinkError::Stream(id, error)),
+        };
         self.totals.received_packed =
             self.totals.received_packed.saturating_add(u64::try_from(segment.data.len()).unwrap_or(0));
         if fresh && named {
@@ -129,7 +133,7 @@ impl Link {
     }
 
     /// The stream of this number, opened now if the other side opens streams; `None`: it is over, or not wanted.
-    fn stream(&mut self, id: u64) -> Result<Option<&mut Stream>, LinkError> {
+    fn stream(&mut self, now: Instant, id: u64) -> Result<Option<&mut Stream>, LinkError> {
         if id > self.last_stream {
             let news = usize::try_from(id.saturating_sub(self.last_stream)).unwrap_or(usize::MAX);
             if self.config.side == Side::Opener || news > STREAMS_MAX {
@@ -138,7 +142,8 @@ impl Link {
             // Lanes overtake one another: those before it will come too.
             for new in self.last_stream.saturating_add(1)..=id {
                 if self.streams.len() < STREAMS_MAX {
-                    self.streams.insert(new, Stream::new(false));
+                    self.streams.insert(new, Stream::new(false, &self.memory));
+                    self.unnamed.push_back((later(now, NAME_TIMEOUT), new));
                 } else {
                     let reason = format!("the link has {STREAMS_MAX} connections already");
                     self.control.push_back(Control::Reset { stream: new, reason });

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::super::later;
 use super::super::pipe::Control;
-use super::super::stream::{Read, WINDOW};
+use super::super::stream::Read;
 use super::{Event, Link, STREAMS_MAX, Side, Stream, StreamEnd};
 
 /// Streams that may have a context for compression at the same time.
@@ -22,7 +22,7 @@ impl Link {
         }
         let id = self.last_stream.checked_add(1)?;
         self.last_stream = id;
-        let mut stream = Stream::new(true);
+        let mut stream = Stream::new(true, &self.memory);
         stream.sending.put(&[length]);
         stream.sending.put(target.as_bytes());
         self.streams.insert(id, stream);
@@ -102,9 +102,7 @@ impl Link {
                 Ok(read)
             }
             (Err(error), None) => {
-                stream.cut(error.into());
-                stream.receiving.forget();
-                self.control.push_back(Control::Reset { stream: id, reason: error.to_string() });
+                self.refuse(id, error.into());
                 Err(error.into())
             }
         }
@@ -197,7 +195,6 @@ impl Link {
         if let Some(stream) = self.streams.remove(&id) {
             self.turns.remove(&(stream.tag, id));
             self.contexts.remove(&id);
-            self.grown = self.grown.saturating_sub(stream.receiving.window().saturating_sub(WINDOW.0));
         }
     }
 }

@@ -125,3 +125,22 @@ proptest! {
         prop_assert_eq!(collector.finish(Modes::default()), text(&sql, dialect));
     }
 }
+
+#[test]
+fn all_connections_together_keep_so_much_and_every_record_still_says_which_text_it_was() {
+    let memory = Budget::new("tests", 10 * (8192 + COST));
+    let kept: Vec<_> = (0..20)
+        .map(|_| {
+            let limits = Limits::new(TEXT_MAX, None).within(memory.clone());
+            let text = Collector::new(limits, Dialect::Postgres).whole(&[b'x'; 8192], Modes::default());
+            // Twice under two names costs once.
+            (text.to_keep(), text.to_keep())
+        })
+        .collect();
+    let with = |kept: &Arc<Text>| kept.sql() == Some(&"x".repeat(8192));
+    assert_eq!(kept.iter().filter(|(one, other)| with(one) && with(other)).count(), 10);
+    assert!(kept[10..].iter().all(|(one, other)| one.sql().is_none() && other.sql().is_none()));
+    assert!(kept.iter().all(|(one, _)| one.bytes() == 8192 && one.hash() == kept[0].0.hash()));
+    drop(kept);
+    assert_eq!(memory.left(), 10 * (8192 + COST));
+}
