@@ -355,8 +355,12 @@ impl PortSession {
         if let Some(frame) = self.channel.poll_transmit(now, stamp) {
             return Some(frame);
         }
-        if !self.wants_to_send() || !self.channel.can_send(now) {
+        if !self.wants_to_send() {
             return None;
+        }
+        if !self.channel.can_send(now) {
+            let payload = self.mux.fill_little(self.channel.room_for_little());
+            return if payload.is_empty() { None } else { self.channel.transmit_little(now, payload, stamp) };
         }
         if let Some(probe) = self.channel.transmit_probe(now, stamp) {
             return Some(probe);

@@ -16,6 +16,8 @@ const CHUNK: usize = 8 * 1024;
 /// Of a longer frame, so much is delivered at a time: 8 ms of the agent, and a quarter of the work that each of its messages
 /// would make.
 const PART: usize = 4 * 1024;
+/// A stream has little to send that has no more than this, which one small message carries with its headers.
+const LITTLE: usize = 1000;
 
 /// What came for a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,6 +207,21 @@ impl Mux {
         self.nop || !self.ready.is_empty()
     }
 
+    /// As [`Mux::fill`], only of streams that have little to send, as that of somebody who types.
+    pub fn fill_little(&mut self, max: usize) -> Bytes {
+        let mut out = Vec::new();
+        while out.len().saturating_add(HEADER_SIZE.saturating_mul(2)) < max {
+            let Some(id) = self.little().and_then(|place| self.ready.remove(place)) else { break };
+            self.take_turn(id, max, &mut out);
+        }
+        out.into()
+    }
+
+    /// Its place among those that have something to send.
+    fn little(&self) -> Option<usize> {
+        self.ready.iter().position(|id| self.streams.get(id).is_some_and(|stream| stream.out_bytes <= LITTLE))
+    }
+
     /// Up to `max` bytes of frames (at least a header), streams taking turns.
     pub fn fill(&mut self, max: usize) -> Bytes {
         let mut out = Vec::new();
@@ -213,15 +230,19 @@ impl Mux {
         }
         while out.len().saturating_add(HEADER_SIZE.saturating_mul(2)) < max {
             let Some(id) = self.ready.pop_front() else { break };
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
-            let room = max.saturating_sub(out.len());
-            if fill_stream(id, stream, room, &mut out) {
-                self.ready.push_back(id);
-            } else if stream.finishing {
-                self.streams.remove(&id);
-            }
+            self.take_turn(id, max, &mut out);
         }
         out.into()
+    }
+
+    fn take_turn(&mut self, id: u32, max: usize, out: &mut Vec<u8>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let room = max.saturating_sub(out.len());
+        if fill_stream(id, stream, room, out) {
+            self.ready.push_back(id);
+        } else if stream.finishing {
+            self.streams.remove(&id);
+        }
     }
 }
 
@@ -311,6 +332,28 @@ mod tests {
         mux.handle_bytes(&data[5000..]).unwrap();
         mux.handle_bytes(&Header { command: Command::Nop, length: 0, stream: 0 }.encode()).unwrap();
         assert_eq!(mux.poll_event(), None);
+    }
+
+    #[test]
+    fn who_has_little_to_send_is_found_behind_those_with_much() {
+        let (mut mux, ids) = opened(2);
+        while mux.wants_to_send() {
+            mux.fill(1024);
+        }
+        mux.write(ids[0], vec![7; 100_000].into());
+        assert!(mux.fill_little(1024).is_empty());
+        for part in [b"sel", b"ect"] {
+            mux.write(ids[1], Bytes::from_static(part));
+        }
+        let mut expected = Vec::new();
+        for part in [b"sel", b"ect"] {
+            Frame { command: Command::Psh, stream: ids[1], data: Bytes::from_static(part) }.encode(&mut expected);
+        }
+        assert_eq!(mux.fill_little(1024), expected);
+        assert!(mux.fill_little(1024).is_empty());
+        mux.finish(ids[1]);
+        assert_eq!(mux.fill_little(1024)[..], Header { command: Command::Fin, length: 0, stream: ids[1] }.encode());
+        assert!(!mux.is_open(ids[1]) && mux.waiting(ids[0]) == 100_000);
     }
 
     proptest! {

@@ -33,6 +33,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 const EARLY_BYTES: usize = 64 << 20;
 /// A close with this much under way counts as the gateway's answer to our speed.
 const LOAD: usize = 256 * 1024;
+/// So much more than the window may be under way of those who have little to send.
+const LITTLE: usize = 4096;
 
 /// Randomness and wall clock for one outgoing message.
 #[derive(Debug, Clone, Copy)]
@@ -240,13 +242,13 @@ impl Channel {
         let (sequence, id) = (ack.acknowledged_message_sequence_number, ack.acknowledged_message_id.as_ref());
         let shortest = self.path.shortest().unwrap_or_default();
         let Some(acked) = self.unacked.acknowledge(now, sequence, id, shortest) else { return };
-        if let Some(sample) = acked.sample {
+        if let Some(sample) = acked.sample.filter(|_| acked.cargo != Cargo::Little) {
             self.path.on_ack(now, sample, self.unacked.delivery(), self.window);
             self.pacer.follow(now, self.path.pace());
         }
         match acked.cargo {
             Cargo::Control => return,
-            Cargo::Data => self.size.on_ack(acked.bytes),
+            Cargo::Data | Cargo::Little => self.size.on_ack(acked.bytes),
             Cargo::Probe => self.size.on_probe_ack(acked.bytes),
         }
         if let Some(shortest) = self.path.shortest() {
@@ -299,13 +301,22 @@ impl Channel {
         false
     }
 
+    /// Payload bytes that may go out all the same in a small message, of those who have little to send.
+    pub fn room_for_little(&self) -> usize {
+        let room = if self.may_send() { LITTLE.saturating_sub(self.unacked.little()) } else { 0 };
+        room.saturating_sub(HEADER_SIZE).min(self.first_size)
+    }
+
     fn has_room(&self) -> bool {
+        self.may_send() && self.path.allows(self.unacked.flight(), self.message_size().saturating_add(HEADER_SIZE))
+    }
+
+    fn may_send(&self) -> bool {
         self.paused.is_none()
             && !self.closed
             && !self.unacked.has_due()
             && self.unacked.bytes() < self.window
             && self.unacked.len() < UNACKED_MAX
-            && self.path.allows(self.unacked.flight(), self.message_size().saturating_add(HEADER_SIZE))
     }
 
     /// The next frame: acknowledgements first, then what must be repeated, then control messages. Tunnel bytes come
@@ -335,6 +346,11 @@ impl Channel {
         self.pacer.spend(payload.len());
         self.size.on_send(payload.len());
         self.transmit(now, PayloadType::OUTPUT, payload, Cargo::Data, stamp)
+    }
+
+    /// The same of those who have little to send, with at most [`Channel::room_for_little`] bytes.
+    pub fn transmit_little(&mut self, now: Instant, payload: Bytes, stamp: Stamp) -> Option<Bytes> {
+        self.transmit(now, PayloadType::OUTPUT, payload, Cargo::Little, stamp)
     }
 
     fn transmit(
@@ -378,3 +394,6 @@ fn acknowledge(id: MessageId, sequence: i64, stamp: Stamp) -> Bytes {
     };
     message.to_frame()
 }
+
+#[cfg(test)]
+mod tests;

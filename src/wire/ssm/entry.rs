@@ -22,6 +22,8 @@ pub(super) enum Cargo {
     /// Handshake and flags.
     Control,
     Data,
+    /// Data of somebody who has little to send, which may leave when no other may.
+    Little,
     /// Nothing but NOPs: a larger size is being tried.
     Probe,
 }
@@ -51,6 +53,11 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn new(message: Message, cargo: Cargo) -> Self {
         Self { message, cargo, first_sent: None, copies: Vec::new(), acked: false }
+    }
+
+    /// Those of its bytes that count for the window.
+    pub(super) fn weight(&self) -> usize {
+        if self.cargo == Cargo::Little { 0 } else { self.frame_bytes() }
     }
 
     pub(super) fn frame_bytes(&self) -> usize {

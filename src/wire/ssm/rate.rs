@@ -24,6 +24,7 @@ pub(super) struct Delivery {
     delivered_at: Option<Instant>,
     first_sent: Option<Instant>,
     latest: Option<u64>,
+    arrives: Option<u64>,
     /// The highest of this time and of the one before, and when this time began.
     highest: (u64, u64),
     began: Option<Instant>,
@@ -33,6 +34,11 @@ impl Delivery {
     /// The newest measurement, bytes a second.
     pub(super) fn latest(&self) -> Option<u64> {
         self.latest
+    }
+
+    /// The same, however slowly it left: what left slowly, because the window had shrunk, shows no slower path.
+    pub(super) fn arrives(&self) -> Option<u64> {
+        self.arrives
     }
 
     /// The highest one of the last seconds.
@@ -62,16 +68,18 @@ impl Delivery {
     /// It was the copy that left at `sent` with `mark`.
     pub(super) fn on_copy(&mut self, now: Instant, sent: Instant, mark: Mark) {
         self.first_sent = self.first_sent.max(Some(sent));
-        let took =
-            now.saturating_duration_since(mark.delivered_at).max(sent.saturating_duration_since(mark.first_sent));
-        let Some(rate) = rate(self.delivered.saturating_sub(mark.delivered), took) else { return };
-        self.latest = Some(rate);
+        let bytes = self.delivered.saturating_sub(mark.delivered);
+        let arrived_in = now.saturating_duration_since(mark.delivered_at);
+        let took = arrived_in.max(sent.saturating_duration_since(mark.first_sent));
+        let Some(latest) = rate(bytes, took) else { return };
+        self.latest = Some(latest);
+        self.arrives = rate(bytes, arrived_in).or(self.latest);
         let began = *self.began.get_or_insert(now);
         if now.saturating_duration_since(began) > KEEP {
             self.highest = (0, self.highest.0);
             self.began = Some(now);
         }
-        self.highest.0 = self.highest.0.max(rate);
+        self.highest.0 = self.highest.0.max(latest);
     }
 }
 
@@ -90,4 +98,25 @@ pub(super) fn bytes_in(rate: u64, time: Duration) -> usize {
 pub(super) fn time_for(bytes: usize, rate: Option<u64>) -> Duration {
     let micros = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_mul(1_000_000);
     Duration::from_micros(rate.and_then(|rate| micros.checked_div(rate)).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "only a start; the test moves it")]
+    fn what_left_slowly_shows_no_slower_path() {
+        let (mut delivery, start) = (Delivery::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut copy = |sent, flight, acked| {
+            let mark = delivery.on_send(at(sent), flight);
+            delivery.on_arrival(at(acked), 1000);
+            delivery.on_copy(at(acked), at(sent), mark);
+            (delivery.latest(), delivery.arrives())
+        };
+        assert_eq!(copy(0, 0, 250), (Some(4000), Some(4000)));
+        // It left 400 ms after the one before, and was acknowledged 200 ms after it.
+        assert_eq!(copy(400, 1, 450), (Some(2500), Some(5000)));
+    }
 }

@@ -53,8 +53,9 @@ pub(super) struct Unacked {
     probe: Option<i64>,
     /// On their way: number of the newest transmission → sequence number.
     in_flight: BTreeMap<u64, i64>,
-    /// Bytes of their frames.
+    /// Bytes of their frames that count for the window, and those that do not.
     flight: usize,
+    little: usize,
     next_transmission: u64,
     largest_acked: Option<u64>,
     reorder: u64,
@@ -79,6 +80,7 @@ impl Default for Unacked {
             probe: None,
             in_flight: BTreeMap::new(),
             flight: 0,
+            little: 0,
             next_transmission: 0,
             largest_acked: None,
             reorder: REORDER,
@@ -118,6 +120,11 @@ impl Unacked {
     /// Bytes of frames that are on their way, as far as is known.
     pub(super) fn flight(&self) -> usize {
         self.flight
+    }
+
+    /// The same of those who have little to send, which `flight` is without.
+    pub(super) fn little(&self) -> usize {
+        self.little
     }
 
     /// Messages kept, acknowledged ones behind an open one included.
@@ -194,12 +201,15 @@ impl Unacked {
 
     fn transmit(&mut self, now: Instant, sequence: i64, id: [u8; 16]) -> Option<Bytes> {
         let number = self.next_transmission;
-        let mark = self.delivery.on_send(now, self.flight);
+        let entry = self.entry(sequence)?;
+        let (bytes, weight) = (entry.frame_bytes(), entry.weight());
+        // What counts for nothing begins no measurement.
+        let mark = self.delivery.on_send(now, if weight == 0 { self.flight.max(1) } else { self.flight });
         let entry = self.entry_mut(sequence)?;
-        let bytes = entry.frame_bytes();
         let frame = entry.copy(now, number, id, mark);
         self.in_flight.insert(number, sequence);
-        self.flight = self.flight.saturating_add(bytes);
+        self.flight = self.flight.saturating_add(weight);
+        self.little = self.little.saturating_add(bytes.saturating_sub(weight));
         self.next_transmission = number.saturating_add(1);
         Some(frame)
     }
@@ -209,12 +219,12 @@ impl Unacked {
         let entry = self.entry_mut(sequence).filter(|entry| !entry.acked)?;
         let newest = *entry.copies.last()?;
         let copy = entry.copy_of(now, id, shortest);
-        let frame_bytes = entry.frame_bytes();
+        let (frame_bytes, weight) = (entry.frame_bytes(), entry.weight());
         entry.acked = true;
         entry.copies = Vec::new();
         let bytes = std::mem::take(&mut entry.message.payload).len();
         let cargo = entry.cargo;
-        self.forget_flight(newest.number, frame_bytes);
+        self.forget_flight(newest.number, frame_bytes, weight);
         self.due.remove(&sequence);
         self.probe = self.probe.filter(|probe| *probe != sequence);
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -222,8 +232,10 @@ impl Unacked {
         self.restarted = Some(now);
         let copy = copy.filter(|copy| !copy.stale);
         let sample = copy.map(|copy| {
-            self.delivery.on_arrival(now, frame_bytes);
-            self.delivery.on_copy(now, copy.at, copy.mark);
+            if weight > 0 {
+                self.delivery.on_arrival(now, weight);
+                self.delivery.on_copy(now, copy.at, copy.mark);
+            }
             let delay = now.saturating_duration_since(copy.at);
             self.round_trip.sample(delay);
             self.backoff = 0;
@@ -250,7 +262,7 @@ impl Unacked {
     pub(super) fn resume(&mut self) {
         self.due.extend(std::mem::take(&mut self.in_flight).into_values());
         self.entries.iter_mut().flat_map(|entry| entry.copies.iter_mut()).for_each(|copy| copy.stale = true);
-        self.flight = 0;
+        (self.flight, self.little) = (0, 0);
         self.probe = None;
         self.largest_acked = None;
         self.reorder = REORDER;
@@ -294,8 +306,8 @@ impl Unacked {
         let Some(newest) = self.entries.front().and_then(|entry| entry.copies.last()).map(|copy| copy.number) else {
             return;
         };
-        let bytes = self.entries.front().map_or(0, Entry::frame_bytes);
-        self.forget_flight(newest, bytes);
+        let (bytes, weight) = self.entries.front().map_or((0, 0), |entry| (entry.frame_bytes(), entry.weight()));
+        self.forget_flight(newest, bytes, weight);
         self.due.insert(self.base);
         self.probe = Some(self.base);
         self.restarted = Some(now);
@@ -327,15 +339,17 @@ impl Unacked {
                 self.loss_at = Some(deadline);
                 return;
             }
-            self.forget_flight(number, self.entry(sequence).map_or(0, Entry::frame_bytes));
+            let (bytes, weight) = self.entry(sequence).map_or((0, 0), |entry| (entry.frame_bytes(), entry.weight()));
+            self.forget_flight(number, bytes, weight);
             self.due.insert(sequence);
         }
     }
 
     /// The transmission is not on its way any more.
-    fn forget_flight(&mut self, number: u64, bytes: usize) {
+    fn forget_flight(&mut self, number: u64, bytes: usize, weight: usize) {
         if self.in_flight.remove(&number).is_some() {
-            self.flight = self.flight.saturating_sub(bytes);
+            self.flight = self.flight.saturating_sub(weight);
+            self.little = self.little.saturating_sub(bytes.saturating_sub(weight));
         }
     }
 

@@ -99,6 +99,14 @@ fn a_phone_or_a_hotel_is_filled_and_stays_quick_for_what_is_typed() {
 }
 
 #[test]
+fn nothing_that_is_typed_waits_for_the_window_of_an_upload() {
+    let path = is(64_000, 20);
+    // The first 32 KB, sent before anything is known, are through after half a second.
+    let shown = upload(128_000, 1, 20, |_| path);
+    assert!(shown.typed.len() == 38 && shown.typed.iter().all(|took| *took <= path.one_way * 24 / 10), "{shown:?}");
+}
+
+#[test]
 fn a_good_line_is_filled_and_stays_quick_for_what_is_typed() {
     for (rate, one_way) in [(1_000_000, 10), (1_000_000, 75), (10_000_000, 20), (10_000_000, 10)] {
         steady(rate, one_way, 10);
