@@ -10,7 +10,7 @@ use crate::support::{PATIENCE, Relay, World};
 /// Messages of one connection.
 const MESSAGES: usize = 1000;
 
-/// Messages of the whole test; `scripts/soak` asks for more.
+/// Messages of the whole test. With some ten thousand of them PostgreSQL 15 itself crashes now and then.
 #[expect(clippy::disallowed_methods, reason = "of a test, and not of a relay")]
 fn wanted() -> usize {
     std::env::var("BASTION_SESSION_MESSAGES").ok().and_then(|wanted| wanted.parse().ok()).unwrap_or(3000)
