@@ -620,6 +620,6 @@ async fn a_task_that_ends_is_told_with_its_story_and_clients_hear_it() {
     let mut rest = Vec::new();
     tokio::time::timeout(PATIENCE, silent.read_to_end(&mut rest)).await.unwrap().unwrap();
     let rest = String::from_utf8_lossy(&rest);
-    assert!(rest.contains("SFATAL\0") && rest.contains("Mbastion: "), "{rest:?}");
+    assert!(rest.contains("SFATAL\0") && rest.contains("C57P01\0") && rest.contains("Dbastion: "), "{rest:?}");
     world.stop().await;
 }
