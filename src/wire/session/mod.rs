@@ -4,7 +4,20 @@
 //!
 //! A session is given the bytes of both directions in their order, and never waits for anything. Its bytes are not changed.
 
+#[cfg_attr(
+    not(feature = "relay"),
+    expect(clippy::needless_pass_by_ref_mut, reason = "the launcher tells nobody of anything")
+)]
 mod parts;
+#[cfg_attr(
+    not(feature = "relay"),
+    expect(
+        clippy::needless_pass_by_ref_mut,
+        clippy::ptr_arg,
+        clippy::unnecessary_wraps,
+        reason = "the launcher tells nobody of anything"
+    )
+)]
 mod postgres;
 #[cfg(feature = "relay")]
 pub mod text;
