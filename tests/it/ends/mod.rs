@@ -27,7 +27,7 @@ const TARGETS: [&str; 3] = ["orders", "events", "bytes"];
 /// And more of each, whose names begin so: nobody listens; whoever listens does not answer; there is room for one.
 const KINDS: [&str; 3] = ["dead-", "silent-", "narrow-"];
 /// Time limits that nobody can wait for here, in milliseconds.
-const UPSTREAM_TIMEOUT: (&str, &str) = ("BASTION_TEST_UPSTREAM_TIMEOUT", "6000");
+const UPSTREAM_TIMEOUT: (&str, &str) = ("BASTION_TEST_UPSTREAM_TIMEOUT", "12000");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
