@@ -1,14 +1,23 @@
-//! The few calls of Vault's HTTP API that a login needs.
+//! The few calls of Vault's HTTP API that a login needs, on the crate vaultrs. Where it drops the lease of an answer, the call is
+//! spelled out here. Its own HTTP client reads answers however long they are, so it gets one that does not.
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use reqwest::{Method, Response};
+use reqwest::header::HeaderValue;
+use rustify::client::Client as RestClient;
+use rustify::endpoint::Endpoint;
+use rustify::enums::{RequestMethod, RequestType, ResponseType};
+use rustify::errors::ClientError as RestError;
 use rustls::{CertificateError, ClientConfig};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
+use vaultrs::api::auth::aws::requests::IamLoginRequest;
+use vaultrs::api::token::requests::{RenewTokenSelfRequest, RevokeTokenSelfRequest};
+use vaultrs::api::{AuthInfo, EndpointMiddleware, EndpointResult};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::credential::vault::VaultError;
 use crate::credential::vault::sign::SignedIdentity;
@@ -19,20 +28,25 @@ use crate::wire::memory::{ANSWER, TooLong};
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A Vault that is not logged in to. Cheap to clone.
-#[derive(Clone)]
+/// A Vault that is not logged in to.
 pub(super) struct Api {
-    http: reqwest::Client,
+    http: Http,
     config: VaultConfig,
 }
 
 /// A token of Vault; wiped when dropped.
 pub(super) struct Session {
-    api: Api,
-    token: SecretString,
+    http: Http,
+    middle: EndpointMiddleware,
     /// Zero: it does not end.
     pub(super) token_lifetime: Duration,
     pub(super) token_renewable: bool,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.middle.token.zeroize();
+    }
 }
 
 /// A database user and its lease.
@@ -42,26 +56,6 @@ pub(super) struct Issued {
     pub(super) lease_id: String,
     pub(super) lifetime: Duration,
     pub(super) renewable: bool,
-}
-
-/// What the calls need of an answer (Vault API documentation, "API operations").
-#[derive(Deserialize)]
-struct Answer<T> {
-    #[serde(default)]
-    lease_id: String,
-    #[serde(default)]
-    lease_duration: u64,
-    #[serde(default)]
-    renewable: bool,
-    data: Option<T>,
-    auth: Option<Auth>,
-}
-
-#[derive(Deserialize)]
-struct Auth {
-    client_token: SecretString,
-    lease_duration: u64,
-    renewable: bool,
 }
 
 #[derive(Deserialize)]
@@ -74,7 +68,7 @@ impl Api {
     /// # Errors
     /// If the HTTP client cannot be made.
     pub(super) fn new(config: VaultConfig, tls: &ClientConfig) -> Result<Self, String> {
-        let http = reqwest::Client::builder()
+        let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls.clone())
             .timeout(CALL_TIMEOUT)
             .connect_timeout(CONNECT_TIMEOUT)
@@ -83,86 +77,52 @@ impl Api {
             .no_proxy()
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self { http, config })
+        Ok(Self { http: Http { client, base: config.address.clone() }, config })
+    }
+
+    fn middle(&self, token: String) -> EndpointMiddleware {
+        EndpointMiddleware { token, version: "v1".to_owned(), wrap: None, namespace: self.config.namespace.clone() }
     }
 
     /// `auth/<mount>/login` with a signed request (Vault API documentation, AWS auth method).
     pub(super) async fn log_in(&self, identity: &SignedIdentity) -> Result<Session, VaultError> {
         let VaultConfig { mount, role, login: who, .. } = &self.config;
         let SignedIdentity { url, headers, body } = identity;
-        let mut login = json!({
-            "iam_http_request_method": "POST", "iam_request_url": url, "iam_request_headers": headers,
-            "iam_request_body": body
-        });
-        if let Some(role) = role {
-            login["role"] = json!(role);
-        }
+        let login = IamLoginRequest {
+            mount: mount.clone(),
+            role: role.clone(),
+            iam_http_request_method: "POST".to_owned(),
+            iam_request_url: url.clone(),
+            iam_request_body: body.clone(),
+            iam_request_headers: headers.clone(),
+        };
         let name = role.as_deref().unwrap_or("named as your role or user of IAM");
-        let login = self.call::<IgnoredAny>(None, Method::POST, &format!("auth/{mount}/login"), Some(login)).await;
-        let answer = login.map_err(|error| login_failed(error, name, *who))?;
-        let auth = answer.auth.ok_or(VaultError::Answer)?;
+        let answer = self.http.call(login, &self.middle(String::new())).await;
+        let auth = answer.and_then(|answer| auth(&answer)).map_err(|error| login_failed(error, name, *who))?;
+        if HeaderValue::from_str(&auth.client_token).is_err() {
+            // It becomes a header, where the crate panics.
+            return Err(VaultError::Answer);
+        }
         Ok(Session {
-            api: self.clone(),
-            token: auth.client_token,
+            http: self.http.clone(),
+            middle: self.middle(auth.client_token),
             token_lifetime: Duration::from_secs(auth.lease_duration),
             token_renewable: auth.renewable,
         })
-    }
-
-    async fn call<T: DeserializeOwned>(
-        &self,
-        token: Option<&SecretString>,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> Result<Answer<T>, Failure> {
-        let answer = self.send(token, method, path, body).await?;
-        // The error of serde_json may quote what it has read.
-        serde_json::from_slice(&answer).map_err(|_| Failure::Known(VaultError::Answer))
-    }
-
-    async fn send(
-        &self,
-        token: Option<&SecretString>,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
-        let url = format!("{}/v1/{path}", self.config.address.trim_end_matches('/'));
-        let mut request = self.http.request(method, url).header("x-vault-request", "true");
-        if let Some(token) = token {
-            let mut value = reqwest::header::HeaderValue::from_str(token.expose_secret())
-                .map_err(|_| Failure::Known(VaultError::Answer))?;
-            value.set_sensitive(true);
-            request = request.header("x-vault-token", value);
-        }
-        if let Some(namespace) = &self.config.namespace {
-            request = request.header("x-vault-namespace", namespace);
-        }
-        if let Some(body) = body {
-            request = request.body(body.to_string());
-        }
-        let answer = request.send().await.map_err(|error| unreachable(&error))?;
-        let status = answer.status();
-        let body = whole(answer).await?;
-        match status.is_success() {
-            true => Ok(body),
-            false => Err(refused(status.as_u16(), String::from_utf8_lossy(&body).into_owned())),
-        }
     }
 }
 
 impl Session {
     /// A new database user at `path`.
     pub(super) async fn issue(&self, path: &str) -> Result<Issued, VaultError> {
-        let issued: Answer<Creds> =
-            self.call(Method::GET, path, None).await.map_err(|error| issue_failed(error, path))?;
+        let issued = self.call(Call { method: RequestMethod::GET, path: path.to_owned(), body: None }).await;
+        let issued = issued.and_then(|answer| parse(&answer)).map_err(|error| issue_failed(error, path))?;
         let Creds { username, password } = issued.data.ok_or(VaultError::Answer)?;
         Ok(Issued {
             user: username,
             password,
             lease_id: issued.lease_id,
-            lifetime: Duration::from_secs(issued.lease_duration),
+            lifetime: Duration::from_secs(issued.lease_duration.into()),
             // When the token ends, Vault revokes all that was made with it.
             renewable: issued.renewable && (self.token_renewable || self.token_lifetime.is_zero()),
         })
@@ -171,56 +131,127 @@ impl Session {
     /// How long lease and token live from now on.
     pub(super) async fn renew(&self, lease_id: &str, wanted: Duration) -> Result<Duration, VaultError> {
         let body = json!({"lease_id": lease_id, "increment": wanted.as_secs()});
-        let renewed = self.call::<IgnoredAny>(Method::PUT, "sys/leases/renew", Some(body)).await;
-        let lease = Duration::from_secs(renewed.map_err(renewal_failed)?.lease_duration);
+        let renewed = self.call(Call::lease("renew", body)).await.and_then(|answer| parse::<IgnoredAny>(&answer));
+        let lease = Duration::from_secs(renewed.map_err(renewal_failed)?.lease_duration.into());
         if self.token_lifetime.is_zero() {
             return Ok(lease);
         }
-        let token = self.call::<IgnoredAny>(Method::POST, "auth/token/renew-self", Some(json!({}))).await;
-        let token = token.map_err(renewal_failed)?.auth.ok_or(VaultError::Answer)?;
-        Ok(lease.min(Duration::from_secs(token.lease_duration)))
+        let token = self.call(RenewTokenSelfRequest { increment: None }).await.and_then(|answer| auth(&answer));
+        Ok(lease.min(Duration::from_secs(token.map_err(renewal_failed)?.lease_duration)))
     }
 
     /// Ends a token with which nothing was made. If that fails it ends with its time.
     pub(super) async fn end(self) {
-        let _best_effort = self.send(Method::POST, "auth/token/revoke-self", Some(json!({}))).await;
+        let _best_effort = self.call(RevokeTokenSelfRequest {}).await;
     }
 
     /// Ends the token, and with it the lease; a token that cannot be ended leaves it to the lease.
     pub(super) async fn revoke(&self, lease_id: &str) -> Result<(), VaultError> {
-        match self.send(Method::POST, "auth/token/revoke-self", Some(json!({}))).await {
+        match self.call(RevokeTokenSelfRequest {}).await {
             Ok(_) => Ok(()),
             Err(_) => {
-                let body = json!({"lease_id": lease_id});
-                self.send(Method::PUT, "sys/leases/revoke", Some(body)).await.map(drop).map_err(renewal_failed)
+                let revoke = Call::lease("revoke", json!({"lease_id": lease_id}));
+                self.call(revoke).await.map(drop).map_err(renewal_failed)
             }
         }
     }
 
-    async fn call<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> Result<Answer<T>, Failure> {
-        self.api.call(Some(&self.token), method, path, body).await
-    }
-
-    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Result<Zeroizing<Vec<u8>>, Failure> {
-        self.api.send(Some(&self.token), method, path, body).await
+    async fn call<E: Endpoint>(&self, call: E) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        self.http.call(call, &self.middle).await
     }
 }
 
-/// The body of an answer, up to the length that any of them has.
-async fn whole(mut answer: Response) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut body = Zeroizing::new(Vec::with_capacity(ANSWER));
-    while let Some(chunk) = answer.chunk().await.map_err(|error| unreachable(&error))? {
-        if body.len() + chunk.len() > ANSWER {
-            return Err(Failure::Known(VaultError::TooLong(TooLong)));
-        }
-        body.extend_from_slice(&chunk);
+/// What an answer says of itself, and what it holds (Vault API documentation, "API operations").
+fn parse<T: DeserializeOwned>(answer: &[u8]) -> Result<EndpointResult<T>, Failure> {
+    // The error of serde_json may quote what it has read.
+    serde_json::from_slice(answer).map_err(|_| Failure::Known(VaultError::Answer))
+}
+
+fn auth(answer: &[u8]) -> Result<AuthInfo, Failure> {
+    parse::<IgnoredAny>(answer)?.auth.ok_or(Failure::Known(VaultError::Answer))
+}
+
+/// One call; what it sends may be secret, so it has no `Debug`.
+struct Call {
+    method: RequestMethod,
+    path: String,
+    body: Option<Value>,
+}
+
+impl Call {
+    fn lease(verb: &str, body: Value) -> Self {
+        Self { method: RequestMethod::PUT, path: format!("sys/leases/{verb}"), body: Some(body) }
     }
-    Ok(body)
+}
+
+impl Endpoint for Call {
+    type Response = IgnoredAny;
+    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
+    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
+
+    fn path(&self) -> String {
+        self.path.clone()
+    }
+
+    fn method(&self) -> RequestMethod {
+        self.method.clone()
+    }
+
+    fn body(&self) -> Result<Option<Vec<u8>>, RestError> {
+        Ok(self.body.as_ref().map(|body| body.to_string().into_bytes()))
+    }
+}
+
+/// An HTTP client that reads no answer that is longer than it may be. Cheap to clone.
+#[derive(Clone)]
+struct Http {
+    client: reqwest::Client,
+    base: String,
+}
+
+impl Http {
+    async fn call<E: Endpoint>(&self, call: E, middle: &EndpointMiddleware) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let answer = call.with_middleware(middle).exec(self).await.map_err(failed)?;
+        Ok(Zeroizing::new(answer.response.into_body()))
+    }
+
+    async fn whole(&self, request: http::Request<Vec<u8>>) -> Result<http::Response<Vec<u8>>, RestError> {
+        let (url, method) = (request.uri().to_string(), request.method().to_string());
+        let mut request =
+            reqwest::Request::try_from(request).map_err(|source| RestError::ReqwestBuildError { source })?;
+        request.headers_mut().values_mut().for_each(|value| value.set_sensitive(true));
+        let answer = self.client.execute(request).await;
+        let mut answer = answer.map_err(|error| RestError::RequestError { source: error.into(), url, method })?;
+        let mut whole = http::Response::new(Vec::with_capacity(ANSWER));
+        *whole.status_mut() = answer.status();
+        let cut = |error: reqwest::Error| RestError::ResponseError { source: error.into() };
+        while let Some(chunk) = answer.chunk().await.map_err(cut)? {
+            if whole.body().len() + chunk.len() > ANSWER {
+                whole.body_mut().zeroize();
+                return Err(RestError::ResponseError { source: TooLong.into() });
+            }
+            whole.body_mut().extend_from_slice(&chunk);
+        }
+        Ok(whole)
+    }
+}
+
+/// As the trait's `async fn` is written out (crate async-trait).
+impl RestClient for Http {
+    fn send<'a, 'f>(
+        &'a self,
+        request: http::Request<Vec<u8>>,
+    ) -> Pin<Box<dyn Future<Output = Result<http::Response<Vec<u8>>, RestError>> + Send + 'f>>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        Box::pin(self.whole(request))
+    }
+
+    fn base(&self) -> &str {
+        &self.base
+    }
 }
 
 /// A failed call, before it is known what was wanted. Vault's words end here: they are sorted and not shown, for they may
@@ -277,11 +308,21 @@ fn renewal_failed(failure: Failure) -> VaultError {
     }
 }
 
-/// There is no answer, or it ends too early. The error itself would name the address; its innermost cause says why.
-fn unreachable(error: &reqwest::Error) -> Failure {
-    let causes = || std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
-    let why = || causes().last().map(ToString::to_string).unwrap_or_default();
-    Failure::Known(causes().find_map(untrusted).unwrap_or_else(|| VaultError::Unreachable(why())))
+fn failed(error: RestError) -> Failure {
+    match error {
+        RestError::ServerResponseError { code, content } => refused(code, content.unwrap_or_default()),
+        RestError::RequestError { source, .. } | RestError::ResponseError { source } => {
+            Failure::Known(source.downcast_ref().copied().map_or_else(
+                || {
+                    // The error itself would name the address; its innermost cause says why.
+                    let cause = || source.chain().last().map(ToString::to_string).unwrap_or_default();
+                    source.chain().find_map(untrusted).unwrap_or_else(|| VaultError::Unreachable(cause()))
+                },
+                VaultError::TooLong,
+            ))
+        }
+        _ => Failure::Known(VaultError::Answer),
+    }
 }
 
 /// What is wrong with a certificate, if that is the cause.
