@@ -34,6 +34,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[error("the audit log cannot be written")]
 pub(in crate::relay) struct NotWritten;
 
+/// What the log does next, if it does anything.
+async fn in_time<T>(next: impl Future<Output = T>) -> Result<T, NotWritten> {
+    tokio::time::timeout(PATIENCE, next).await.map_err(|_| NotWritten)
+}
+
 type Tell = oneshot::Sender<Result<(), NotWritten>>;
 
 /// How lines begin.
@@ -122,15 +127,12 @@ impl Queue {
 
     /// Writes `lines` and waits until they are in the log.
     pub(super) async fn write(&self, lines: Vec<u8>, number: Number) -> Result<(), NotWritten> {
-        let written = async {
-            let (tell, told) = oneshot::channel();
-            let mut tell = Some(tell);
-            while let Some(room) = self.append(&lines, number, &mut tell, &mut None)? {
-                room.await;
-            }
-            told.await.unwrap_or(Err(NotWritten))
-        };
-        tokio::time::timeout(PATIENCE, written).await.unwrap_or(Err(NotWritten))
+        let (tell, told) = oneshot::channel();
+        let mut tell = Some(tell);
+        while let Some(room) = self.append(&lines, number, &mut tell, &mut None)? {
+            in_time(room).await?;
+        }
+        in_time(told).await?.unwrap_or(Err(NotWritten))
     }
 
     #[cfg(test)]
@@ -194,11 +196,12 @@ impl Stream {
                 ready!(patience.as_mut().poll(context));
                 return Poll::Ready(Err(NotWritten));
             }
+            // The log goes on, even if others have taken the room.
+            self.patience = None;
             self.room = self.queue.append(lines, Number::Next, &mut None, &mut self.lost)?.map(Box::pin);
             if self.room.is_none() {
                 lines.clear();
                 lines.shrink_to(KEPT);
-                self.patience = None;
             }
         }
         Poll::Ready(Ok(()))
@@ -365,6 +368,37 @@ mod tests {
             assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, expected);
         }
         drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_goes_on_is_waited_for_while_others_take_the_room() {
+        let (in_it, is_in_it) = std::sync::mpsc::channel();
+        let (hold, held) = std::sync::mpsc::channel();
+        let queue = Queue::start(Hanging(in_it, held)).unwrap();
+        // The first batch is in the log's hands, the second one fills the room.
+        let mut others = Lines::of(&queue);
+        for _ in 0..2 {
+            others.push().extend_from_slice(&[b'x'; WAITING]);
+            std::future::poll_fn(|context| others.poll(context)).await.unwrap();
+            is_in_it.recv_timeout(Duration::from_millis(100)).ok();
+        }
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut patient = Lines::of(&queue);
+        patient.push().extend_from_slice(b"a\n");
+        for _ in 0..4 {
+            assert!(patient.poll(context).is_pending());
+            tokio::time::advance(PATIENCE / 2).await;
+            assert!(patient.poll(context).is_pending());
+            others.push().extend_from_slice(&[b'x'; WAITING]);
+            assert!(others.poll(context).is_pending());
+            hold.send(()).unwrap();
+            is_in_it.recv().unwrap();
+            // Others are first.
+            assert!(others.poll(context).is_ready());
+        }
+        assert!(patient.poll(context).is_pending());
+        tokio::time::advance(PATIENCE).await;
+        assert_eq!(patient.poll(context), Poll::Ready(Err(NotWritten)));
     }
 
     #[tokio::test]
