@@ -1,5 +1,6 @@
 //! Access levels, and the person in what the database sees.
 
+use bastion_sandbox::port;
 use bastion_sandbox::postgres::{Flaws, READER_HOST};
 use serde_json::{Value, json};
 
@@ -44,7 +45,7 @@ async fn write_access_is_another_task_role_and_user_with_a_reason() {
     .await;
     let (code, _, err) = finish(bastion(&world, "alice", &["up", "demo", "--access", "write"])).await;
     assert!(code == 1 && err.contains("needs a reason") && err.contains("add --reason"), "{err}");
-    let port = free_port();
+    let port = format!("orders={}", port::free().unwrap());
     let up = Up::start(&world, &["--access", "write", "--reason", "INC-123", "--local-port", &port]).await;
     let (code, out, err) = up.psql("orders", "update orders set total = 1 where id = 1 returning current_user").await;
     assert_eq!((code, out.as_str()), (0, "db_write"), "{err}");
@@ -59,9 +60,4 @@ async fn write_access_is_another_task_role_and_user_with_a_reason() {
     assert!(!reasons.is_empty() && reasons.iter().all(|reason| reason.as_deref() == Some("INC-123")), "{reasons:?}");
     assert_eq!(up.end().await.0, Some(0));
     world.stop().await;
-}
-
-fn free_port() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("orders={}", listener.local_addr().unwrap().port())
 }

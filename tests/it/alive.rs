@@ -219,7 +219,7 @@ async fn a_task_that_somebody_replaces_is_joined_by_the_next_connection_and_left
     .await;
     let first = up_with(&world, &[]).await;
     let mut connect = bastion(&world, "alice", &["connect", "demo", "--json", "--wake"]);
-    connect.args(ports().await);
+    connect.args(ports());
     let mut connected = Up::of(connect).await;
     let task = first.ready["task"].as_str().unwrap().to_owned();
     assert_eq!(connected.ready["task"], task);

@@ -62,7 +62,7 @@ fn deploy(config: &mut Config) {
 #[tokio::test]
 async fn up_works_with_what_cdk_deploys() {
     let world = World::start_with(Flaws::default(), deploy).await;
-    let [option, port, ..] = ports().await;
+    let [option, port, ..] = ports();
     let up = Up::of(bastion(&world, "alice", &["up", "prod", "--json", &option, &port])).await;
     let (code, out, err) = up.psql("orders", "select current_user, 'S3CRET'").await;
     assert_eq!((code, out.as_str()), (0, "db_read|S3CRET"), "{err}");

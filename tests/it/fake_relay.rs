@@ -82,7 +82,7 @@ impl Fake {
     /// `bastion up demo` to its end, against such a relay: exit code, stdout, stderr.
     async fn up(&self, targets: Value, challenge: impl Fn(&str) -> Value + Send + 'static) -> (i32, String, String) {
         let mut up = bastion(&self.world, "alice", &["up", "demo", "--lanes", "0"]);
-        up.args(&ports().await[..2]);
+        up.args(&ports()[..2]);
         let (ended, serving) = tokio::join!(finish(up), self.serve(targets, challenge));
         serving.abort();
         ended
@@ -153,7 +153,7 @@ async fn words_of_a_relay_are_only_words_on_a_terminal_and_in_a_shell() {
     hostile["targets"][0]["host"] = json!("h\nready: prod (write)");
     hostile["unavailable"] = json!([{"name": "events", "problem": "\u{202e}evil\r\n  command   sh evil"}]);
     let mut up = bastion(&fake.world, "alice", &["up", "demo", "--lanes", "0"]);
-    up.args(&ports().await[..2]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    up.args(&ports()[..2]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = up.spawn().unwrap();
     let serving = fake.serve(hostile, |_| json!({})).await;
     let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -20,7 +20,7 @@ async fn what_went_through_is_told_while_it_does_and_at_the_end() {
 
     // A second terminal of the same person, who reads.
     let mut connect = bastion(&world, "alice", &["connect", "demo", "--stats"]);
-    connect.args(ports().await).stdout(Stdio::piped()).stderr(Stdio::piped());
+    connect.args(ports()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut connect = connect.spawn().unwrap();
     let mut cards = BufReader::new(connect.stdout.take().unwrap()).lines();
     let mut said = BufReader::new(connect.stderr.take().unwrap()).lines();

@@ -40,7 +40,7 @@ async fn refused(port: &str, password: &str) {
 #[tokio::test]
 async fn the_password_of_the_task_is_on_the_card_and_clients_must_show_it() {
     let world = world().await;
-    let local_ports = ports().await;
+    let local_ports = ports();
     let arguments: Vec<&str> = local_ports.iter().map(String::as_str).collect();
     let up = Up::start(&world, &arguments).await;
     let (password, port) = (password(&up.ready), up.port("orders").to_string());
@@ -49,7 +49,7 @@ async fn the_password_of_the_task_is_on_the_card_and_clients_must_show_it() {
     let (code, _, err) = up.psql("orders", "select 1").await;
     assert!(code == 2 && err.contains("no password supplied"), "{err}");
     // A second terminal of the owner is told the same, on a card for people.
-    let other_ports = ports().await;
+    let other_ports = ports();
     let mut connect = bastion(&world, "alice", &["connect", "demo"]);
     connect.args(&other_ports).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
     let mut child = connect.spawn().unwrap();
@@ -75,7 +75,7 @@ async fn the_password_of_the_task_is_on_the_card_and_clients_must_show_it() {
 #[tokio::test]
 async fn a_task_that_is_woken_has_a_password_of_its_own_which_is_told() {
     let world = world().await;
-    let local_ports = ports().await;
+    let local_ports = ports();
     let arguments: Vec<&str> = local_ports.iter().map(String::as_str).chain(["--wake"]).collect();
     let mut up = Up::start(&world, &arguments).await;
     let (first, port) = (password(&up.ready), up.port("orders").to_string());
@@ -98,7 +98,7 @@ async fn the_password_is_told_before_the_launcher_goes_into_the_background() {
     let world = world().await;
     for json in [true, false] {
         let mut detached = bastion(&world, "alice", &["up", "demo", "--detach"]);
-        detached.args(json.then_some("--json")).args(ports().await);
+        detached.args(json.then_some("--json")).args(ports());
         let (code, out, err) = finish(detached).await;
         assert_eq!(code, 0, "{err}");
         let (password, port) = if json {

@@ -1,6 +1,7 @@
 //! Ports on the laptop: who gets them, and what happens when there is no room for another connection.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
@@ -34,7 +35,16 @@ async fn a_taken_port_that_was_asked_for_is_an_error_that_says_who_has_it() {
 async fn a_usual_port_that_is_taken_gives_the_next_one_with_a_notice() {
     let world = World::start().await;
     // Whoever has it: a test beside this one, or this one.
-    let _taken = TcpListener::bind("127.0.0.1:15432").await;
+    // A test beside this one may have it, and would give it back too early.
+    let taken = async {
+        loop {
+            match TcpListener::bind("127.0.0.1:15432").await {
+                Ok(taken) => return taken,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    let _taken = tokio::time::timeout(2 * PATIENCE, taken).await.unwrap();
     let mut up = Up::start(&world, &[]).await;
     assert!(up.port("orders") > 15_432);
     let warned = |event: &serde_json::Value| {
@@ -51,7 +61,7 @@ async fn a_usual_port_that_is_taken_gives_the_next_one_with_a_notice() {
 #[tokio::test]
 async fn at_the_limit_of_open_files_one_line_says_so_and_nobody_hangs() {
     let world = World::start().await;
-    let ports = ports().await;
+    let ports = ports();
     let mut command = Command::new("sh");
     // The soft limit alone would be raised.
     command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", BASTION, "up", "demo", "--json"]).args(&ports).env_clear();
@@ -85,7 +95,7 @@ async fn at_the_limit_of_open_files_one_line_says_so_and_nobody_hangs() {
 #[tokio::test]
 async fn the_soft_limit_of_open_files_is_raised() {
     let world = World::start().await;
-    let ports = ports().await;
+    let ports = ports();
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -S -n 64; exec \"$0\" \"$@\"", BASTION, "up", "demo", "--json"]).args(&ports);
     command.env_clear().current_dir(world.folder.path()).env("HOME", world.folder.path());

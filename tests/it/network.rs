@@ -211,7 +211,7 @@ async fn connections_outlive_a_change_of_the_network() {
     let laptop = Laptop::start(&world).await;
     laptop.join(1).await;
     let mut command = bastion(&world, "alice", &["up", "demo", "--json"]);
-    command.args(ports().await);
+    command.args(ports());
     let mut up = Up::of(laptop.near.enter(&command)).await;
     up.event(|event| event["event"] == "lanes" && event["open"] == 4).await;
     let orders = laptop.near.enter(&psql("127.0.0.1", up.port("orders")));

@@ -14,7 +14,7 @@ use crate::ways_out::send;
 /// A `bastion connect` that is ready.
 async fn connect(world: &World) -> Up {
     let mut command = bastion(world, "alice", &["connect", "demo", "--json"]);
-    command.args(ports().await);
+    command.args(ports());
     Up::of(command).await
 }
 
@@ -58,7 +58,7 @@ async fn two_that_leave_together_leave_no_task_and_a_kept_one_stays() {
 /// `up --detach --wake`: the number of the process, and the port of orders.
 async fn detached(world: &World) -> (u32, u16) {
     let mut command = bastion(world, "alice", &["up", "demo", "--json", "--detach", "--wake"]);
-    command.args(ports().await);
+    command.args(ports());
     let (code, out, err) = finish(command).await;
     assert_eq!(code, 0, "{err}");
     let process = out.lines().find_map(|line| line.split_once("process ")?.1.split(',').next()?.parse().ok());

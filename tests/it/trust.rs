@@ -28,7 +28,7 @@ fn in_folder(world: &World, folder: &Path, arguments: &[&str]) -> Command {
 
 async fn up(world: &World, folder: &Path) -> (i32, String, String) {
     let mut up = in_folder(world, folder, &["up", "demo"]);
-    up.args(ports().await);
+    up.args(ports());
     finish(up).await
 }
 
@@ -76,7 +76,7 @@ async fn trust_is_for_one_text_and_can_be_taken_back() {
     let decides: Vec<&str> = trusted["decides"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(decides, ["env.demo.access.read.assign_public_ip", "env.demo.access.read.subnets"]);
     let mut command = in_folder(&world, &folder, &["up", "demo", "--json"]);
-    command.args(ports().await);
+    command.args(ports());
     let up_with_it = Up::of(command).await;
     let warnings: Vec<&str> = up_with_it.events.iter().filter_map(|event| event["message"].as_str()).collect();
     for part in [
@@ -124,7 +124,7 @@ async fn a_client_of_another_user_of_the_machine_is_refused_and_told_of() {
         return;
     }
     let world = World::start().await;
-    let local_ports = ports().await;
+    let local_ports = ports();
     let arguments: Vec<&str> = local_ports.iter().map(String::as_str).collect();
     // The person is a user as any other; `another` is one more.
     let (person, another) = (65_533, 65_534);

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bastion_sandbox::Faults;
 use bastion_sandbox::gateway::{Change, Event, Knobs, Odds, Path};
+use bastion_sandbox::port;
 use bastion_sandbox::postgres::Flaws;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::support::{BASTION, PATIENCE, World, finish, sha256};
@@ -138,11 +139,10 @@ fn libfaketime() -> std::path::PathBuf {
 }
 
 /// Free local ports, so that tests beside each other and a PostgreSQL of the machine do not meet.
-pub(crate) async fn ports() -> [String; 4] {
-    let (a, b) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
-    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+pub(crate) fn ports() -> [String; 4] {
     let option = || "--local-port".to_owned();
-    [option(), format!("orders={}", port(&a)), option(), format!("orders-admin={}", port(&b))]
+    let port = |target: &str| format!("{target}={}", port::free().unwrap());
+    [option(), port("orders"), option(), port("orders-admin")]
 }
 
 pub(crate) async fn up(world: &World) -> Up {
@@ -150,7 +150,7 @@ pub(crate) async fn up(world: &World) -> Up {
 }
 
 pub(crate) async fn up_with(world: &World, more: &[&str]) -> Up {
-    let ports = ports().await;
+    let ports = ports();
     let mut arguments: Vec<&str> = ports.iter().map(String::as_str).collect();
     arguments.extend(more);
     Up::start(world, &arguments).await
@@ -214,7 +214,7 @@ async fn keep_and_detach_leave_it_running_until_down() {
     let up = up_with(&world, &["--keep"]).await;
     assert_eq!(up.end().await.0, Some(0));
     assert_eq!(running(&world), 1);
-    let ports = ports().await;
+    let ports = ports();
     let mut detached = bastion(&world, "alice", &["up", "demo", "--json", "--detach"]);
     detached.args(&ports);
     let (code, out, err) = finish(detached).await;
@@ -255,7 +255,7 @@ async fn a_log_that_cannot_be_written_safely_ends_the_start_and_harms_no_file() 
     std::fs::create_dir_all(world.folder.path().join(".local/state")).unwrap();
     std::os::unix::fs::symlink(&kept, world.folder.path().join(".local/state/bastion")).unwrap();
     let mut detached = bastion(&world, "alice", &["up", "demo", "--detach"]);
-    detached.args(ports().await);
+    detached.args(ports());
     let (code, _, err) = finish(detached).await;
     assert_eq!(code, 1, "{err}");
     for part in ["the state folder", "it is a link or not a folder", "XDG_STATE_HOME"] {
@@ -397,7 +397,7 @@ async fn a_relay_that_rejects_its_configuration_is_told_as_such() {
 #[tokio::test]
 async fn a_wrong_clock_of_the_laptop_is_corrected_by_the_answers_of_aws() {
     let world = World::start().await;
-    let ports = ports().await;
+    let ports = ports();
     let mut command = bastion(&world, "alice", &["up", "demo", "--json"]);
     // Only the time of day is wrong; the timers of the kernel are not.
     command.args(&ports).env("LD_PRELOAD", libfaketime()).env("FAKETIME", "+3600").env("DONT_FAKE_MONOTONIC", "1");
@@ -495,7 +495,7 @@ async fn credentials_that_expire_under_a_connection_are_asked_for_and_the_connec
     std::fs::write(aws.join("config"), profile).unwrap();
     log_in(true);
     let mut command = bastion(&world, "nobody", &["up", "demo", "--json", "--profile", "work"]);
-    command.args(ports().await);
+    command.args(ports());
     let mut up = Up::of(command).await;
     let client = up.client().await;
     log_in(false);

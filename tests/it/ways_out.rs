@@ -73,7 +73,7 @@ async fn a_fault_of_the_program_is_told_and_stops_the_task_that_it_started() {
     let world = World::start().await;
     for (number, fault) in ["command", "task"].into_iter().enumerate() {
         let mut up = bastion(&world, "alice", &["up", "demo"]);
-        up.args(ports().await).env("BASTION_TEST_FAULT", fault);
+        up.args(ports()).env("BASTION_TEST_FAULT", fault);
         let (code, _, said) = crate::support::finish(up).await;
         assert_eq!((code, said.matches("has a fault at src/cli/panic.rs:").count()), (101, 1), "{fault}: {said}");
         assert!(!said.contains("BASTION_TEST_FAULT"), "its own message may hold values of users: {said}");
@@ -116,7 +116,7 @@ async fn nohup_and_the_background_outlive_the_terminal() {
     let program = nohup.as_std().get_program().to_owned();
     nohup = {
         let mut command = tokio::process::Command::new("/usr/bin/nohup");
-        command.arg(program).args(["up", "demo", "--json"]).args(ports().await).env_clear();
+        command.arg(program).args(["up", "demo", "--json"]).args(ports()).env_clear();
         command.current_dir(world.folder.path()).env("HOME", world.folder.path());
         command.envs(world.sandbox.variables("alice")).kill_on_drop(true);
         command
@@ -127,7 +127,7 @@ async fn nohup_and_the_background_outlive_the_terminal() {
     assert_eq!(up.end().await.0, Some(0));
 
     let mut background = bastion(&world, "alice", &["up", "demo", "--json", "--detach"]);
-    background.args(ports().await);
+    background.args(ports());
     let (code, out, err) = crate::support::finish(background).await;
     assert_eq!(code, 0, "{err}");
     let process = out.lines().find_map(|line| line.split_once("process ")?.1.split(',').next()?.parse().ok());

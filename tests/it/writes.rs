@@ -54,7 +54,7 @@ async fn a_tunnel_goes_on_when_nobody_can_be_told() {
     // Talk that goes nowhere changes nothing, the exit code neither.
     for stderr in ["full", "gone"] {
         let mut command = bastion(&world, "alice", &["up", "demo", "--json", "--access", "read"]);
-        command.args(ports().await).env("BASTION_LOG", "debug");
+        command.args(ports()).env("BASTION_LOG", "debug");
         command.stdout(Stdio::piped()).stderr(if stderr == "full" { full().into() } else { Stdio::piped() });
         let up = Up::of_with(command, |child| drop(child.stderr.take())).await;
         assert_eq!(up.psql("orders", "select 1").await.1, "1", "{stderr}");
@@ -63,7 +63,7 @@ async fn a_tunnel_goes_on_when_nobody_can_be_told() {
 
     // `bastion up 2>&1 | head -3`
     let (reader, writer) = std::io::pipe().unwrap();
-    let ports = ports().await;
+    let ports = ports();
     let port = ports[1].split_once('=').unwrap().1.parse().unwrap();
     let mut command = bastion(&world, "alice", &["up", "demo"]);
     command.args(&ports).stdout(writer.try_clone().unwrap()).stderr(writer);

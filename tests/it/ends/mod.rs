@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::postgres::{self, Flaws};
-use bastion_sandbox::{Config, Faults, demo};
+use bastion_sandbox::{Config, Faults, demo, port};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -211,9 +211,7 @@ impl Ends {
     async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = World::folder();
         let events = MariaDb::start(folder.path(), &sandbox_program(), Flaws::default()).await.unwrap();
-        let bound = [0; 3].map(|_: u8| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = bound.each_ref().map(|listener| listener.local_addr().unwrap().port());
-        drop(bound);
+        let ports = [(); 3].map(|()| port::free().unwrap());
         let silent = full_listener();
         let unanswered = silent.0.local_addr().unwrap().as_socket().unwrap().port();
         let world = World::start_in(folder, Flaws::default(), Some(&events), |config| {
@@ -233,8 +231,6 @@ impl Ends {
 
     /// A launcher with 0, 1 and 4 lanes each, all with the same task.
     async fn ups(&self, environment: &[(&str, &str)]) -> [Up; 3] {
-        // Held until all are known, so that they are different ones.
-        let mut held = Vec::new();
         let mut commands = Vec::new();
         for lanes in LANES {
             let mut command = bastion(&self.world, "alice", &["up", "demo", "--json", "--lanes", lanes]);
@@ -242,13 +238,10 @@ impl Ends {
             let kinds = [""].into_iter().chain(KINDS);
             let targets = kinds.flat_map(|kind| TARGETS.map(|target| format!("{kind}{target}")));
             for target in targets.chain(["orders-admin".to_owned()]) {
-                let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                command.args(["--local-port", &format!("{target}={}", free.local_addr().unwrap().port())]);
-                held.push(free);
+                command.args(["--local-port", &format!("{target}={}", port::free().unwrap())]);
             }
             commands.push(command);
         }
-        drop(held);
         let [first, second, third] = commands.try_into().unwrap_or_else(|_| unreachable!("three"));
         // There is a task to join then.
         let first = Up::of(first).await;
@@ -329,7 +322,7 @@ impl Line {
 
 /// The databases at the test's ports, and beside them the targets of every kind.
 fn configure(config: &mut Config, ports: [u16; 3], silent: u16) {
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dead = port::free().unwrap();
     let port_of = |kind: &str, engine: usize| match kind {
         "dead-" => dead,
         "silent-" => silent,

@@ -18,6 +18,7 @@ pub mod iam;
 pub mod mariadb;
 pub mod moto;
 pub mod mysql;
+pub mod port;
 pub mod postgres;
 pub mod proxy;
 pub mod rds;

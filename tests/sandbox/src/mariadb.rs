@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use tokio::process::{Child, Command};
 
+use crate::port;
 pub use crate::server::Flaws;
 use crate::server::{self, Pam};
 
@@ -73,7 +74,7 @@ impl MariaDb {
         );
         let (ca_file, state_file) = (server::ca_file(folder), crate::rds::State::file_in(folder)?);
         let folder = server::make_folder(folder, "mariadb")?;
-        let port = server::free_port()?;
+        let port = port::free()?;
         server::write_certificate(&folder, &[HOST, READER_HOST], flaws)?;
         let pam = Pam::install(&folder, verifier, &state_file, port).await?;
         let mut server = Self { port, ca_file, state_file, pam, folder, child: None };

@@ -1,6 +1,6 @@
 //! Secrets Manager from moto, the AWS stand-in of the Python world: versions and staging labels as AWS keeps them.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use crate::{REGION, tools};
+use crate::{REGION, port, tools};
 
 /// A Python program that imports botocore takes its time.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ impl Moto {
     /// # Errors
     /// What is missing and how to get it.
     pub async fn start(folder: &Path) -> anyhow::Result<Self> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = port::free()?;
         let log = std::fs::File::create(folder.join("moto.log"))?;
         let mut server = Command::new(tools::find("moto_server")?);
         server.args(["-H", "127.0.0.1", "-p", &port.to_string()]).kill_on_drop(true);

@@ -9,7 +9,7 @@ use tokio::process::{Child, Command};
 
 pub use crate::mariadb::PASSWORD;
 use crate::server::{self, Flaws};
-use crate::tools;
+use crate::{port, tools};
 
 /// The endpoint that the certificate is for.
 pub const HOST: &str = "journal.cluster-ghi789.ap-northeast-1.rds.amazonaws.com";
@@ -79,7 +79,7 @@ impl Mysql {
             }
             false => std::path::absolute(installed)?,
         };
-        let port = server::free_port()?;
+        let port = port::free()?;
         server::write_certificate(&folder, &[HOST], Flaws::default())?;
         let mut server = Self { port, ca_file, folder, programs, child: None };
         server.initialise().await?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::process::{Child, Command};
 
+use crate::port;
 pub use crate::server::Flaws;
 use crate::server::{self, Pam};
 
@@ -66,7 +67,7 @@ impl Postgres {
         let bin = newest_server()?;
         let (ca_file, state_file) = (server::ca_file(folder), crate::rds::State::file_in(folder)?);
         let folder = server::make_folder(folder, "postgres")?;
-        let port = server::free_port()?;
+        let port = port::free()?;
         server::write_certificate(&folder, &[HOST, READER_HOST], flaws)?;
         let pam = Pam::install(&folder, verifier, &state_file, port).await?;
         let mut server = Self { port, ca_file, state_file, pam, folder, child: None, bin };

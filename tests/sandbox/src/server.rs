@@ -1,7 +1,6 @@
 //! What the database servers of the sandbox share: certificates of one CA, the PAM service that asks our
 //! verifier, and programs run as the server's user.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -232,10 +231,6 @@ pub(crate) async fn feed(mut client: Command, statements: &str) -> anyhow::Resul
 
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-pub(crate) fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 pub(crate) async fn run(command: &mut Command) -> anyhow::Result<()> {

@@ -4,7 +4,6 @@
 //! STS checks it, the role's allowed principals. Its answer is a token made in OpenBao; every other call passes through.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +22,7 @@ use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::serve_until;
-use crate::{REGION, tools};
+use crate::{REGION, port, tools};
 
 /// What the stand-in wants in `X-Vault-AWS-IAM-Server-ID`.
 pub const SERVER_ID: &str = "vault.sandbox";
@@ -254,8 +253,7 @@ pub struct Standby {
 /// Writes the settings of a node; its address.
 fn settle(folder: &Path, node: &str) -> anyhow::Result<String> {
     std::fs::create_dir_all(folder.join("data"))?;
-    let free = || anyhow::Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
-    let (port, cluster) = (free()?, free()?);
+    let (port, cluster) = (port::free()?, port::free()?);
     let settings = format!(
         "storage \"raft\" {{\n path = \"{data}\"\n node_id = \"{node}\"\n}}\n\
          listener \"tcp\" {{\n address = \"127.0.0.1:{port}\"\n cluster_address = \"127.0.0.1:{cluster}\"\n \
