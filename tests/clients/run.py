@@ -5,6 +5,7 @@ Started by scripts/test-clients. --only NAME… runs some of the clients and wri
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -132,7 +133,7 @@ class Matrix:
             cells[check] = "same" if mine == theirs and "got" in mine else "**differs**"
             if cells[check] != "same":
                 self.findings.append(f"{name} on {server.name}, {check}:\n  direct {short(theirs)}\n  relay  {short(mine)}")
-        self.rows.setdefault(server.name, []).append((name, version, cells))
+        self.rows[server.name].append((name, version, cells))
         seconds = time.monotonic() - started
         print(f"  {server.name}, {name} {version}: {verdict(cells)} ({seconds:.1f} s)", file=sys.stderr, flush=True)
 
@@ -199,11 +200,19 @@ def main():
         behind_door = {name: {**target, "read_only": target["engine"] == "mysql"} for name, target in targets.items()}
         ground.relay(f"{arguments.programs}/bastion", behind_door, servers.DOOR, local_password=True, allow=allow)
         matrix.password = ground.local_password(servers.DOOR)
-        for server in all_servers:
+        # The order of the document.
+        matrix.rows = {server.name: [] for server in all_servers}
+
+        def all_of(server):
             for name, engine, program, own in clients:
                 wanted = not arguments.only or any(word in f"{name} {server.name}" for word in arguments.only)
                 if engine == server.engine and wanted:
                     matrix.compare(server, name, program, own)
+
+        # The servers know nothing of one another.
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(all_of, server) for server in all_servers]:
+                done.result()
         if matrix.findings:
             print("\n".join(["", *matrix.findings]), file=sys.stderr)
             log = (ground.folder / f"relay-{servers.LISTEN}.log").read_text().splitlines()
