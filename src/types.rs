@@ -20,6 +20,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 pub(crate) use crate::types::partition::Partition;
+#[cfg(feature = "relay")]
+pub(crate) use crate::types::shortened::lowered;
 pub(crate) use crate::types::shortened::shortened;
 #[cfg(feature = "launcher")]
 pub(crate) use crate::types::sts::StsHost;

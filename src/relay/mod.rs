@@ -53,9 +53,9 @@ use crate::relay::lifetime::Lifetime;
 use crate::relay::local_password::LocalPassword;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
-use crate::types::{ExtraCa, RELAY_HTTP_PORT, Target, Undecided};
+use crate::types::{ExtraCa, RELAY_HTTP_PORT, Target, Undecided, lowered};
 use crate::wire::authorize::Audience;
-use crate::wire::memory::Memory;
+use crate::wire::memory::{self, Memory};
 
 pub(crate) use lifetime::Ended;
 
@@ -271,7 +271,7 @@ impl Relay {
             cut: now,
             conns: TaskTracker::new(),
             links: Links::default(),
-            memory: Memory::relay(),
+            memory: Memory::relay_of(lowered("BASTION_TEST_ARRIVED", memory::ARRIVED)),
             plain: AtomicUsize::new(0),
             shortage: accept::Shortage::default(),
         });

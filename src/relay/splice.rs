@@ -14,6 +14,7 @@ mod followed;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::end;
+use crate::types::shortened;
 use crate::wire::end::{End, How, Notice, Who};
 use crate::wire::session::{OutOfProtocol, Stop};
 
@@ -30,7 +32,8 @@ use direction::{Direction, Failure};
 pub(super) use followed::Followed;
 
 /// A client's command waits for the answers before it as long as a login has; the time begins again with every byte.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) static ANSWER_TIMEOUT: LazyLock<Duration> =
+    LazyLock::new(|| shortened("BASTION_TEST_ANSWER_TIMEOUT", Duration::from_secs(30)));
 
 /// What a client has said that takes nothing more has so long to be read and to go on.
 const GONE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -256,7 +259,7 @@ struct Waiting {
 
 impl Waiting {
     fn new(heard: u64) -> Self {
-        Self { heard, sleep: Box::pin(tokio::time::sleep(ANSWER_TIMEOUT)) }
+        Self { heard, sleep: Box::pin(tokio::time::sleep(*ANSWER_TIMEOUT)) }
     }
 
     /// Whether it has been silent for too long; `heard` are its bytes so far.

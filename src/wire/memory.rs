@@ -19,7 +19,7 @@ const TEXTS: usize = 24 * MIB;
 /// Of that, one connection.
 pub const TEXTS_OF_CONNECTION: usize = 256 * KIB;
 /// What has come over lanes and was not yet read. Beyond it, the stream is reset that has brought more.
-const ARRIVED: usize = 32 * MIB;
+pub const ARRIVED: usize = 32 * MIB;
 /// Contexts that compress. Beyond it, bytes go as they are.
 const PACKING: usize = 24 * MIB;
 /// Contexts that unpack. Beyond it, the stream is reset that needs another one.
@@ -48,7 +48,12 @@ pub struct Memory {
 
 impl Memory {
     pub fn relay() -> Self {
-        Self::with(ARRIVED, UNPACKING)
+        Self::relay_of(ARRIVED)
+    }
+
+    /// The same with another limit in place of [`ARRIVED`].
+    pub fn relay_of(arrived: usize) -> Self {
+        Self::with(arrived, UNPACKING)
     }
 
     pub fn laptop() -> Self {

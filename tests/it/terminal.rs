@@ -19,10 +19,7 @@ impl Terminal {
     }
 
     pub(crate) fn mariadb(host: &str, port: u16) -> Self {
-        let mut mariadb = Command::new("mariadb");
-        mariadb.args(["--no-defaults", "--skip-reconnect", "--skip-ssl", "--protocol=tcp", "-N", "-B", "-n"]);
-        mariadb.args(["-u", "anyone", "-h", host, "-P", &port.to_string()]);
-        Self::of(mariadb)
+        Self::of(mariadb(host, port))
     }
 
     pub(crate) fn of(mut command: Command) -> Self {
@@ -77,4 +74,12 @@ pub(crate) fn psql(host: &str, port: u16) -> Command {
     psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-U", "anyone"]);
     psql.args(["-h", host, "-p", &port.to_string()]);
     psql
+}
+
+/// mariadb that stops at the first error.
+pub(crate) fn mariadb(host: &str, port: u16) -> Command {
+    let mut mariadb = Command::new("mariadb");
+    mariadb.args(["--no-defaults", "--skip-reconnect", "--skip-ssl", "--protocol=tcp", "-N", "-B", "-n"]);
+    mariadb.args(["-u", "anyone", "-h", host, "-P", &port.to_string()]);
+    mariadb
 }

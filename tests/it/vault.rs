@@ -153,13 +153,29 @@ pub(crate) async fn user(client: &tokio_postgres::Client) -> String {
     client.query_one("select current_user::text", &[]).await.unwrap().get(0)
 }
 
-/// Waits until Vault has taken this user away.
+/// Waits until Vault has taken this user away, or all whose names begin so.
 pub(crate) async fn wait_until_gone(world: &World, user: &str) {
     let check = format!(
-        "do $$ begin if exists (select from pg_roles where rolname = '{user}') then raise 'there'; end if; end $$"
+        "do $$ begin if exists (select from pg_roles where rolname like '{user}%') then raise 'there'; end if; end $$"
     );
     let gone = async {
         while world.database.sql("postgres", &check).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(2 * PATIENCE, gone).await.expect("the database user is still there");
+}
+
+/// Waits until Vault has taken the users away of which this is true.
+pub(crate) async fn wait_until_mariadb_has_none(events: &MariaDb, which: &str) {
+    let gone = async {
+        loop {
+            let mut count = Command::new("mariadb");
+            count.arg("--no-defaults").arg("-S").arg(events.socket()).args(["-u", "root", "-N", "-B", "-e"]);
+            count.arg(format!("select count(*) from mysql.user where {which}"));
+            if finish(count).await.1 == "0" {
+                return;
+            }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
@@ -248,20 +264,7 @@ async fn mariadb_gets_users_as_well() {
     let closed = async { while ask("select 1").await.is_ok() {} };
     tokio::time::timeout(PATIENCE, closed).await.expect("the connection is still open");
     relay.wait_for("the lease of the database user has ended").await;
-    let mut count = Command::new("mariadb");
-    count.arg("--no-defaults").arg("-S").arg(events.socket()).args(["-u", "root", "-N", "-B", "-e"]);
-    count.arg(format!("select count(*) from mysql.user where user = '{name}'"));
-    let gone = async {
-        loop {
-            let mut again = Command::new("mariadb");
-            again.args(count.as_std().get_args());
-            if finish(again).await.1 == "0" {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, gone).await.expect("the database user is still there");
+    wait_until_mariadb_has_none(&events, &format!("user = '{name}'")).await;
     drop((client, relay, vault));
     events.stop().await;
     world.stop().await;

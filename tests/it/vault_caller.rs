@@ -43,7 +43,7 @@ pub(crate) async fn people(lives: Lives) -> (World, Vault) {
 }
 
 /// The same in a folder with a MariaDB, which is the target `events` then, and with another change of the configuration.
-async fn people_in(
+pub(crate) async fn people_in(
     folder: tempfile::TempDir,
     lives: Lives,
     events: Option<&MariaDb>,

@@ -205,7 +205,7 @@ async fn answers_that_never_come_are_not_waited_for_without_end() {
     let mut kept = None;
     let (spliced, _upstream) = owed(async |client| kept = Some(client)).await;
     assert_eq!((spliced.end, spliced.breach), (SILENT, Some(Breach::Unanswered)));
-    assert!(spliced.stopped.is_none() && began.elapsed() >= ANSWER_TIMEOUT);
+    assert!(spliced.stopped.is_none() && began.elapsed() >= *ANSWER_TIMEOUT);
 }
 
 /// A message of PostgreSQL.

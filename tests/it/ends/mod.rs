@@ -1,6 +1,8 @@
 //! Every end of a connection, through `bastion up` over 0, 1 and 4 lanes: what the client hears, what the audit log says and
 //! what the terminal says. `docs/ends.md` is the table for people.
 
+mod lease;
+mod limits;
 mod refusals;
 mod rows;
 mod tunnel;
@@ -14,7 +16,7 @@ use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::postgres::{self, Flaws};
 use bastion_sandbox::{Config, Faults, demo, port};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -86,7 +88,7 @@ enum Hears {
 }
 
 /// All that comes until the end, and what kind of end it is.
-async fn rest(client: &mut TcpStream, row: &str) -> (Vec<u8>, Result<(), ErrorKind>) {
+async fn rest(client: &mut (impl AsyncRead + Unpin), row: &str) -> (Vec<u8>, Result<(), ErrorKind>) {
     let mut said = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, client.read_to_end(&mut said)).await;
     let ended = ended.unwrap_or_else(|_| panic!("{row}: nothing comes")).map(|_| ()).map_err(|error| error.kind());
@@ -94,7 +96,7 @@ async fn rest(client: &mut TcpStream, row: &str) -> (Vec<u8>, Result<(), ErrorKi
 }
 
 /// Also gives what it heard.
-async fn assert_hears(client: &mut TcpStream, wanted: Hears, row: &str) -> Vec<u8> {
+async fn assert_hears(client: &mut (impl AsyncRead + Unpin), wanted: Hears, row: &str) -> Vec<u8> {
     let (said, ended) = rest(client, row).await;
     let text = String::from_utf8_lossy(&said);
     match wanted {
@@ -105,9 +107,9 @@ async fn assert_hears(client: &mut TcpStream, wanted: Hears, row: &str) -> Vec<u
             assert_eq!(ended, Ok(()), "{row}: {text}");
             assert!(said.windows(code.len()).any(|part| part == code) && text.contains("bastion: "), "{row}: {text}");
             // One message of PostgreSQL, or one packet of MySQL.
-            let length = match said[0] {
-                b'E' => u32::from_be_bytes([said[1], said[2], said[3], said[4]]) as usize + 1,
-                _ => usize::from(said[0]) + (usize::from(said[1]) << 8) + 4,
+            let length = match code[0] {
+                0xff => usize::from(said[0]) + (usize::from(said[1]) << 8) + 4,
+                _ => u32::from_be_bytes([said[1], said[2], said[3], said[4]]) as usize + 1,
             };
             assert_eq!(length, said.len(), "{row}: {text}");
         }
@@ -231,23 +233,10 @@ impl Ends {
 
     /// A launcher with 0, 1 and 4 lanes each, all with the same task.
     async fn ups(&self, environment: &[(&str, &str)]) -> [Up; 3] {
-        let mut commands = Vec::new();
-        for lanes in LANES {
-            let mut command = bastion(&self.world, "alice", &["up", "demo", "--json", "--lanes", lanes]);
-            command.envs(environment.iter().copied());
-            let kinds = [""].into_iter().chain(KINDS);
-            let targets = kinds.flat_map(|kind| TARGETS.map(|target| format!("{kind}{target}")));
-            for target in targets.chain(["orders-admin".to_owned()]) {
-                command.args(["--local-port", &format!("{target}={}", port::free().unwrap())]);
-            }
-            commands.push(command);
-        }
-        let [first, second, third] = commands.try_into().unwrap_or_else(|_| unreachable!("three"));
-        // There is a task to join then.
-        let first = Up::of(first).await;
-        let (second, third) = tokio::join!(Up::of(second), Up::of(third));
-        assert_eq!((&first.ready["task"], &first.ready["task"]), (&second.ready["task"], &third.ready["task"]));
-        [first, second, third]
+        let kinds = [""].into_iter().chain(KINDS);
+        let targets = kinds.flat_map(|kind| TARGETS.map(|target| format!("{kind}{target}")));
+        let targets: Vec<String> = targets.chain(["orders-admin".to_owned()]).collect();
+        ups(&self.world, &targets, environment).await
     }
 
     fn task(&self) -> String {
@@ -284,6 +273,25 @@ impl Ends {
         self.events.stop().await;
         self.world.stop().await;
     }
+}
+
+/// A launcher with 0, 1 and 4 lanes each, all with the same task, which has these targets.
+async fn ups(world: &World, targets: &[String], environment: &[(&str, &str)]) -> [Up; 3] {
+    let mut commands = Vec::new();
+    for lanes in LANES {
+        let mut command = bastion(world, "alice", &["up", "demo", "--json", "--lanes", lanes]);
+        command.envs(environment.iter().copied());
+        for target in targets {
+            command.args(["--local-port", &format!("{target}={}", port::free().unwrap())]);
+        }
+        commands.push(command);
+    }
+    let [first, second, third] = commands.try_into().unwrap_or_else(|_| unreachable!("three"));
+    // There is a task to join then.
+    let first = Up::of(first).await;
+    let (second, third) = tokio::join!(Up::of(second), Up::of(third));
+    assert_eq!((&first.ready["task"], &first.ready["task"]), (&second.ready["task"], &third.ready["task"]));
+    [first, second, third]
 }
 
 /// A listener whose queue is full, so that the kernel drops what wants to connect, and those who wait in it.
