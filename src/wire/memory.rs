@@ -20,6 +20,9 @@ const TEXTS: usize = 24 * MIB;
 pub const TEXTS_OF_CONNECTION: usize = 256 * KIB;
 /// What has come over lanes and was not yet read. Beyond it, the stream is reset that has brought more.
 pub const ARRIVED: usize = 32 * MIB;
+/// Of that, a stream may send so much ahead of its reader at first, and so much at most if it uses all of it and there is
+/// [room](Share::room): 100 MB/s over a path of 40 ms, with what both ends take to answer, need 8 MiB.
+pub const WINDOW: (u64, u64) = (128 * 1024, 16 << 20);
 /// Contexts that compress. Beyond it, bytes go as they are.
 const PACKING: usize = 24 * MIB;
 /// Contexts that unpack. Beyond it, the stream is reset that needs another one.
@@ -69,6 +72,10 @@ impl Memory {
         }
     }
 }
+
+/// Of a budget, wishes that can also do without leave alone one part in so many, as a shift: those that would have to be
+/// refused find something.
+const KEPT_SHIFT: u32 = 2;
 
 /// A budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -128,9 +135,11 @@ impl Share {
         self.bytes
     }
 
-    /// What is left of its budget at this moment.
-    pub fn left(&self) -> usize {
-        self.budget.left()
+    /// How large it may become for a wish that can also do without: half of what all others leave to it. So the first one
+    /// gets half, the next one half of the rest, and nobody nothing.
+    pub fn room(&self) -> usize {
+        let kept = self.budget.0.limit >> KEPT_SHIFT;
+        self.budget.left().saturating_add(self.bytes).saturating_sub(kept) >> 1
     }
 
     /// Makes it `bytes` large. Less always works.
@@ -189,6 +198,22 @@ mod tests {
         drop(first);
         assert_eq!(budget.left(), 100);
         assert!(budget.take(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn whoever_can_do_without_gets_half_of_what_others_leave_and_the_last_quarter_never() {
+        let budget = Budget::new("tests", 1000);
+        let mut shares: Vec<Share> = (0..4).map(|_| budget.share()).collect();
+        for (share, room) in shares.iter_mut().zip([375, 187, 94, 47]) {
+            assert_eq!(share.room(), room);
+            share.resize(room).unwrap();
+            // What it has already is no reason for more, nor for less.
+            assert_eq!(share.room(), room);
+        }
+        assert!(shares[0].resize(620).is_ok());
+        assert_eq!((budget.left(), budget.share().room(), shares[1].room()), (52, 0, 0));
+        shares.clear();
+        assert_eq!(budget.share().room(), 375);
     }
 
     #[test]

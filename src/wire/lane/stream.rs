@@ -6,24 +6,22 @@ use std::time::Instant;
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::codec::{CodecError, Decoder, Encoder};
-use crate::wire::memory::{Full, Memory, Share};
+use crate::wire::memory::{Full, Memory, Share, WINDOW};
 
-/// A stream starts with so much credit in each direction, and has so much at most: what 75 MB/s need at 40 ms.
-pub(super) const WINDOW: (u64, u64) = (128 * 1024, 4 << 20);
 /// New credit is given when this part of the window was read since the last, as a shift. The sender can have the rest of
 /// the window under way: with half of it, a window brought only half of what it holds.
 const CREDIT_SHIFT: u32 = 2;
 /// Packed bytes that wait for a lane before the writer has to.
 const UNSENT_MAX: usize = 64 * 1024;
-/// Segments kept that came ahead of a missing one.
-const EARLY_MAX: usize = 16 * 1024;
+/// Segments kept that came ahead of a missing one: more than fill the largest window.
+const EARLY_MAX: usize = 32 * 1024;
 /// What is kept costs more than its bytes: its place in a map or a queue, and what the allocator adds.
 const PIECE: usize = 96;
 /// Smaller pieces are put together once they are in order, to as much as that.
 const SMALL: usize = 256;
 const TOGETHER: usize = 4 * 1024;
-/// A window grows by no more than one part in so many of the memory that is left, so that the next ones find some, too.
-const GROWTH_PART: usize = 4;
+/// A window that has grown is a promise, and what fills it comes in pieces: memory for so much more of it, as a shift.
+const PROMISE_SHIFT: u32 = 3;
 
 /// Bytes of a stream on their way in one segment; kept until they have arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -330,8 +328,7 @@ impl Receiving {
         let pieces = self.ready.len().saturating_add(self.early.len()).saturating_mul(PIECE);
         let held = pieces.saturating_add(self.ready_bytes).saturating_add(self.early_bytes);
         let over = self.done || self.cut || self.is_complete();
-        // A window that has grown is a promise, and what fills it comes in pieces.
-        let promised = if over || self.window == WINDOW.0 { 0 } else { self.window.saturating_add(self.window >> 3) };
+        let promised = if over || self.window <= WINDOW.0 { 0 } else { promise(self.window) };
         self.memory.resize(held.max(usize::try_from(promised).unwrap_or(usize::MAX)))
     }
 
@@ -415,16 +412,17 @@ impl Receiving {
         })
     }
 
-    /// The sender has more than it may send. A reader that keeps up gets a larger window, if there is memory for it.
+    /// The sender has more than it may send: it has used the whole window before it heard of a new limit. A reader that
+    /// keeps up gets a larger window, as far as there is memory for it.
     pub(super) fn grow(&mut self) {
         let waiting = u64::try_from(self.ready_bytes).unwrap_or(u64::MAX);
-        let more = self.window.min(WINDOW.1.saturating_sub(self.window));
-        let room = u64::try_from(self.memory.left() / GROWTH_PART).unwrap_or(u64::MAX);
-        if waiting > self.window >> 1 || more == 0 || more > room || self.done || self.cut {
+        let room = u64::try_from(self.memory.room()).unwrap_or(u64::MAX);
+        let affordable = room.saturating_sub(room / ((1 << PROMISE_SHIFT) + 1));
+        let window = self.window.saturating_mul(2).min(WINDOW.1).min(affordable);
+        if waiting > self.window >> 1 || window <= self.window || self.done || self.cut {
             return;
         }
-        let before = self.window;
-        self.window = before.saturating_add(more);
+        let before = std::mem::replace(&mut self.window, window);
         if self.cover().is_err() {
             self.window = before;
         }
@@ -453,4 +451,8 @@ impl Receiving {
     pub(super) fn is_complete(&self) -> bool {
         self.end == Some(self.next)
     }
+}
+
+fn promise(window: u64) -> u64 {
+    window.saturating_add(window >> PROMISE_SHIFT)
 }

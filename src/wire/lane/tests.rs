@@ -8,8 +8,8 @@ mod scenarios;
 
 use super::budget::Filling;
 use super::link::{Config, Ended, Event, Link, STREAMS_MAX, Side, StreamEnd};
-use super::stream::{Read, WINDOW};
-use crate::wire::memory::Memory;
+use super::stream::Read;
+use crate::wire::memory::{Memory, WINDOW};
 
 const OPENER: usize = 0;
 const ACCEPTOR: usize = 1;

@@ -71,35 +71,61 @@ fn bytes_in_order_cost_little_more_than_themselves_however_small_the_pieces() {
     assert!((99_995..110_000).contains(&held), "{held}");
 }
 
+/// Opens a stream whose sender always has more than it may send; the limit that it is given in the end.
+fn grown(link: &mut Link, now: Instant, lane: u32, stream: u64) -> u64 {
+    link.handle_bytes(now, lane, &segment(stream, 0, b"\x04echo"));
+    let mut limit = WINDOW.0;
+    loop {
+        let mut blocked = Vec::new();
+        Frame::Blocked { stream, limit }.encode(&mut blocked);
+        link.handle_bytes(now, lane, &blocked);
+        link.schedule(now);
+        let out = link.take_output(lane);
+        let (mut rest, mut more) = (out.as_slice(), None);
+        while let Some((frame, used)) = Frame::decode(rest).unwrap() {
+            if let Frame::Credit { stream: of, limit } = frame
+                && of == stream
+            {
+                more = Some(limit);
+            }
+            rest = &rest[used..];
+        }
+        match more {
+            Some(more) => limit = more,
+            None => return limit,
+        }
+    }
+}
+
+#[test]
+fn one_upload_has_what_a_good_line_needs_and_the_tenth_one_still_has_something() {
+    let memory = Memory::relay();
+    let all = memory.arrived.left();
+    let mut link = Link::new(Config { side: Side::Acceptor, filling: Filling::DOWN, grace: GRACE }, memory.clone());
+    let (lane, now) = (link.add_lane().unwrap(), start());
+    let limits: Vec<u64> = (1..=10).map(|stream| grown(&mut link, now, lane, stream)).collect();
+    assert!(limits[0] >= 10 << 20 && limits[1] >= 5 << 20 && limits[2] >= 2 << 20, "{limits:?}");
+    assert!(limits.is_sorted_by(|first, next| first >= next), "{limits:?}");
+    // Those that want no more than they have from the start find a quarter of it all.
+    assert!(memory.arrived.left() >= all / 4, "{}", memory.arrived.left());
+    // What one gives back is there for the next one.
+    for stream in 1..=10 {
+        let mut reset = Vec::new();
+        Frame::Reset { stream, reason: "" }.encode(&mut reset);
+        link.handle_bytes(now, lane, &reset);
+    }
+    assert_eq!(memory.arrived.left(), all);
+    assert_eq!(grown(&mut link, now, lane, 11), limits[0]);
+    // The laptop has more for the few that it has.
+    let mut link = Link::new(Config { side: Side::Acceptor, filling: Filling::DOWN, grace: GRACE }, Memory::laptop());
+    let lane = link.add_lane().unwrap();
+    assert_eq!([1, 2, 3].map(|stream| grown(&mut link, now, lane, stream) >= WINDOW.1), [true; 3]);
+}
+
 #[test]
 fn a_larger_window_is_memory_that_is_there_when_it_is_used() {
     let (mut link, lane, memory, now) = acceptor(8 << 20);
-    let mut limits = Vec::new();
-    for stream in 1..=40 {
-        link.handle_bytes(now, lane, &segment(stream, 0, b"\x04echo"));
-        let mut limit = WINDOW.0;
-        loop {
-            let mut blocked = Vec::new();
-            Frame::Blocked { stream, limit }.encode(&mut blocked);
-            link.handle_bytes(now, lane, &blocked);
-            link.schedule(now);
-            let out = link.take_output(lane);
-            let (mut rest, mut more) = (out.as_slice(), None);
-            while let Some((frame, used)) = Frame::decode(rest).unwrap() {
-                if let Frame::Credit { stream: of, limit } = frame
-                    && of == stream
-                {
-                    more = Some(limit);
-                }
-                rest = &rest[used..];
-            }
-            match more {
-                Some(more) => limit = more,
-                None => break,
-            }
-        }
-        limits.push(limit);
-    }
+    let limits: Vec<u64> = (1..=40).map(|stream| grown(&mut link, now, lane, stream)).collect();
     // The first ones get much, the later ones less, and none takes it all.
     assert!(limits[0] > 1 << 20 && limits[1] > WINDOW.0 && limits[0] <= WINDOW.1 + WINDOW.0, "{limits:?}");
     assert!(memory.arrived.left() > 0);

@@ -98,6 +98,26 @@ fn four_lanes_carry_four_times_as_much_as_one_and_queues_stay_short() {
 }
 
 #[test]
+fn an_upload_over_a_good_line_is_not_held_up_by_its_window() {
+    let latency = Duration::from_millis(20);
+    let pipe = || {
+        let (down, up) =
+            (Pipe { latency, ..Pipe::default() }, Pipe { rate: Some(40_000_000), latency, ..Pipe::default() });
+        [down, up]
+    };
+    let mut world = World::new(4, pipe, 3);
+    let id = world.open("open", noise(60_000_000));
+    let seconds = Duration::from_secs;
+    world.run_until(seconds(9), |world| {
+        world.halves[ACCEPTOR].get(&id).is_some_and(|half| half.received.len() > 20_000_000)
+    });
+    let (began, before) = (world.now, world.halves[ACCEPTOR][&id].received.len());
+    world.run_until(seconds(9), |world| world.halves[ACCEPTOR][&id].received.len() == 60_000_000);
+    let rate = (60_000_000 - before) as f64 / (world.now - began).as_secs_f64();
+    assert!(rate > 140_000_000.0, "{rate} bytes a second of 160 million");
+}
+
+#[test]
 fn what_somebody_types_overtakes_a_download() {
     for latency in [0, 1, 20] {
         let mut world = World::new(4, || agent(Duration::from_millis(latency)), 3);
