@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::Input;
+use crate::wire::mysql::agreed::Agreed;
 use crate::wire::mysql::capability::{DEPRECATE_EOF, LOCAL_FILES, NEEDED, PLUGIN_AUTH};
 use crate::wire::mysql::change_user::{ChangeUser, Session};
 use crate::wire::mysql::commands::{Commands, Scan};
@@ -98,7 +99,8 @@ fn change_user(command: &[u8], flags: u8, mut input: Input<'_>) {
     let server = if flags & 4 == 0 { Server::MySql } else { Server::MariaDb };
     let collation = (flags & 8 != 0).then_some(224);
     let read_only = flags & 1 != 0;
-    let session = Session { capabilities, server, read_only, collation, demand, first_challenge: [4; 20] };
+    let agreed = Agreed { capabilities, extended: 0, server, stops_at_reset: read_only };
+    let session = Session { agreed, read_only, collation, demand, first_challenge: [4; 20] };
     let mut change = ChangeUser::new(session, [5; 20], command);
     let (mut client, mut asked, mut actions) = (command.to_vec(), 0, 0);
     loop {

@@ -262,8 +262,8 @@ impl Handshake {
     /// The session behind the login. `statements` are those that the audit log keeps, if any.
     pub fn session(&self, statements: Option<Limits>) -> Session {
         match self {
-            Self::Mysql(handshake) => Session::mysql(handshake.commands(), statements),
-            Self::MysqlChange(change) => Session::mysql(change.commands(), statements),
+            Self::Mysql(handshake) => Session::mysql(handshake.agreed(), statements),
+            Self::MysqlChange(change) => Session::mysql(change.agreed(), statements),
             Self::Postgres(_) => Session::postgres(statements),
         }
     }

@@ -2,7 +2,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use super::*;
 use crate::wire::error_text::ErrorText;
-use crate::wire::mysql::commands::Commands;
+use crate::wire::mysql::agreed::Agreed;
+use crate::wire::mysql::session_steps::Server;
 use crate::wire::session::Session;
 
 const CLIENT: End = End::new(Who::Client, How::Clean);
@@ -117,7 +118,8 @@ async fn a_client_that_is_gone_ends_it() {
 
 /// An idle session of MySQL.
 fn mysql(capabilities: u32) -> Followed<'static> {
-    Followed::new(Session::mysql(Commands::new(false, capabilities), None), None)
+    let agreed = Agreed { capabilities, extended: 0, server: Server::MariaDb, stops_at_reset: false };
+    Followed::new(Session::mysql(agreed, None), None)
 }
 
 const STATEMENT: &[u8] = b"\x09\0\0\0\x03select 1";

@@ -12,13 +12,14 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::agreed::Agreed;
 use super::capability::{PLUGIN_AUTH, SECURE_CONNECTION};
-use super::commands::{Commands, RESET_CONNECTION};
+use super::commands::RESET_CONNECTION;
 use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, SCRAMBLE};
 use super::handshake::said;
 use super::packet::{self, OK, Packet, Reader};
-use super::session_steps::{Answered, Server, SessionSteps};
+use super::session_steps::{Answered, SessionSteps};
 use crate::wire::Malformed;
 use crate::wire::error_text::ErrorText;
 use crate::wire::proxy::{Action, Peer, Refusal};
@@ -42,10 +43,7 @@ enum State {
 /// What holds for every such command of a connection.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// Those that the login agreed on.
-    pub capabilities: u32,
-    /// Whose ways the database has.
-    pub server: Server,
+    pub agreed: Agreed,
     /// Whether the relay has set up the session.
     pub read_only: bool,
     /// The collation that a reset must give the session again, by its number.
@@ -86,9 +84,9 @@ impl ChangeUser {
         }
     }
 
-    /// The way through the client's later bytes.
-    pub fn commands(&self) -> Commands {
-        Commands::new(self.stops_at_resets(), self.session.capabilities)
+    /// What holds for the session behind it.
+    pub fn agreed(&self) -> Agreed {
+        Agreed { stops_at_reset: self.stops_at_resets(), ..self.session.agreed }
     }
 
     /// Whether the session must be set up again behind a reset.
@@ -193,7 +191,7 @@ impl ChangeUser {
             return Ok(None);
         }
         reader.nul().ok_or(SHORT)?;
-        let answer = match self.session.capabilities & SECURE_CONNECTION != 0 {
+        let answer = match self.session.agreed.capabilities & SECURE_CONNECTION != 0 {
             true => reader.u8().and_then(|length| reader.take(usize::from(length))),
             false => reader.nul(),
         };
@@ -201,7 +199,7 @@ impl ChangeUser {
         let database = reader.nul().ok_or(SHORT)?;
         let collation = reader.u16().unwrap_or_default();
         self.steps = steps(&self.session).change_user(collation, database);
-        if self.session.capabilities & PLUGIN_AUTH == 0 {
+        if self.session.agreed.capabilities & PLUGIN_AUTH == 0 {
             self.admitted = Some(self.admit(door::ANNOUNCED, &self.session.first_challenge, answer)?);
             return Ok(None);
         }
@@ -256,7 +254,7 @@ impl ChangeUser {
 
 /// Those of a reset.
 fn steps(session: &Session) -> SessionSteps {
-    SessionSteps::reset(session.server, session.capabilities, session.read_only, session.collation)
+    SessionSteps::reset(session.agreed.server, session.agreed.capabilities, session.read_only, session.collation)
 }
 
 #[cfg(test)]

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use zeroize::Zeroizing;
 
+use super::agreed::Agreed;
 use super::auth::Exchange;
 use super::capability::{
     CONNECT_ATTRS, CONNECT_WITH_DB, LOCAL_FILES, LONG_PASSWORD, MASKED, NEEDED, PLUGIN_AUTH, QUERY_ATTRIBUTES, SSL,
 };
 use super::change_user::{ChangeUser, Session};
-use super::commands::Commands;
 use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, Greeting, SCRAMBLE};
 use super::packet::{self, ERR, ErrPacket, OK, Packet, Reader};
@@ -145,14 +145,23 @@ impl Handshake {
         self.response.as_ref()?.program()
     }
 
-    /// The way through the client's later bytes.
-    pub fn commands(&self) -> Commands {
-        Commands::new(self.stops_at_resets(), self.capabilities())
+    /// What holds for the session behind the login.
+    pub fn agreed(&self) -> Agreed {
+        Agreed {
+            capabilities: self.capabilities(),
+            extended: self.response.as_ref().map_or(0, |response| response.head.extended()),
+            server: self.server(),
+            stops_at_reset: self.stops_at_resets(),
+        }
     }
 
     /// Whether the session must be set up again behind a reset.
     pub fn stops_at_resets(&self) -> bool {
         self.settings.read_only
+    }
+
+    fn server(&self) -> Server {
+        self.greeting.as_ref().map_or(Server::MySql, Greeting::server)
     }
 
     /// Those that the client has agreed to.
@@ -163,8 +172,7 @@ impl Handshake {
     /// The exchange for a command that is not for the database.
     pub fn change_user(&self, random: [u8; SCRAMBLE], command: &[u8]) -> ChangeUser {
         let session = Session {
-            capabilities: self.capabilities(),
-            server: self.greeting.as_ref().map_or(Server::MySql, Greeting::server),
+            agreed: self.agreed(),
             collation: None,
             read_only: self.settings.read_only,
             demand: self.settings.demand.clone(),

@@ -6,6 +6,8 @@
 //! statements are read where an audit log wants them; everything else passes. Left out on purpose: protocol
 //! 4.0 and older, compression, multi-factor logins, and the plugins that need a dialogue with a person.
 
+#[cfg(feature = "relay")]
+pub mod agreed;
 pub mod answer;
 #[cfg(feature = "relay")]
 pub mod auth;

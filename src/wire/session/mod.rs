@@ -26,7 +26,7 @@ use bytes::Bytes;
 
 use super::error_text::ErrorText;
 #[cfg(feature = "relay")]
-use super::mysql::commands::Commands;
+use super::mysql::agreed::Agreed;
 #[cfg(feature = "relay")]
 use super::mysql::local_infile::SentFile;
 use parts::Parts;
@@ -94,10 +94,10 @@ pub enum Session {
 }
 
 impl Session {
-    /// From an idle session on; `commands` knows what the login has agreed on. `statements` are told, if any.
+    /// From an idle session on. `statements` are told, if any.
     #[cfg(feature = "relay")]
-    pub fn mysql(commands: Commands, statements: Option<Limits>) -> Self {
-        Self::Mysql(Box::new(Parts::mysql(commands, statements)))
+    pub fn mysql(agreed: Agreed, statements: Option<Limits>) -> Self {
+        Self::Mysql(Box::new(Parts::mysql(agreed, statements)))
     }
 
     /// From an idle session on.

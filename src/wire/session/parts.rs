@@ -8,6 +8,8 @@ use super::{Event, Pass, ends_with_goodbye};
 use crate::wire::downstream::Downstream;
 use crate::wire::error_text::ErrorText;
 #[cfg(feature = "relay")]
+use crate::wire::mysql::agreed::Agreed;
+#[cfg(feature = "relay")]
 use crate::wire::mysql::commands::Commands;
 #[cfg(feature = "relay")]
 use crate::wire::session::text::{Limits, Statement};
@@ -41,7 +43,8 @@ pub struct Parts {
 
 impl Parts {
     #[cfg(feature = "relay")]
-    pub(super) fn mysql(commands: Commands, statements: Option<Limits>) -> Self {
+    pub(super) fn mysql(agreed: Agreed, statements: Option<Limits>) -> Self {
+        let commands = Commands::new(agreed.stops_at_reset, agreed.capabilities);
         let downstream = commands.downstream().holding_file_requests();
         let observer = statements.map(Observer::mysql);
         Self { commands: Some(commands), observer, ..Self::new(downstream) }

@@ -2,13 +2,14 @@ use super::super::auth::{self, CACHING_SHA2, NATIVE};
 use super::super::capability::{NEEDED, QUERY_ATTRIBUTES};
 use super::super::commands::CHANGE_USER;
 use super::super::handshake::READ_ONLY;
+use super::super::session_steps::Server;
 use super::*;
 
 const FINE: &[u8] = &[0, 0, 0, 2, 0, 0, 0];
 
 fn session(capabilities: u32, read_only: bool) -> Session {
-    let (server, first_challenge) = (Server::MariaDb, [4; SCRAMBLE]);
-    Session { capabilities, server, read_only, collation: None, demand: None, first_challenge }
+    let agreed = Agreed { capabilities, extended: 0, server: Server::MariaDb, stops_at_reset: read_only };
+    Session { agreed, read_only, collation: None, demand: None, first_challenge: [4; SCRAMBLE] }
 }
 
 fn packed(sequence: u8, payload: &[u8]) -> Vec<u8> {
@@ -137,7 +138,8 @@ fn an_unknown_database_is_the_clients_answer_and_a_session_of_mariadb_goes_on() 
 
 #[test]
 fn an_unknown_database_ends_a_connection_to_mysql_once_the_client_has_heard_of_it() {
-    let session = Session { server: Server::MySql, ..session(NEEDED & !PLUGIN_AUTH, false) };
+    let mut session = session(NEEDED & !PLUGIN_AUTH, false);
+    session.agreed.server = Server::MySql;
     let mut change = ChangeUser::new(session, [3; SCRAMBLE], &command(""));
     fail(&mut change);
     assert_eq!(change.poll_action(), Action::Send(Peer::Client, packed(1, UNKNOWN_DATABASE).into()));
