@@ -7,7 +7,6 @@
 
 mod commands;
 mod conn;
-mod downstream;
 mod lane;
 mod login;
 mod mysql;
@@ -31,14 +30,12 @@ pub type Target = (&'static str, fn(&[u8]));
 /// Every target by its name, which is also that of its file in `fuzz/fuzz_targets` and of its folder in `fuzz/corpus`.
 pub const TARGETS: &[Target] = &[
     ("conn", conn::pipe),
-    ("downstream", downstream::downstream),
     ("lane_frames", lane::frames),
     ("lane_link", lane::link_of_two),
     ("lane_peer", lane::peer),
-    ("mysql_commands", commands::mysql),
+    ("mysql_change_user", commands::change_user),
     ("mysql_handshake", |data| _ = mysql::handshake(data)),
     ("mysql_packets", mysql::packets),
-    ("mysql_statements", commands::mysql_statements),
     ("pg_handshake", |data| _ = pg::handshake(data)),
     ("pg_messages", pg::messages),
     ("pg_session", pg_session::session),

@@ -50,8 +50,8 @@ macro_rules! replays {
 }
 
 replays! {
-    conn downstream lane_frames lane_link lane_peer mysql_commands mysql_handshake mysql_packets mysql_statements
-    pg_handshake pg_messages pg_session port_session redact smux ssm_messages
+    conn lane_frames lane_link lane_peer mysql_change_user mysql_handshake mysql_packets pg_handshake
+    pg_messages pg_session port_session redact smux ssm_messages
 }
 
 fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {

@@ -24,7 +24,6 @@
 
 pub mod authorize;
 pub mod conn;
-pub mod downstream;
 pub mod end;
 pub mod error_text;
 pub mod lane;
@@ -39,8 +38,6 @@ pub mod redact;
 pub mod session;
 pub mod smux;
 pub mod ssm;
-#[cfg(feature = "relay")]
-pub mod statements;
 
 /// What a peer sent does not follow its protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -154,6 +154,5 @@ fn word(kind: Kind) -> &'static str {
         Kind::Function => "function",
         Kind::Prepare => "prepare",
         Kind::Query => "query",
-        Kind::Unreadable => "unreadable",
     }
 }

@@ -14,11 +14,17 @@ pub const PLUGIN_AUTH: u32 = 1 << 19;
 pub const CONNECT_ATTRS: u32 = 1 << 20;
 pub const PLUGIN_AUTH_LENENC: u32 = 1 << 21;
 pub const DEPRECATE_EOF: u32 = 1 << 24;
+pub const OPTIONAL_METADATA: u32 = 1 << 25;
 pub const ZSTD_COMPRESSION: u32 = 1 << 26;
 pub const QUERY_ATTRIBUTES: u32 = 1 << 27;
 pub const MULTI_FACTOR: u32 = 1 << 28;
 pub const CAPABILITY_EXTENSION: u32 = 1 << 29;
 pub const SSL_VERIFY_SERVER_CERT: u32 = 1 << 30;
+
+/// MariaDB's further ones: reports of progress, several commands in one (before 10.4), definitions that are left out.
+pub const PROGRESS: u32 = 1;
+pub const MULTI_COMMANDS: u32 = 1 << 1;
+pub const CACHE_METADATA: u32 = 1 << 4;
 
 /// What any login of the last fifteen years has.
 pub const NEEDED: u32 = PROTOCOL_41 | SECURE_CONNECTION | PLUGIN_AUTH;

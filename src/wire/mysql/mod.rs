@@ -8,7 +8,6 @@
 
 #[cfg(feature = "relay")]
 pub mod agreed;
-pub mod answer;
 #[cfg(feature = "relay")]
 pub mod auth;
 pub mod capability;
@@ -23,13 +22,9 @@ pub mod greeting;
 #[cfg(feature = "relay")]
 pub mod handshake;
 #[cfg(feature = "relay")]
-pub mod in_flight;
-#[cfg(feature = "relay")]
 pub mod local_infile;
 pub mod packet;
 #[cfg(feature = "relay")]
 pub mod response;
 #[cfg(feature = "relay")]
 pub mod session_steps;
-#[cfg(feature = "relay")]
-pub mod statements;

@@ -66,7 +66,7 @@ impl Encoding {
 }
 
 /// `SERVER_STATUS_NO_BACKSLASH_ESCAPES` of MySQL.
-const NO_BACKSLASH_ESCAPES: u16 = 0x0200;
+pub const NO_BACKSLASH_ESCAPES: u16 = 0x0200;
 
 /// What of the modes of a session is known, when its server reads a text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,11 +4,7 @@
 //!
 //! A session is given the bytes of both directions in their order, and never waits for anything. Its bytes are not changed.
 
-#[cfg_attr(
-    not(feature = "relay"),
-    expect(clippy::needless_pass_by_ref_mut, reason = "the launcher tells nobody of anything")
-)]
-mod parts;
+mod mysql;
 #[cfg_attr(
     not(feature = "relay"),
     expect(
@@ -29,7 +25,6 @@ use super::error_text::ErrorText;
 use super::mysql::agreed::Agreed;
 #[cfg(feature = "relay")]
 use super::mysql::local_infile::SentFile;
-use parts::Parts;
 #[cfg(feature = "relay")]
 use text::{Limits, Statement};
 
@@ -89,7 +84,9 @@ pub enum Event {}
 
 /// See the module.
 pub enum Session {
-    Mysql(Box<Parts>),
+    #[cfg(feature = "relay")]
+    Mysql(Box<mysql::Session>),
+    MysqlLogin(Box<mysql::Login>),
     Postgres(Box<postgres::Session>),
 }
 
@@ -97,7 +94,7 @@ impl Session {
     /// From an idle session on. `statements` are told, if any.
     #[cfg(feature = "relay")]
     pub fn mysql(agreed: Agreed, statements: Option<Limits>) -> Self {
-        Self::Mysql(Box::new(Parts::mysql(agreed, statements)))
+        Self::Mysql(Box::new(mysql::Session::new(agreed, statements)))
     }
 
     /// From an idle session on.
@@ -108,7 +105,7 @@ impl Session {
 
     /// The server's side alone, from the greeting on. A session that becomes encrypted is not followed.
     pub fn mysql_login() -> Self {
-        Self::Mysql(Box::new(Parts::mysql_login()))
+        Self::MysqlLogin(Box::new(mysql::Login::new()))
     }
 
     /// The server's side alone, from its first byte on. A session that becomes encrypted is not followed.
@@ -119,7 +116,9 @@ impl Session {
     /// The end of the login, on its way to the client.
     pub fn logged_in(&mut self, bytes: &[u8]) {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.logged_in(bytes),
+            Self::MysqlLogin(_) => {}
             Self::Postgres(session) => session.logged_in(bytes),
         }
     }
@@ -127,7 +126,9 @@ impl Session {
     /// Bytes of the client, which begin with what did not go on before.
     pub fn client(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Pass {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.client(bytes, events),
+            Self::MysqlLogin(_) => Pass { forward: bytes.len(), stop: None },
             Self::Postgres(session) => session.client(bytes, events),
         }
     }
@@ -135,7 +136,12 @@ impl Session {
     /// Bytes of the server, which begin with what did not go on before.
     pub fn server(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Pass {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.server(bytes, events),
+            Self::MysqlLogin(session) => {
+                session.server(bytes);
+                Pass { forward: bytes.len(), stop: None }
+            }
             Self::Postgres(session) => session.server(bytes, events),
         }
     }
@@ -143,7 +149,9 @@ impl Session {
     /// As [`Session::server`], but no further than to the end of the message under way.
     pub fn server_message(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Pass {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.server_message(bytes, events),
+            Self::MysqlLogin(session) => Pass { forward: session.message(bytes), stop: None },
             Self::Postgres(session) => session.server_message(bytes, events),
         }
     }
@@ -151,15 +159,18 @@ impl Session {
     /// What the server has said last and what did not go on is a request for a file, which must not reach the client.
     pub fn withholds(&self) -> bool {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.withholds(),
-            Self::Postgres(_) => false,
+            Self::MysqlLogin(_) | Self::Postgres(_) => false,
         }
     }
 
     /// Whether the server has answered all that has gone on, to the end.
     pub fn is_idle(&self) -> bool {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.is_idle(),
+            Self::MysqlLogin(session) => session.is_idle(),
             Self::Postgres(session) => session.is_idle(),
         }
     }
@@ -168,7 +179,8 @@ impl Session {
     #[cfg(feature = "relay")]
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Mysql(_) => false,
+            Self::Mysql(session) => session.is_full(),
+            Self::MysqlLogin(_) => false,
             Self::Postgres(session) => session.is_full(),
         }
     }
@@ -176,7 +188,9 @@ impl Session {
     /// Whether a message for the client may stand here.
     pub fn is_between_messages(&self) -> bool {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.is_between_messages(),
+            Self::MysqlLogin(session) => session.is_between_messages(),
             Self::Postgres(session) => session.is_between_messages(),
         }
     }
@@ -184,7 +198,9 @@ impl Session {
     /// Whether the client has said the last thing that clients say.
     pub fn has_said_goodbye(&self) -> bool {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.has_said_goodbye(),
+            Self::MysqlLogin(_) => false,
             Self::Postgres(session) => session.has_said_goodbye(),
         }
     }
@@ -193,7 +209,9 @@ impl Session {
     /// engine has no such thing.
     pub fn notice(&self, text: &ErrorText) -> Option<Bytes> {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(_) => None,
+            Self::MysqlLogin(_) => None,
             Self::Postgres(session) => Some(session.notice(text)),
         }
     }
@@ -201,18 +219,21 @@ impl Session {
     /// The error after which the connection is closed. `None` in the middle of a message.
     pub fn last_words(&self, text: &ErrorText) -> Option<Bytes> {
         match self {
+            #[cfg(feature = "relay")]
             Self::Mysql(session) => session.last_words(text),
+            Self::MysqlLogin(session) => session.last_words(text),
             Self::Postgres(session) => session.last_words(text),
         }
     }
 
     /// The relay answers the command that has stopped the client, which `command` begins with. The session is idle then, and
     /// has nothing of what it had before.
+    #[cfg(feature = "relay")]
     pub fn answered(&mut self, command: &[u8], events: &mut Vec<Event>) {
         match self {
             Self::Mysql(session) => session.answered(command, events),
-            // All its commands are for the database.
-            Self::Postgres(_) => {}
+            // All commands are for the database.
+            Self::MysqlLogin(_) | Self::Postgres(_) => {}
         }
     }
 
@@ -225,10 +246,11 @@ impl Session {
     }
 
     /// The end of the connection.
+    #[cfg(feature = "relay")]
     pub fn end(&mut self, events: &mut Vec<Event>) {
         match self {
             Self::Mysql(session) => session.end(events),
-            Self::Postgres(_) => {}
+            Self::MysqlLogin(_) | Self::Postgres(_) => {}
         }
     }
 }

@@ -18,6 +18,8 @@ use front::Front;
 
 /// Bytes of a text that are kept.
 pub const TEXT_MAX: usize = 256 * 1024;
+/// Bytes of what is no SQL; a name of a server has 64 characters.
+pub const ARGUMENT_MAX: usize = 1024;
 /// What a kept text costs besides its bytes: itself, its name, and its places in the maps of a session.
 const COST: usize = 256;
 
@@ -35,8 +37,6 @@ pub enum Kind {
     Prepare,
     /// Text that is run at once.
     Query,
-    /// From here on the stream cannot be read; nothing more comes.
-    Unreadable,
 }
 
 /// One statement.
@@ -204,14 +204,8 @@ impl Text {
 
     /// What is no SQL and has no literals: the name of a database, the number of a connection.
     pub fn argument(bytes: &[u8], limits: &Limits) -> Arc<Self> {
-        let kept = bytes.get(..limits.text).unwrap_or(bytes);
+        let kept = bytes.get(..limits.text.min(ARGUMENT_MAX)).unwrap_or(bytes);
         Self::new(Some(into_text(kept.to_vec())), kept.len() < bytes.len(), None, length(bytes), None, limits)
-    }
-
-    /// A text whose length and hash nobody has counted.
-    pub(in crate::wire) fn seen(sql: String, cut: bool, limits: &Limits) -> Arc<Self> {
-        let bytes = length(sql.as_bytes());
-        Self::new(Some(sql), cut, limits.redact.as_ref().map(|_| How::Literals), bytes, None, limits)
     }
 
     fn new(
