@@ -9,15 +9,12 @@ use crate::wire::mysql::change_user::{ChangeUser, Session};
 use crate::wire::mysql::door::Verifier;
 use crate::wire::mysql::session_steps::Server;
 use crate::wire::proxy::{Action, Peer};
-use crate::wire::session::text::{Key, Limits};
 use crate::wire::session::{Session as Followed, Stop};
 
 /// What an exchange may do without hearing from a peer.
 const ACTIONS_MAX: usize = 16;
 /// Of a command, what may be held: its head, its code and a number with one of a parameter.
 const HELD_MAX: usize = 4 + 7;
-/// Bytes of a text that the audit log keeps here, and what may stand around it in a statement.
-pub(super) const TEXT_MAX: usize = 64;
 
 /// A client's stream passes up to the same command however it is cut, and the exchange that follows ends.
 pub(super) fn change_user(data: &[u8]) {
@@ -85,8 +82,4 @@ fn answered(command: &[u8], flags: u8, mut input: Input<'_>) {
             other => panic!("no part of the exchange: {other:?}"),
         }
     }
-}
-
-pub(super) fn limits(flags: u8) -> Limits {
-    Limits::new(TEXT_MAX, (flags & 1 != 0).then(|| Arc::new(Key::new(&[7; 32]))))
 }

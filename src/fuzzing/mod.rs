@@ -11,9 +11,9 @@ mod lane;
 mod login;
 mod mysql;
 mod pg;
-mod pg_session;
 mod port;
 mod redact;
+mod session;
 mod smux;
 mod ssm;
 
@@ -36,9 +36,10 @@ pub const TARGETS: &[Target] = &[
     ("mysql_change_user", commands::change_user),
     ("mysql_handshake", |data| _ = mysql::handshake(data)),
     ("mysql_packets", mysql::packets),
+    ("mysql_session", session::mysql),
     ("pg_handshake", |data| _ = pg::handshake(data)),
     ("pg_messages", pg::messages),
-    ("pg_session", pg_session::session),
+    ("pg_session", session::postgres),
     ("port_session", port::session),
     ("redact", redact::redact),
     ("smux", smux::smux),

@@ -50,7 +50,7 @@ macro_rules! replays {
 }
 
 replays! {
-    conn lane_frames lane_link lane_peer mysql_change_user mysql_handshake mysql_packets pg_handshake
+    conn lane_frames lane_link lane_peer mysql_change_user mysql_handshake mysql_packets mysql_session pg_handshake
     pg_messages pg_session port_session redact smux ssm_messages
 }
 
