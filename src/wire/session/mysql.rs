@@ -10,6 +10,10 @@
 )]
 mod answer;
 mod login;
+#[cfg(all(test, feature = "relay"))]
+mod model {
+    mod tests;
+}
 #[cfg(feature = "relay")]
 mod server;
 #[cfg(feature = "relay")]
