@@ -1,32 +1,11 @@
-//! Random messages of a client of PostgreSQL through the relay to a real server: what the audit log says to have run is, line by
-//! line, what the server's own log says.
+//! PostgreSQL.
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::{MESSAGES, Ours, Random, agree, wanted};
 use crate::support::{PATIENCE, Relay, World};
-
-/// Messages of one connection.
-const MESSAGES: usize = 1000;
-
-/// Messages of the whole test. With some ten thousand of them PostgreSQL 15 itself crashes now and then.
-#[expect(clippy::disallowed_methods, reason = "of a test, and not of a relay")]
-fn wanted() -> usize {
-    std::env::var("BASTION_SESSION_MESSAGES").ok().and_then(|wanted| wanted.parse().ok()).unwrap_or(3000)
-}
-
-/// xorshift64, so that a seed tells the run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
 
 fn message(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let body = parts.concat();
@@ -113,8 +92,8 @@ fn batch(random: &mut Random, number: usize) -> Vec<u8> {
 }
 
 /// One connection: says so many messages, and waits now and then.
-async fn play(relay: &Relay<'_>, seed: u64, first: usize) -> usize {
-    let mut random = Random(seed);
+async fn play(relay: &Relay<'_>, number: u64, first: usize) -> usize {
+    let mut random = Random::of(number);
     let mut stream = TcpStream::connect((relay.address, 5432)).await.unwrap();
     let startup = b"\0\x03\0\0user\0anyone\0\0";
     let length = u32::try_from(startup.len() + 4).unwrap();
@@ -155,7 +134,7 @@ async fn play(relay: &Relay<'_>, seed: u64, first: usize) -> usize {
     };
     let both = async { tokio::join!(reading, saying) };
     let (last, said) = tokio::time::timeout(PATIENCE * 4, both).await.expect("the connection ends");
-    said.unwrap_or_else(|said| panic!("seed {seed:#x}: the connection has ended after {said} messages: {last}"))
+    said.unwrap_or_else(|said| panic!("connection {number}: it has ended after {said} messages: {last}"))
 }
 
 /// What the server says to have run: the kind, and the text.
@@ -177,31 +156,6 @@ fn ran(log: &str, process: i64) -> Vec<(&'static str, String)> {
     ran
 }
 
-/// Whether both logs can be of the same run. An execute whose text is not known may have run anything, or have found no portal.
-fn agree(theirs: &[(&str, String)], ours: &[(&str, Option<&str>)]) -> Result<(), String> {
-    // How many of theirs may be those of ours so far.
-    let mut reached = vec![true];
-    reached.resize(theirs.len() + 1, false);
-    for (number, (kind, text)) in ours.iter().enumerate() {
-        let before = reached.clone();
-        reached = (0..before.len())
-            .map(|count| {
-                let is_last = |(their, ran): &(&str, String)| their == kind && text.is_none_or(|text| text == ran);
-                let runs = count > 0 && before[count - 1] && is_last(&theirs[count - 1]);
-                runs || before[count] && text.is_none()
-            })
-            .collect();
-        if !reached.contains(&true) {
-            let most = before.iter().rposition(|reached| *reached).unwrap_or_default();
-            let (theirs, ours) = (&theirs[most.saturating_sub(9)..], &ours[number.saturating_sub(9)..]);
-            let near = format!("{:?}\nand {:?}", &theirs[..theirs.len().min(12)], &ours[..ours.len().min(12)]);
-            return Err(format!("the server has not run {kind} {text:?}, or not in this order: {near}"));
-        }
-    }
-    let most = reached.iter().rposition(|reached| *reached).unwrap_or_default();
-    if most < theirs.len() { Err(format!("nothing says that this has run: {:?}", theirs[most])) } else { Ok(()) }
-}
-
 #[tokio::test]
 async fn the_audit_log_has_what_the_log_of_the_server_has() {
     let world = World::start().await;
@@ -212,8 +166,7 @@ async fn the_audit_log_has_what_the_log_of_the_server_has() {
     let relay = world.relay(|config| config["audit"] = json!("statements")).await;
     let (mut said, mut connections, mut texts, mut compared) = (0, 0, 0, 0);
     while said < wanted() {
-        let seed = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(connections + 1);
-        said += play(&relay, seed, said).await;
+        said += play(&relay, connections, said).await;
         connections += 1;
     }
     let closed = || relay.log().matches("\"event\":\"connection_closed\"").count();
@@ -234,12 +187,15 @@ async fn the_audit_log_has_what_the_log_of_the_server_has() {
         let skipped: Vec<&Value> = of("statement_not_run").map(|line| &line["statement"]).collect();
         let ours: Vec<_> = of("statement")
             .filter(|line| line["kind"] != "prepare" && !skipped.contains(&&line["statement"]))
-            .map(|line| (line["kind"].as_str().unwrap(), line["sql"].as_str()))
+            .map(|line| {
+                let text = line["sql"].as_str().map(str::to_owned);
+                Ours { kind: line["kind"].as_str().unwrap().to_owned(), may_be_refused: text.is_none(), text }
+            })
             .collect();
         let theirs = ran(&log, process);
         agree(&theirs, &ours).unwrap_or_else(|why| panic!("connection {conn}: {why}"));
         compared += theirs.len();
-        texts += ours.iter().filter(|(_, text)| text.is_some()).count();
+        texts += ours.iter().filter(|ours| ours.text.is_some()).count();
     }
     println!("{said} messages, {connections} connections, {compared} statements, {texts} with their texts");
     assert!(compared > said / 20 && texts > compared / 2, "{compared} of {said}, {texts}");
