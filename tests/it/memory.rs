@@ -2,23 +2,27 @@
 //! and everybody else is served.
 
 use bastion::wire::lane::frame::{Frame, Segment};
-use bastion_sandbox::REGION;
+use bastion_sandbox::mariadb::Flaws;
 use bastion_sandbox::postgres::HOST;
+use bastion_sandbox::{REGION, Sandbox};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::relay_mysql;
 use crate::support::{PATIENCE, Relay, World, target};
+use crate::true_records::mysql::{CAPABILITIES, DEPRECATE_EOF, login, packet, read};
 
 /// Of data, stacks and all that is allocated. The kernel gives the process no more, which ends programs that do not count.
 const LIMIT: u64 = 128 << 20;
 
-fn limit(world: &World, relay: &Relay<'_>) {
-    let pid = world.sandbox.task_pid(&relay.id).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+fn limit(sandbox: &Sandbox, task: &str) -> u32 {
+    let pid = sandbox.task_pid(task).unwrap();
     let limit = Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) };
-    prlimit(pid, Resource::Data, limit).unwrap();
+    prlimit(Pid::from_raw(i32::try_from(pid).unwrap()), Resource::Data, limit).unwrap();
+    pid
 }
 
 async fn is_served(relay: &Relay<'_>, after: &str) {
@@ -78,7 +82,7 @@ async fn pieces_that_come_out_of_order_end_their_streams_and_nothing_else() {
     let world = World::start().await;
     let relay = world.relay(|_| ()).await;
     is_served(&relay, "the start").await;
-    limit(&world, &relay);
+    limit(&world.sandbox, &relay.id);
     // What the first link took is there for the second one.
     for secret in 1..=2 {
         let reasons = pieces_out_of_order(&relay, secret, 800, 600).await;
@@ -129,7 +133,7 @@ async fn a_vault_without_end_is_told_to_its_own_clients() {
         })
         .await;
     is_served(&relay, "the start").await;
-    limit(&world, &relay);
+    limit(&world.sandbox, &relay.id);
     for _ in 0..3 {
         let (one, other) = tokio::join!(relay.psql(5433, &[], "select 1"), relay.psql(5434, &[], "select 1"));
         for (code, _, err) in [one, other] {
@@ -139,4 +143,54 @@ async fn a_vault_without_end_is_told_to_its_own_clients() {
     }
     assert_eq!(relay.status(), "RUNNING");
     world.stop().await;
+}
+
+/// What a process has in memory, in bytes.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn statements_that_are_prepared_without_end_are_recorded_and_not_kept() {
+    const CLIENTS: usize = 24;
+    const STATEMENTS: usize = 100;
+    let world = relay_mysql::World::start(Flaws::default(), |relay| relay["audit"] = json!("statements")).await;
+    let pid = limit(&world.sandbox, world.task());
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let address = world.address;
+        clients.spawn(async move {
+            let mut stream = login(address, 3306, CAPABILITIES | DEPRECATE_EOF).await;
+            // 144 MB of all of them together.
+            let statement = format!("select 1 /* {} */", "x".repeat(60 << 10));
+            for _ in 0..STATEMENTS {
+                stream.write_all(&packet(0, &[b"\x16", statement.as_bytes()])).await.unwrap();
+                let (_, payload) = read(&mut stream).await;
+                assert_eq!(payload.first(), Some(&0), "{}", String::from_utf8_lossy(&payload));
+                let _definition = read(&mut stream).await;
+            }
+            stream
+        });
+    }
+    let all = async {
+        let mut streams = Vec::new();
+        while let Some(stream) = clients.join_next().await {
+            streams.push(stream.unwrap());
+        }
+        streams
+    };
+    let streams = tokio::time::timeout(6 * PATIENCE, all).await.expect("every client has prepared its statements");
+    assert_eq!(streams.len(), CLIENTS);
+    let (code, out, err) = world.mariadb(3306, &[], "select 'here'").await;
+    assert_eq!((code, out.as_str()), (0, "here"), "{err}");
+    let resident = resident(pid);
+    assert!(resident < LIMIT, "{} MB are in memory", resident >> 20);
+    println!("{} MB are in memory", resident >> 20);
+    drop(streams);
+    // Its records are as many and as long as others, and take a minute to be held to the schema.
+    world.sandbox.stop().await;
+    world.database.stop().await;
+    world.folder.close().unwrap();
 }

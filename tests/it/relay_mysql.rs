@@ -71,6 +71,10 @@ impl World {
         self.sandbox.task_log(self.task.as_ref().unwrap())
     }
 
+    pub(crate) fn task(&self) -> &str {
+        self.task.as_ref().unwrap()
+    }
+
     pub(crate) async fn wait_for(&self, text: &str) {
         logged(&self.sandbox, self.task.as_ref().unwrap(), text).await;
     }

@@ -1,7 +1,7 @@
 //! Random messages of clients through the relay to real servers: what the audit log says to have run is, line by line, what the
 //! server's own log says.
 
-mod mysql;
+pub(crate) mod mysql;
 mod postgres;
 
 /// Messages of one connection.

@@ -14,15 +14,15 @@ use crate::secrets::{self, SECRET, Secrets};
 use crate::support::PATIENCE;
 use crate::{relay_mysql, support};
 
-const DEPRECATE_EOF: u32 = 1 << 24;
+pub(crate) const DEPRECATE_EOF: u32 = 1 << 24;
 /// Protocol 4.1 with plugins, several statements in one query, several results.
-const CAPABILITIES: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 21;
+pub(crate) const CAPABILITIES: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 21;
 /// MariaDB's "the last" statement.
 const LAST: u32 = u32::MAX;
 /// In texts that SQL has prepared, which no client of ours prepares otherwise.
 const OF_SQL: &str = "of SQL";
 
-fn packet(number: u8, parts: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn packet(number: u8, parts: &[&[u8]]) -> Vec<u8> {
     let payload = parts.concat();
     let mut head = u32::try_from(payload.len()).unwrap().to_le_bytes();
     head[3] = number;
@@ -167,7 +167,7 @@ impl Client {
 }
 
 /// A connection that is let in.
-async fn login(address: Ipv4Addr, port: u16, capabilities: u32) -> TcpStream {
+pub(crate) async fn login(address: Ipv4Addr, port: u16, capabilities: u32) -> TcpStream {
     let mut stream = TcpStream::connect((address, port)).await.unwrap();
     let _greeting = read(&mut stream).await;
     let head = [&capabilities.to_le_bytes()[..], &(1_u32 << 24).to_le_bytes(), &[45], &[0; 23]].concat();
@@ -184,7 +184,7 @@ async fn login(address: Ipv4Addr, port: u16, capabilities: u32) -> TcpStream {
     }
 }
 
-async fn read(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+pub(crate) async fn read(stream: &mut TcpStream) -> (u8, Vec<u8>) {
     let mut head = [0; 4];
     stream.read_exact(&mut head).await.unwrap();
     let length = u32::from_le_bytes([head[0], head[1], head[2], 0]);
