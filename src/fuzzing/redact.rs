@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Input;
+use crate::wire::memory::Memory;
 use crate::wire::redact::{self, Dialect, How, Modes};
 use crate::wire::session::text::{Collector, Key, Limits, TEXT_MAX};
 
@@ -26,7 +27,7 @@ pub(super) fn redact(data: &[u8]) {
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte >= 0x80 || b"_$".contains(byte);
     assert!(how == How::Literals || redacted.iter().all(is_word), "a verb is a word");
 
-    let limits = Limits::new(TEXT_MAX, (flags & 0x20 != 0).then(|| Arc::new(Key::new(&[7; 32]))));
+    let limits = Limits::new(TEXT_MAX, (flags & 0x20 != 0).then(|| Arc::new(Key::new(&[7; 32]))), &Memory::relay());
     let mut collector = Collector::new(limits, dialect);
     let whole = collector.whole(input.0, modes);
     input.0.chunks(cut).for_each(|piece| collector.push(piece));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Input;
 use crate::wire::error_text::ErrorText;
+use crate::wire::memory::Memory;
 use crate::wire::mysql::agreed::Agreed;
 use crate::wire::mysql::capability::{
     CACHE_METADATA, DEPRECATE_EOF, LOCAL_FILES, NEEDED, OPTIONAL_METADATA, PROGRESS, QUERY_ATTRIBUTES,
@@ -16,7 +17,7 @@ use crate::wire::session::{Event, Pass, Session, Stop};
 const TEXT_MAX: usize = 64;
 
 fn limits(flags: u8) -> Limits {
-    Limits::new(TEXT_MAX, (flags & 1 != 0).then(|| Arc::new(Key::new(&[7; 32]))))
+    Limits::new(TEXT_MAX, (flags & 1 != 0).then(|| Arc::new(Key::new(&[7; 32]))), &Memory::relay())
 }
 
 /// One of two sessions that are given the same bytes, in other pieces.

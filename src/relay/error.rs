@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::credential::MintError;
 use crate::wire::error_text::ErrorText;
+use crate::wire::memory::Full;
 use crate::wire::proxy::Refusal;
 use crate::wire::session::OutOfProtocol;
 
@@ -101,6 +102,8 @@ pub(super) enum ConnError {
     /// Of the client.
     #[error("the database has asked for the file {0:?} of the client, which it may not have")]
     FileRequested(String),
+    #[error("{0}")]
+    NoMemory(Full),
     #[error("the operating system gives no random bytes")]
     NoRandom,
     #[error("{0}")]
@@ -136,7 +139,7 @@ impl ConnError {
             Self::Refused(Refusal::WrongPassword) => ErrorKind::ClientAuth,
             Self::Credential(_) | Self::Stale { .. } => ErrorKind::Credential,
             Self::Dial(_) => ErrorKind::Dial,
-            Self::Full(_) | Self::TargetFull(_) => ErrorKind::Full,
+            Self::Full(_) | Self::NoMemory(_) | Self::TargetFull(_) => ErrorKind::Full,
             Self::NoRandom => ErrorKind::Internal,
             Self::Shutdown => ErrorKind::Shutdown,
             Self::Refused(Refusal::UpstreamWithoutTls) | Self::Tls(_) => ErrorKind::UpstreamTls,

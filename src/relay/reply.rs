@@ -35,6 +35,7 @@ enum Class {
     Ended,
     InvalidAuthorization,
     NotSupported,
+    OutOfMemory,
     ProtocolViolation,
     TooManyConnections,
     Warning,
@@ -50,6 +51,7 @@ impl Class {
             (Engine::Mysql, Self::ConnectionFailure) => (1158, "08S01"),
             (Engine::Mysql, Self::InvalidAuthorization | Self::WrongPassword) => (1045, "28000"),
             (Engine::Mysql, Self::NotSupported) => (1235, "42000"),
+            (Engine::Mysql, Self::OutOfMemory) => (1041, "HY000"),
             (Engine::Mysql, Self::ProtocolViolation) => (1043, "08S01"),
             (Engine::Mysql, Self::TooManyConnections) => (1040, "08004"),
             (Engine::Mysql, Self::Ended) => (1053, "08S01"),
@@ -59,6 +61,7 @@ impl Class {
             (Engine::Postgres | Engine::Tcp, Self::ConnectionFailure) => (0, "08006"),
             (Engine::Postgres | Engine::Tcp, Self::InvalidAuthorization) => (0, "28000"),
             (Engine::Postgres | Engine::Tcp, Self::NotSupported) => (0, "0A000"),
+            (Engine::Postgres | Engine::Tcp, Self::OutOfMemory) => (0, "53200"),
             (Engine::Postgres | Engine::Tcp, Self::ProtocolViolation) => (0, "08P01"),
             (Engine::Postgres | Engine::Tcp, Self::TooManyConnections) => (0, "53300"),
             (Engine::Postgres | Engine::Tcp, Self::WrongPassword) => (0, "28P01"),
@@ -262,6 +265,13 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             "",
             "What follows could not be read any more, so it did not go on. If it happens again, tell whoever runs bastion \
              which driver it was.",
+        ),
+        ConnError::NoMemory(full) => error(
+            target,
+            Class::OutOfMemory,
+            format!("bastion: target {name}: the session has ended: {full}"),
+            "All clients of the relay together have so much.",
+            "Send fewer commands before you read their answers.",
         ),
         ConnError::NoRandom => error(
             target,

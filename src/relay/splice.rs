@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::link::end;
 use crate::types::shortened;
 use crate::wire::end::{End, How, Notice, Who};
+use crate::wire::memory::Full;
 use crate::wire::session::{OutOfProtocol, Stop};
 
 use direction::{Direction, Failure};
@@ -66,6 +67,8 @@ pub(super) enum Breach {
     /// The upstream has asked for this file of the client, which it may not have.
     File(String),
     OutOfProtocol(OutOfProtocol),
+    /// There is no memory for what the client asks.
+    Full(Full),
     /// The command that has stopped the copy has waited too long for the answers before it.
     Unanswered,
 }
@@ -159,6 +162,7 @@ where
             breach = match stop {
                 Some(Stop::File(name)) => Some(Breach::File(name)),
                 Some(Stop::OutOfProtocol(error)) => Some(Breach::OutOfProtocol(error)),
+                Some(Stop::Full(full)) => Some(Breach::Full(full)),
                 Some(Stop::Command) | None => continue,
             };
             ended.by(End::new(who, How::Cut), None);

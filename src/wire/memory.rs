@@ -14,10 +14,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// Texts of prepared statements that the audit log will need when they run. Beyond it, a record has no text.
+/// Texts of statements for the audit log: those that are coming, and those of prepared statements, which it will need when they
+/// run. Beyond it, a record has the start of its text, or none.
 const TEXTS: usize = 24 * MIB;
 /// Of that, one connection.
 pub const TEXTS_OF_CONNECTION: usize = 256 * KIB;
+/// What audited clients have asked and databases have not answered. Beyond it, the session ends that asks more.
+const ASKED: usize = 8 * MIB;
 /// What has come over lanes and was not yet read. Beyond it, the stream is reset that has brought more.
 pub const ARRIVED: usize = 32 * MIB;
 /// Of that, a stream may send so much ahead of its reader at first, and so much at most if it uses all of it and there is
@@ -44,6 +47,7 @@ pub struct TooLong;
 #[derive(Debug, Clone)]
 pub struct Memory {
     pub texts: Budget,
+    pub asked: Budget,
     pub arrived: Budget,
     pub packing: Budget,
     pub unpacking: Budget,
@@ -65,7 +69,8 @@ impl Memory {
 
     fn with(arrived: usize, unpacking: usize) -> Self {
         Self {
-            texts: Budget::new("texts of prepared statements", TEXTS),
+            texts: Budget::new("texts of statements", TEXTS),
+            asked: Budget::new("messages that wait for their answers", ASKED),
             arrived: Budget::new("bytes that have come through the tunnel and wait for their reader", arrived),
             packing: Budget::new("compression", PACKING),
             unpacking: Budget::new("unpacking what comes through the tunnel", unpacking),
@@ -219,13 +224,13 @@ mod tests {
     #[test]
     fn a_budget_that_is_used_up_names_its_limit() {
         let said = Memory::relay().texts.take(TEXTS + 1).unwrap_err().to_string();
-        assert_eq!(said, "the memory for texts of prepared statements is used up: 24576 KiB");
+        assert_eq!(said, "the memory for texts of statements is used up: 24576 KiB");
     }
 
     #[test]
     fn all_budgets_leave_more_than_half_of_the_smallest_task() {
-        let Memory { texts, arrived, packing, unpacking } = Memory::relay();
-        let all = texts.left() + arrived.left() + packing.left() + unpacking.left();
+        let Memory { texts, asked, arrived, packing, unpacking } = Memory::relay();
+        let all = texts.left() + asked.left() + arrived.left() + packing.left() + unpacking.left();
         assert!(all <= 128 * MIB, "{all}");
     }
 }

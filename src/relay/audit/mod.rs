@@ -18,6 +18,7 @@ use tracing::error;
 use crate::relay::Config;
 use crate::relay::identity::Person;
 use crate::tls;
+use crate::wire::memory::Memory;
 use crate::wire::session::text::{Key, Limits, TEXT_MAX};
 
 pub(super) use emf::Emf;
@@ -135,8 +136,8 @@ impl Audit {
     }
 
     /// What of statements is recorded, where they are.
-    pub(super) fn limits(&self) -> Option<Limits> {
-        self.statements.then(|| Limits::new(TEXT_MAX, self.redact.clone()))
+    pub(super) fn limits(&self, memory: &Memory) -> Option<Limits> {
+        self.statements.then(|| Limits::new(TEXT_MAX, self.redact.clone(), memory))
     }
 
     /// Whether the next line has to wait.

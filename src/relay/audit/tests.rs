@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::line::{HEAD_MAX, LINE_MAX, fit};
 use super::record::Who;
 use super::*;
+use crate::wire::memory::Memory;
 use crate::wire::mysql::local_infile::SentFile;
 use crate::wire::redact::{Dialect, Modes};
 use crate::wire::session::text::{Collector, Kind, Statement};
@@ -142,7 +143,7 @@ proptest! {
         repeated in prop_oneof![9 => 1_usize..5, 1 => 5_usize..60],
     ) {
         let sql = pieces.concat().repeat(repeated);
-        let limits = Limits::new(TEXT_MAX, None);
+        let limits = Limits::new(TEXT_MAX, None, &Memory::relay());
         let text = Collector::new(limits, Dialect::Postgres).whole(sql.as_bytes(), Modes::default());
         let kept = text.sql().unwrap().to_owned();
         let first = Statement::new(Kind::Execute, name.clone(), Some(text));
@@ -196,7 +197,7 @@ proptest! {
 
 #[test]
 fn a_redacted_text_has_its_keyed_hash_and_how_it_was_redacted() {
-    let limits = Limits::new(TEXT_MAX, Some(Arc::new(Key::new(&[7; 32]))));
+    let limits = Limits::new(TEXT_MAX, Some(Arc::new(Key::new(&[7; 32]))), &Memory::relay());
     let mut collector = Collector::new(limits, Dialect::Postgres);
     let conn = ConnRecord {
         conn_id: 1,

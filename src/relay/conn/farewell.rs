@@ -28,8 +28,7 @@ impl Conn {
     /// its session may be encrypted.
     pub(super) fn followed<'a>(&'a self, login: &Login, loan: Option<&'a Loan>) -> Option<Followed<'a>> {
         let target = &self.served.target;
-        let texts = &self.shared.memory.texts;
-        let statements = self.shared.audit.limits().map(|limits| limits.within(texts.clone()));
+        let statements = self.shared.audit.limits(&self.shared.memory);
         let writes = statements.is_some() || target.local_infile;
         let mut session = login.handshake.as_ref()?.session(statements);
         session.logged_in(&login.to_client);

@@ -151,6 +151,7 @@ impl Conn {
                         self.shared.audit.out_of_protocol(&login.record, error.from, &error.what).await;
                         Some(ConnError::OutOfProtocol(error))
                     }
+                    Some(Breach::Full(full)) => Some(ConnError::NoMemory(full)),
                     Some(Breach::Unanswered) => Some(ConnError::Unanswered(ANSWER_TIMEOUT.as_secs())),
                     None => None,
                 };

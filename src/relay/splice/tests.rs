@@ -2,6 +2,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use super::*;
 use crate::wire::error_text::ErrorText;
+use crate::wire::memory::Memory;
 use crate::wire::mysql::agreed::Agreed;
 use crate::wire::mysql::capability::PROGRESS;
 use crate::wire::mysql::session_steps::Server;
@@ -273,7 +274,7 @@ async fn a_client_that_does_not_wait_is_held_until_answers_come() {
     let (mut client, mut near_client) = duplex(1 << 20);
     let (mut upstream, mut near_upstream) = duplex(1 << 20);
     let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
-    let limits = crate::wire::session::text::Limits::new(100, None);
+    let limits = crate::wire::session::text::Limits::new(100, None, &Memory::relay());
     let mut session = Followed::new(Session::postgres(Some(limits)), None);
     let splicing = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), Some(&mut session), &cut);
     let saying = async {

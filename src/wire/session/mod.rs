@@ -17,10 +17,13 @@ mod mysql;
 mod postgres;
 #[cfg(feature = "relay")]
 pub mod text;
+#[cfg(feature = "relay")]
+mod waiting;
 
 use bytes::Bytes;
 
 use super::error_text::ErrorText;
+use super::memory::Full;
 #[cfg(feature = "relay")]
 use super::mysql::agreed::Agreed;
 #[cfg(feature = "relay")]
@@ -54,6 +57,20 @@ pub enum Stop {
     File(String),
     /// The session has to end.
     OutOfProtocol(OutOfProtocol),
+    /// The session has to end: there is no memory for what the client asks.
+    Full(Full),
+}
+
+impl From<Full> for Stop {
+    fn from(full: Full) -> Self {
+        Self::Full(full)
+    }
+}
+
+impl From<OutOfProtocol> for Stop {
+    fn from(error: OutOfProtocol) -> Self {
+        Self::OutOfProtocol(error)
+    }
 }
 
 /// A stream that is not, or no longer, one of the protocol, so that nobody knows what its bytes mean.

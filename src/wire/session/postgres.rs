@@ -109,11 +109,11 @@ impl Session {
                     self.client_body(tag, bytes);
                     if is_whole { self.client_message(tag, events) } else { Ok(()) }
                 }
-                Part::Impossible { tag, length } => Err(impossible("client", tag, length)),
+                Part::Impossible { tag, length } => Err(impossible("client", tag, length).into()),
             };
-            if let Err(error) = told {
+            if let Err(stop) = told {
                 // Of a message that is not to go on, the end does not.
-                return Pass { forward: began, stop: Some(Stop::OutOfProtocol(error)) };
+                return Pass { forward: began, stop: Some(stop) };
             }
         }
         Pass { forward: bytes.len(), stop: None }
@@ -127,8 +127,10 @@ impl Session {
     }
 
     #[cfg(feature = "relay")]
-    fn client_message(&mut self, tag: u8, events: &mut Vec<Event>) -> Result<(), OutOfProtocol> {
-        self.statements.as_mut().map_or(Ok(()), |statements| statements.client_message(tag, events))
+    fn client_message(&mut self, tag: u8, events: &mut Vec<Event>) -> Result<(), Stop> {
+        let Some(statements) = &mut self.statements else { return Ok(()) };
+        statements.hold()?;
+        Ok(statements.client_message(tag, events)?)
     }
 
     /// Bytes of the server.
@@ -255,7 +257,7 @@ impl Session {
 impl Session {
     fn client_body(&mut self, _tag: u8, _bytes: &[u8]) {}
 
-    fn client_message(&mut self, _tag: u8, _events: &mut [Event]) -> Result<(), OutOfProtocol> {
+    fn client_message(&mut self, _tag: u8, _events: &mut [Event]) -> Result<(), Stop> {
         Ok(())
     }
 

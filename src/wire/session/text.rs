@@ -12,7 +12,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::wire::memory::{Budget, Memory, Share, TEXTS_OF_CONNECTION};
+use crate::wire::memory::{Budget, Full, Memory, Share, TEXTS_OF_CONNECTION};
 use crate::wire::redact::{self, Dialect, How, Modes};
 use front::Front;
 
@@ -20,6 +20,8 @@ use front::Front;
 pub const TEXT_MAX: usize = 256 * 1024;
 /// Bytes of what is no SQL; a name of a server has 64 characters.
 pub const ARGUMENT_MAX: usize = 1024;
+/// A text that is coming takes memory for so many bytes at a time; the first of them are its connection's own.
+const STEP: usize = 4 * 1024;
 /// What a kept text costs besides its bytes: itself, its name, and its places in the maps of a session.
 const COST: usize = 256;
 
@@ -87,18 +89,14 @@ pub struct Limits {
     /// What the connection keeps; clones share it.
     room: Arc<AtomicUsize>,
     /// And all of the relay's connections together.
-    memory: Budget,
+    texts: Budget,
+    pub(super) asked: Budget,
 }
 
 impl Limits {
-    pub fn new(text: usize, redact: Option<Arc<Key>>) -> Self {
-        Self { text, redact, room: Arc::default(), memory: Memory::relay().texts }
-    }
-
-    /// Has what is kept for later come out of this.
-    #[must_use]
-    pub fn within(self, memory: Budget) -> Self {
-        Self { memory, ..self }
+    /// What is kept comes out of the budgets of `memory`.
+    pub fn new(text: usize, redact: Option<Arc<Key>>, memory: &Memory) -> Self {
+        Self { text, redact, room: Arc::default(), texts: memory.texts.clone(), asked: memory.asked.clone() }
     }
 }
 
@@ -226,7 +224,7 @@ impl Text {
             hash,
             told: AtomicBool::new(false),
             taken,
-            memory: limits.memory.clone(),
+            memory: limits.texts.clone(),
             kept: OnceLock::new(),
         })
     }
@@ -280,6 +278,8 @@ pub struct Collector {
     dialect: Dialect,
     front: Front,
     kept: Vec<u8>,
+    /// What is kept beyond the first [`STEP`].
+    share: Share,
     cut: bool,
     bytes: u64,
     hasher: Hasher,
@@ -287,8 +287,8 @@ pub struct Collector {
 
 impl Collector {
     pub fn new(limits: Limits, dialect: Dialect) -> Self {
-        let hasher = Hasher::new(&limits);
-        Self { limits, dialect, front: Front::default(), kept: Vec::new(), cut: false, bytes: 0, hasher }
+        let (hasher, share) = (Hasher::new(&limits), limits.texts.share());
+        Self { limits, dialect, front: Front::default(), kept: Vec::new(), share, cut: false, bytes: 0, hasher }
     }
 
     /// What the connection keeps, for [`Text::argument`].
@@ -301,15 +301,36 @@ impl Collector {
         self.bytes = self.bytes.saturating_add(length(bytes));
         self.hasher.update(bytes);
         let rest = self.front.skip(bytes, self.dialect, &mut self.kept);
+        if self.cut || rest.is_empty() {
+            return;
+        }
         let room = self.limits.text.saturating_sub(self.kept.len());
-        self.cut |= rest.len() > room;
-        self.kept.extend_from_slice(rest.get(..room).unwrap_or(rest));
+        let now = rest.get(..room).unwrap_or(rest);
+        let taken = self.reserve(now.len());
+        // What has been cut goes on no more.
+        self.cut = now.len() < rest.len() || taken.is_err();
+        let room = self.kept.capacity().saturating_sub(self.kept.len());
+        self.kept.extend_from_slice(now.get(..room).unwrap_or(now));
+    }
+
+    /// Makes room for so many bytes more.
+    fn reserve(&mut self, more: usize) -> Result<(), Full> {
+        let length = self.kept.len().saturating_add(more);
+        if length > self.kept.capacity() {
+            let capacity = if length <= STEP { length.next_power_of_two() } else { length.next_multiple_of(STEP) };
+            let taken = self.share.resize(capacity.saturating_sub(STEP));
+            let capacity = if taken.is_ok() { capacity } else { STEP };
+            self.kept.reserve_exact(capacity.saturating_sub(self.kept.len()));
+            return taken;
+        }
+        Ok(())
     }
 
     /// The end of the text, which was written in a session with these modes. What comes next is another one.
     pub fn finish(&mut self, modes: Modes) -> Arc<Text> {
         std::mem::take(&mut self.front).end(&mut self.kept);
         let kept = std::mem::take(&mut self.kept);
+        self.share.shrink(self.share.bytes());
         let hash = std::mem::replace(&mut self.hasher, Hasher::new(&self.limits)).finish();
         let (cut, bytes) = (std::mem::take(&mut self.cut), std::mem::take(&mut self.bytes));
         let (sql, redacted) = match self.limits.redact {

@@ -146,6 +146,9 @@ impl Session {
             }
         }
         self.at = At::Begin;
+        if let (Some(statements), true) = (&mut self.statements, self.asked.is_empty()) {
+            let _less = statements.memory.hold(0);
+        }
         match self.asked.front() {
             Some(next) => self.packet = next.packet,
             // A client that has not waited may never do so again.

@@ -243,6 +243,9 @@ impl Session {
         if code == MULTI && self.agreed.extended & MULTI_COMMANDS != 0 {
             return Err(out("client", "it sends several commands in one".to_owned()));
         }
+        if let Some(statements) = &mut self.statements {
+            statements.memory.hold(self.asked.len().saturating_add(1))?;
+        }
         if self.asked.len() >= ASKED_MAX {
             return Err(out("client", format!("more than {ASKED_MAX} of its commands wait for their answers")));
         }

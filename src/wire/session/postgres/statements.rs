@@ -16,14 +16,14 @@ use std::sync::Arc;
 use super::asked::{After, Asked};
 use super::effects::{Effects, Names as Forgets, Scanner};
 use super::names::{Name, Names};
+use crate::wire::memory::Full;
 use crate::wire::redact::{Dialect, Modes};
 use crate::wire::session::Event;
 use crate::wire::session::text::{Collector, Limits, Text};
+use crate::wire::session::waiting::Waiting;
 
 /// So many messages may wait for an answer before the client is held.
 const FULL: usize = 4096;
-/// A client that is not held ends the session with so many.
-const ASKED_MAX: usize = 65_536;
 /// Texts without a name that may run and have no record so far.
 const UNTOLD_MAX: usize = 8;
 /// Start of a server's message that is looked at.
@@ -65,6 +65,7 @@ pub(super) struct Statements {
     statements: Names<Arc<Known>>,
     portals: Names<Run>,
     asked: VecDeque<Asked>,
+    memory: Waiting,
     /// Counts messages.
     at: u64,
     /// Counts Syncs: an error lets nothing run up to the next one.
@@ -99,6 +100,7 @@ impl Statements {
         Self {
             first: Vec::new(),
             second: Vec::new(),
+            memory: Waiting::new(&limits),
             text: Collector::new(limits, Dialect::Postgres),
             field: 0,
             modes: Modes::default(),
@@ -121,6 +123,11 @@ impl Statements {
             number: 0,
             said: Vec::new(),
         }
+    }
+
+    /// Takes memory for one message more.
+    pub(super) fn hold(&mut self) -> Result<(), Full> {
+        self.memory.hold(self.asked.len().saturating_add(1))
     }
 
     /// Whether the client is to wait for answers before it says more.

@@ -6,12 +6,13 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::memory::Memory;
 use crate::wire::pg::message;
 use crate::wire::session::text::{Kind, Statement};
 use model::{Came, Said, Server, Sql};
 
 fn limits() -> Limits {
-    Limits::new(4096, None)
+    Limits::new(4096, None, &Memory::relay())
 }
 
 /// What happens next between a client, the session and the server.
@@ -562,14 +563,25 @@ fn what_is_kept_of_names_is_bounded_and_every_text_is_told() {
 }
 
 #[test]
-fn more_messages_than_can_be_followed_end_the_session() {
-    let (mut session, mut events, flood) = (Session::new(Some(limits())), Vec::new(), encoded(b'S', &[]).repeat(1000));
-    let stops = (0..70).find_map(|_| session.client(&flood, &mut events).stop);
-    let Some(Stop::OutOfProtocol(error)) = stops else { panic!("{stops:?}") };
-    assert_eq!(
-        error.to_string(),
-        "the client has left the protocol: more than 65536 of its messages wait for their answers"
-    );
+fn more_messages_than_there_is_memory_for_end_the_session_and_leave_the_others() {
+    let memory = Memory::relay();
+    let all = memory.asked.left();
+    let session = || Session::new(Some(Limits::new(4096, None, &memory)));
+    let (mut greedy, mut modest, flood) = (session(), session(), encoded(b'S', &[]).repeat(1000));
+    let stops = (0..70).find_map(|_| greedy.client(&flood, &mut Vec::new()).stop);
+    let Some(Stop::Full(full)) = stops else { panic!("{stops:?}") };
+    assert_eq!(full.to_string(), "the memory for messages that wait for their answers is used up: 8192 KiB");
+    // What a client asks at once needs nothing that others may have taken.
+    let query = encoded(b'Q', &[b"select 1\0"]);
+    assert_eq!(modest.client(&query, &mut Vec::new()), Pass { forward: query.len(), stop: None });
+    // Answers give memory back, and so does the end.
+    let mut busy = session();
+    drop(greedy);
+    assert_eq!(memory.asked.left(), all);
+    assert_eq!(busy.client(&flood, &mut Vec::new()).stop, None);
+    assert!(memory.asked.left() < all);
+    assert_eq!(busy.server(&encoded(b'Z', &[b"I"]).repeat(1000), &mut Vec::new()).stop, None);
+    assert_eq!(memory.asked.left(), all);
 }
 
 #[test]
@@ -592,7 +604,7 @@ fn what_is_no_message_ends_the_session_behind_what_is_one() {
 #[test]
 fn settings_of_the_server_decide_what_a_literal_is() {
     let key = std::sync::Arc::new(crate::wire::session::text::Key::new(&[7; 32]));
-    let mut session = Session::new(Some(Limits::new(4096, Some(key))));
+    let mut session = Session::new(Some(Limits::new(4096, Some(key), &Memory::relay())));
     let mut events = Vec::new();
     let setting = |value: &[u8]| encoded(b'S', &[b"standard_conforming_strings\0", value, b"\0"]);
     let query = encoded(b'Q', &[b"select '\\', 7; drop table t; --'\0"]);

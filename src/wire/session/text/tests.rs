@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn limits() -> Limits {
-    Limits::new(64, None)
+    Limits::new(64, None, &Memory::relay())
 }
 
 fn text(sql: &str, dialect: Dialect) -> Arc<Text> {
@@ -76,7 +76,8 @@ fn length_and_hash_are_those_of_the_whole_text() {
 fn a_redacted_text_has_a_hash_that_needs_the_key() {
     // As `hmac.new(bytes(range(32)), b"select 17", "sha256")` of Python.
     let key: [u8; 32] = std::array::from_fn(|n| u8::try_from(n).unwrap());
-    let mut collector = Collector::new(Limits::new(64, Some(Arc::new(Key::new(&key)))), Dialect::Postgres);
+    let mut collector =
+        Collector::new(Limits::new(64, Some(Arc::new(Key::new(&key))), &Memory::relay()), Dialect::Postgres);
     for _ in 0..2 {
         let text = collector.whole(b"select 17", Modes::default());
         assert_eq!((text.sql(), text.redacted()), (Some("select ?"), Some(How::Literals)));
@@ -87,7 +88,7 @@ fn a_redacted_text_has_a_hash_that_needs_the_key() {
 
 #[test]
 fn what_a_connection_keeps_is_bounded_and_the_rest_is_known_by_its_hash() {
-    let mut collector = Collector::new(Limits::new(TEXT_MAX, None), Dialect::Postgres);
+    let mut collector = Collector::new(Limits::new(TEXT_MAX, None, &Memory::relay()), Dialect::Postgres);
     let long = vec![b'x'; TEXT_MAX / 4];
     let kept: Vec<_> = (0..10).map(|_| collector.whole(&long, Modes::default()).to_keep()).collect();
     assert_eq!(kept.iter().filter(|text| text.sql().is_some()).count(), 4);
@@ -128,10 +129,11 @@ proptest! {
 
 #[test]
 fn all_connections_together_keep_so_much_and_every_record_still_says_which_text_it_was() {
-    let memory = Budget::new("tests", 10 * (8192 + COST));
+    let texts = Budget::new("tests", 10 * (8192 + COST));
+    let memory = Memory { texts: texts.clone(), ..Memory::relay() };
     let kept: Vec<_> = (0..20)
         .map(|_| {
-            let limits = Limits::new(TEXT_MAX, None).within(memory.clone());
+            let limits = Limits::new(TEXT_MAX, None, &memory);
             let text = Collector::new(limits, Dialect::Postgres).whole(&[b'x'; 8192], Modes::default());
             // Twice under two names costs once.
             (text.to_keep(), text.to_keep())
@@ -142,5 +144,24 @@ fn all_connections_together_keep_so_much_and_every_record_still_says_which_text_
     assert!(kept[10..].iter().all(|(one, other)| one.sql().is_none() && other.sql().is_none()));
     assert!(kept.iter().all(|(one, _)| one.bytes() == 8192 && one.hash() == kept[0].0.hash()));
     drop(kept);
-    assert_eq!(memory.left(), 10 * (8192 + COST));
+    assert_eq!(texts.left(), 10 * (8192 + COST));
+}
+
+#[test]
+fn a_text_that_is_coming_is_kept_as_far_as_there_is_memory_and_counted_whole() {
+    let memory = Memory { texts: Budget::new("tests", 3 * STEP), ..Memory::relay() };
+    let collector = || Collector::new(Limits::new(TEXT_MAX, None, &memory), Dialect::Postgres);
+    let (mut first, mut second, mut small) = (collector(), collector(), collector());
+    for _ in 0..6 * STEP / 512 {
+        first.push(&[b'x'; 512]);
+    }
+    second.push(&[b'y'; 6 * STEP]);
+    let (one, other) = (first.finish(Modes::default()), second.finish(Modes::default()));
+    assert_eq!(one.sql().map(str::len), Some(4 * STEP));
+    assert_eq!(other.sql().map(str::len), Some(STEP));
+    for text in [&one, &other] {
+        assert!(text.is_cut() && text.bytes() == 6 * STEP as u64);
+    }
+    assert_eq!(small.whole(&[b'z'; STEP], Modes::default()).sql().map(str::len), Some(STEP));
+    assert_eq!(memory.texts.left(), 3 * STEP);
 }

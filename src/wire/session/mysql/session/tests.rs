@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::*;
+use crate::wire::memory::Memory;
 use crate::wire::mysql::local_infile::SentFile;
 use crate::wire::mysql::packet;
 use crate::wire::session::text::{Key, Kind as How};
@@ -96,7 +97,7 @@ fn played(mut session: Session, sides: &[Side], cut: usize) -> (Vec<Event>, Opti
 }
 
 fn audited(server: Server) -> Session {
-    Session::new(agreed(server), Some(Limits::new(64, None)))
+    Session::new(agreed(server), Some(Limits::new(64, None, &Memory::relay())))
 }
 
 /// The records, the same however the conversation is cut: kind, name and text, and whether it was taken back.
@@ -403,7 +404,7 @@ fn last_words_have_the_number_that_the_client_waits_for() {
 fn a_backslash_is_read_as_the_server_does_or_only_the_verb_is_kept() {
     const PLAIN: u16 = 0x02;
     const NO_ESCAPES: u16 = 0x0202;
-    let limits = Limits::new(64, Some(Arc::new(Key::new(&[7; 32]))));
+    let limits = Limits::new(64, Some(Arc::new(Key::new(&[7; 32]))), &Memory::relay());
     let statement = packet(0, &[b"\x03", br"select '\' ; delete from orders; -- '"]);
     let said = |status: u16| packet(1, &[&[0, 0, 0], &status.to_le_bytes(), &[0, 0]]);
     for (login, before, expected) in [
@@ -443,7 +444,7 @@ fn a_text_behind_attributes_is_told_if_there_are_none() {
     for (attributes, expected) in [(&b"\0\x01"[..], Some("select 1")), (b"\x01\x01\0\x01\x03\0\x01a\x011", None)] {
         let sides = [Up(packet(0, &[b"\x03", attributes, b"select 1"])), Down(packet(1, &[FINE]))];
         for cut in [1, 2, 100] {
-            let session = Session::new(agreed, Some(Limits::new(64, None)));
+            let session = Session::new(agreed, Some(Limits::new(64, None, &Memory::relay())));
             let (events, stop) = played(session, &sides, cut);
             let Event::Statement { statement, .. } = &events[0] else { panic!("{events:?}") };
             assert_eq!((statement.sql(), stop), (expected, None));
@@ -457,8 +458,12 @@ fn a_file_passes_only_behind_the_statement_that_names_it_and_is_no_command() {
     let request = Down(packet(1, &[b"\xfbrows.csv"]));
     let rows = Up([packet(2, &[b"\x03delete"]), packet(3, &[])].concat());
     let done = Down(packet(4, &[FINE]));
-    let may =
-        |server| Session::new(Agreed { capabilities: LOCAL_FILES, ..agreed(server) }, Some(Limits::new(64, None)));
+    let may = |server| {
+        Session::new(
+            Agreed { capabilities: LOCAL_FILES, ..agreed(server) },
+            Some(Limits::new(64, None, &Memory::relay())),
+        )
+    };
     let sides = [load.clone(), request.clone(), rows, done, query("select 1"), Down(packet(1, &[FINE]))];
     for cut in 1..40 {
         let (events, stop) = played(may(Server::MySql), &sides, cut);

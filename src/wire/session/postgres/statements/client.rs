@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ASKED_MAX, Copy, Known, Run, Statements, UNTOLD_MAX};
+use super::{Copy, Known, Run, Statements, UNTOLD_MAX};
 use crate::wire::redact::Modes;
 use crate::wire::session::postgres::asked::{After, Asked};
 use crate::wire::session::postgres::effects::{Effects, Names as Forgets};
@@ -71,9 +71,6 @@ impl Statements {
                 "client",
                 format!("it sends {:?} behind a COPY that has failed, and no Sync between", char::from(tag)),
             ));
-        }
-        if self.asked.len() >= ASKED_MAX {
-            return Err(out("client", format!("more than {ASKED_MAX} of its messages wait for their answers")));
         }
         match tag {
             b'P' => self.parse(events),

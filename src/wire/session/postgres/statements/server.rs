@@ -24,7 +24,10 @@ impl Statements {
         match tag {
             b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'C' | b'I' | b's' | b'V' | b'G' | b'W' => self.answer(tag)?,
             b'E' => self.error(events)?,
-            b'Z' => self.ready()?,
+            b'Z' => {
+                self.ready()?;
+                let _less = self.memory.hold(self.asked.len());
+            }
             // Rows, copies, notices.
             _ => {}
         }

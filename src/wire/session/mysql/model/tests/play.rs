@@ -6,6 +6,7 @@ use super::client::{self, Numbers, Pick, Said, Step};
 use super::server::{Agreed, Came, Fault, Packet, Server};
 use super::sql::Sql;
 use crate::wire::error_text::ErrorText;
+use crate::wire::memory::Memory;
 use crate::wire::mysql::capability::{CACHE_METADATA, DEPRECATE_EOF, LOCAL_FILES, NEEDED, OPTIONAL_METADATA, PROGRESS};
 use crate::wire::mysql::packet::{self, PAYLOAD_MAX};
 use crate::wire::mysql::{agreed, session_steps};
@@ -548,7 +549,7 @@ fn session(agreed: Agreed, stops_at_reset: bool) -> Session {
         server: if is_mariadb { session_steps::Server::MariaDb } else { session_steps::Server::MySql },
         stops_at_reset,
     };
-    Session::mysql(agreed, Some(Limits::new(KEPT, None)))
+    Session::mysql(agreed, Some(Limits::new(KEPT, None, &Memory::relay())))
 }
 
 /// Whether it may end statements whose numbers are not known.
