@@ -141,14 +141,17 @@ async fn play(relay: &Relay<'_>, number: u64, first: usize) -> usize {
 fn ran(log: &str, process: i64) -> Vec<(&'static str, String)> {
     let prefix = format!("{process}|");
     let mut ran = Vec::new();
+    // More of what has run already.
+    let mut fetches = false;
     for line in log.lines().filter_map(|line| line.strip_prefix(&prefix)) {
         if let Some(text) = line.strip_prefix("LOG:  statement: ") {
             ran.push(("query", text.to_owned()));
-        } else if line.starts_with("LOG:  execute fetch from ") {
-            // More of what has run already.
-        } else if let Some((_name, text)) = line.strip_prefix("LOG:  execute ").and_then(|line| line.split_once(": ")) {
-            ran.push(("execute", text.to_owned()));
-        } else if line.starts_with("ERROR:  portal ") && line.ends_with(" cannot be run") {
+        } else if let Some(run) = line.strip_prefix("LOG:  execute ") {
+            fetches = run.starts_with("fetch from ");
+            if let Some((_name, text)) = run.split_once(": ").filter(|_| !fetches) {
+                ran.push(("execute", text.to_owned()));
+            }
+        } else if line.starts_with("ERROR:  portal ") && line.ends_with(" cannot be run") && !fetches {
             // It is done, and was logged before that was noticed.
             ran.pop();
         }
