@@ -57,6 +57,14 @@ impl Followed {
     }
 }
 
+/// A file that is not given away is named as far as its name has come.
+fn is_same(whole: Option<&Stop>, pieces: Option<&Stop>) -> bool {
+    match (whole, pieces) {
+        (Some(Stop::File(whole)), Some(Stop::File(pieces))) => whole.starts_with(pieces.trim_end_matches('\u{fffd}')),
+        (whole, pieces) => whole == pieces,
+    }
+}
+
 /// A client of PostgreSQL that is audited, and its upstream.
 pub(super) fn postgres(data: &[u8]) {
     let mut input = Input(data);
@@ -101,7 +109,7 @@ fn follow(mut input: Input<'_>, cut: usize, followed: impl Fn() -> Followed) {
         whole.take(is_client, run, run.len());
         pieces.take(is_client, run, cut);
         assert_eq!(whole.events, pieces.events, "in pieces of {cut}");
-        assert_eq!(whole.stop, pieces.stop, "in pieces of {cut}");
+        assert!(is_same(whole.stop.as_ref(), pieces.stop.as_ref()), "{:?} {:?}", whole.stop, pieces.stop);
         // What was cut in the middle of the message that ends it has gone on with its first part.
         assert!(whole.forwarded <= pieces.forwarded && (whole.stop.is_some() || whole.forwarded == pieces.forwarded));
         assert_eq!(whole.session.is_idle(), pieces.session.is_idle());

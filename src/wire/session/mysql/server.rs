@@ -61,7 +61,9 @@ impl Session {
     /// A packet of the server begins: how many of its bytes need not be looked at again. 0: more of them must have come.
     fn server_packet(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Result<usize, Stop> {
         let Some((&[a, b, c, number], payload)) = bytes.split_first_chunk::<HEAD>() else { return Ok(0) };
-        let (length, first) = (length([a, b, c]), payload.first().copied());
+        let length = length([a, b, c]);
+        // Behind an empty payload stands the next head.
+        let first = payload.first().copied().filter(|_| length > 0);
         let is_row = matches!(self.at, At::Rows { .. }) && first.is_some_and(|first| !matches!(first, EOF | ERR));
         if self.server.continues || is_row {
             self.check_server(number, first)?;
