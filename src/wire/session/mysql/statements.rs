@@ -66,6 +66,8 @@ pub(super) struct Statements {
     /// Commands without an answer.
     prepares: u32,
     resets: u32,
+    /// Ends of statements that the server may not have read.
+    closes: u32,
     /// Of the last record.
     number: u64,
 }
@@ -87,6 +89,7 @@ impl Statements {
             prepared: None,
             prepares: 0,
             resets: 0,
+            closes: 0,
             number: 0,
         }
     }
@@ -158,7 +161,7 @@ impl Statements {
     /// What an execute of this number runs, if it runs anything.
     fn text_of(&self, id: u32) -> Option<Arc<Text>> {
         let id = match self.is_last(id) {
-            true if self.prepares > 0 => return None,
+            true if self.prepares > 0 || self.closes > 0 => return None,
             true => self.last?,
             false => id,
         };
@@ -167,6 +170,7 @@ impl Statements {
     }
 
     fn will_close(&mut self, id: u32) -> Effect {
+        self.closes = self.closes.saturating_add(1);
         let id = match self.last {
             Some(last) if self.is_last(id) && self.prepares == 0 => last,
             _ => id,
@@ -207,6 +211,7 @@ impl Statements {
     /// The server has read something that has no answer.
     pub(super) fn happened(&mut self, effect: Effect) {
         let Effect::Close(id) = effect else { return };
+        self.closes = self.closes.saturating_sub(1);
         let id = if self.is_last(id) { self.last } else { Some(id) };
         if let Some(id) = id {
             self.known.remove(&id);

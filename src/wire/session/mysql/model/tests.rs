@@ -159,6 +159,18 @@ fn a_statement_that_is_closed_before_its_number_has_come_is_not_there() {
 }
 
 #[test]
+fn the_last_statement_is_not_one_whose_end_is_on_its_way() {
+    let said = [Said::Prepare(Sql::Call), execute(Pick::Nobodys), Said::Close(Pick::Guess(0))];
+    let mut steps: Vec<_> = said.into_iter().map(|said| Step::Say(said, Fault::No)).collect();
+    steps.extend([Step::Write(999), Step::Handle(1), Step::Deliver(999)]);
+    steps.extend(waits([execute(Pick::Last)]));
+    let play = Play::run(PLAIN, false, &steps);
+    play.check();
+    assert_eq!(play.server.came[&3], Came::Refused);
+    assert_eq!(play.records[&3].statement.sql(), None);
+}
+
+#[test]
 fn what_runs_is_not_taken_back_for_what_it_says() {
     let said = [Said::Prepare(Sql::Pretends), execute(Pick::Newest)];
     for agreed in every_agreement() {
