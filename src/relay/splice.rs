@@ -114,11 +114,14 @@ where
             session.as_mut().is_some_and(|session| session.session().is_full())
         };
         let was_full = is_full(&mut session);
+        let waited = upward.read_ended && upward.waits_for_answers(session.as_deref_mut());
         let down_done = match ended.client_gone {
             false => downward.poll(context, upstream, client, down, session.as_deref_mut()),
             true => Ok(Poll::Ready(())),
         };
-        if was_full && !is_full(&mut session) {
+        upward.has_all_answers = downward.read_ended || downward.broken.is_some();
+        let goes_on = waited && !upward.waits_for_answers(session.as_deref_mut());
+        if goes_on || was_full && !is_full(&mut session) {
             context.waker().wake_by_ref();
         }
         let (up_done, down_done) = match (up_done, down_done) {

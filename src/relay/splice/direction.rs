@@ -53,6 +53,8 @@ pub(super) struct Direction {
     kept_from: usize,
     needs_flush: bool,
     pub(super) read_ended: bool,
+    /// The other direction has come to its end.
+    pub(super) has_all_answers: bool,
     /// It has broken off instead, and everything before was read.
     pub(super) broken: Option<io::Error>,
     /// Writing to its sender has failed with a reset, which is then not read any more: what looks like the end is none.
@@ -75,6 +77,7 @@ impl Direction {
             kept_from: 0,
             needs_flush: false,
             read_ended: false,
+            has_all_answers: false,
             broken: None,
             reset: None,
             done: false,
@@ -83,6 +86,13 @@ impl Direction {
             held: Vec::new(),
             stop: None,
         }
+    }
+
+    /// Whether the end of the client's stream is not to be told so far. A database that has read a goodbye closes by itself. If
+    /// it finds something behind it, be it the end of TLS, it resets the connection, and its last answers are lost on their way.
+    pub(super) fn waits_for_answers(&self, session: Option<&mut Followed<'_>>) -> bool {
+        let is_answered = self.has_all_answers || session.is_none_or(|session| session.session().is_idle());
+        self.from == Who::Client && self.goodbye && !is_answered
     }
 
     /// Whether the receiver has had everything, and the end.
@@ -128,6 +138,9 @@ impl Direction {
             if self.broken.is_some() || self.stop.is_some() {
                 let _what_is_left = self.poll_flush(context, to)?;
                 return Ok(if self.needs_flush { Poll::Pending } else { Poll::Ready(()) });
+            }
+            if self.read_ended && self.waits_for_answers(session.as_deref_mut()) {
+                return self.poll_flush(context, to);
             }
             if self.read_ended {
                 return match Pin::new(&mut *to).poll_shutdown(context) {

@@ -196,7 +196,11 @@ async fn the_audit_log_has_what_the_log_of_the_server_has() {
             })
             .collect();
         let theirs = ran(&log, process);
-        agree(&theirs, &ours).unwrap_or_else(|why| panic!("connection {conn}: {why}"));
+        agree(&theirs, &ours).unwrap_or_else(|why| {
+            std::fs::write("/tmp/pgfail-server.log", &log).unwrap();
+            std::fs::write("/tmp/pgfail-relay.log", relay.log()).unwrap();
+            panic!("connection {conn} process {process}: {why}")
+        });
         compared += theirs.len();
         texts += ours.iter().filter(|ours| ours.text.is_some()).count();
     }
