@@ -317,7 +317,9 @@ impl Collector {
     fn reserve(&mut self, more: usize) -> Result<(), Full> {
         let length = self.kept.len().saturating_add(more);
         if length > self.kept.capacity() {
-            let capacity = if length <= STEP { length.next_power_of_two() } else { length.next_multiple_of(STEP) };
+            // Most texts come whole and are short; those are not copied once more to be made smaller.
+            let doubled = length.max(self.kept.capacity().saturating_mul(2));
+            let capacity = if length <= STEP { doubled.min(STEP) } else { length.next_multiple_of(STEP) };
             let taken = self.share.resize(capacity.saturating_sub(STEP));
             let capacity = if taken.is_ok() { capacity } else { STEP };
             self.kept.reserve_exact(capacity.saturating_sub(self.kept.len()));
