@@ -4,6 +4,10 @@
 pub(crate) mod mysql;
 mod postgres;
 
+use tokio::io::AsyncReadExt as _;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::mpsc;
+
 /// Messages of one connection.
 const MESSAGES: usize = 1000;
 
@@ -28,6 +32,18 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0 % limit
     }
+}
+
+/// Reads to the end, and tells of each read; the last that was said.
+async fn hear_out(mut from: OwnedReadHalf, heard: mpsc::Sender<()>) -> String {
+    let (mut buffer, mut last) = (vec![0; 8192], String::new());
+    while let Ok(read) = from.read(&mut buffer).await
+        && read > 0
+    {
+        last = String::from_utf8_lossy(&buffer[read.saturating_sub(400)..read]).into_owned();
+        let _is_known = heard.try_send(());
+    }
+    last
 }
 
 /// What a record of ours says to have run.

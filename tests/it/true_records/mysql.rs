@@ -206,18 +206,9 @@ async fn play(address: Ipv4Addr, is_mariadb: bool, number: u64, first: usize) ->
     let (_, payload) = read(&mut stream).await;
     let next = u32::from_le_bytes(*payload[1..].first_chunk().unwrap()) + 1;
     let mut client = Client { random, is_strict: is_strict(number), has_cursors: is_mariadb || has_eof, next };
-    let (mut from, mut to) = stream.into_split();
+    let (from, mut to) = stream.into_split();
     let (heard, mut hears) = tokio::sync::mpsc::channel(1);
-    let reading = async move {
-        let (mut buffer, mut last) = (vec![0; 8192], String::new());
-        while let Ok(read) = from.read(&mut buffer).await
-            && read > 0
-        {
-            last = String::from_utf8_lossy(&buffer[read.saturating_sub(400)..read]).into_owned();
-            let _is_known = heard.try_send(());
-        }
-        last
-    };
+    let reading = super::hear_out(from, heard);
     let saying = async move {
         let mut said = 0;
         while said < MESSAGES {

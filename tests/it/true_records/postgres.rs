@@ -1,7 +1,7 @@
 //! PostgreSQL.
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::{MESSAGES, Ours, Random, agree, wanted};
@@ -98,18 +98,9 @@ async fn play(relay: &Relay<'_>, number: u64, first: usize) -> usize {
     let startup = b"\0\x03\0\0user\0anyone\0\0";
     let length = u32::try_from(startup.len() + 4).unwrap();
     stream.write_all(&[&length.to_be_bytes()[..], startup].concat()).await.unwrap();
-    let (mut from, mut to) = stream.into_split();
+    let (from, mut to) = stream.into_split();
     let (heard, mut hears) = tokio::sync::mpsc::channel(1);
-    let reading = async move {
-        let (mut buffer, mut last) = (vec![0; 8192], String::new());
-        while let Ok(read) = from.read(&mut buffer).await
-            && read > 0
-        {
-            last = String::from_utf8_lossy(&buffer[read.saturating_sub(400)..read]).into_owned();
-            let _is_known = heard.try_send(());
-        }
-        last
-    };
+    let reading = super::hear_out(from, heard);
     let saying = async move {
         hears.recv().await.expect("the login is answered");
         let mut said = 0;
