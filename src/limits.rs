@@ -75,7 +75,25 @@ pub(crate) struct Spare(Option<File>);
 
 impl Spare {
     pub(crate) fn new() -> Self {
-        Self(File::open(if cfg!(windows) { "NUL" } else { "/dev/null" }).ok())
+        Self(reserve().ok())
+    }
+
+    /// The next client, as `accept` gives it. Whoever opened a file while the spare descriptor was lent out may have it still:
+    /// then this client is closed, because its descriptor has to become the spare one. Cancel safe if `accept` is.
+    ///
+    /// # Errors
+    /// Those of `accept`, and that there is no spare descriptor.
+    pub(crate) async fn accept<T>(&mut self, accept: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let client = accept.await?;
+        if self.0.is_none() {
+            match reserve() {
+                Ok(file) => self.0 = Some(file),
+                Err(error) if reached(&error).is_some() => return Err(error),
+                // A system without that file is served without a spare descriptor.
+                Err(_) => {}
+            }
+        }
+        Ok(client)
     }
 
     /// Closes the clients that wait for `accept`, as far as they wait now.
@@ -94,8 +112,30 @@ impl Spare {
     }
 }
 
+fn reserve() -> io::Result<File> {
+    File::open(if cfg!(windows) { "NUL" } else { "/dev/null" })
+}
+
 /// The next client of a listener, without its address.
 #[cfg(feature = "relay")]
 pub(crate) async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     listener.accept().await.map(|(stream, _)| stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_spare_descriptor_that_was_lost_is_taken_back_before_a_client_comes_in() {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let mut spare = Spare(None);
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (accepted, client) = tokio::join!(spare.accept(listener.accept()), client);
+        accepted.unwrap();
+        client.unwrap();
+        assert!(spare.0.is_some());
+    }
 }

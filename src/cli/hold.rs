@@ -195,7 +195,7 @@ async fn accept(
     loop {
         let accepted = tokio::select! {
             () = accepting.cancelled() => return,
-            accepted = port.listener.accept() => accepted,
+            accepted = spare.accept(port.listener.accept()) => accepted,
         };
         let client = match accepted {
             Ok(client) => client,

@@ -25,7 +25,7 @@ pub(super) async fn accept(listener: TcpListener, served: Arc<Served>, shared: A
     loop {
         let accepted = tokio::select! {
             () = shared.drain.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = spare.accept(listener.accept()) => accepted,
         };
         match accepted {
             Ok((stream, address)) => {

@@ -51,7 +51,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = spare.accept(listener.accept()) => accepted,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,

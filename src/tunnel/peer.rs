@@ -4,13 +4,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Seek as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
+#[cfg(target_os = "linux")]
 const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
 const ROOT: u32 = 0;
 /// A line can be missed while other connections come and go in its part of the table.
@@ -39,6 +40,7 @@ struct Waiting {
 pub(crate) struct Peers {
     /// `None`: this system does not tell.
     user: Option<u32>,
+    tables: Arc<Mutex<Tables>>,
     waiting: Arc<Mutex<Vec<Waiting>>>,
     /// Held by whoever reads the tables, for all that wait by then.
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -47,11 +49,9 @@ pub(crate) struct Peers {
 impl Peers {
     /// For the user of this process; `port` is one on which it listens.
     pub(crate) fn new(port: u16) -> Self {
-        Self::of(known_user(port))
-    }
-
-    fn of(user: Option<u32>) -> Self {
-        Self { user, waiting: Arc::default(), turn: Arc::default() }
+        let mut tables = Tables::open();
+        let user = known_user(&mut tables, port);
+        Self { user, tables: Arc::new(Mutex::new(tables)), waiting: Arc::default(), turn: Arc::default() }
     }
 
     /// Whether this system tells who a client is.
@@ -71,8 +71,12 @@ impl Peers {
             return verdict;
         }
         let all = std::mem::take(&mut *self.waiting());
+        let tables = Arc::clone(&self.tables);
         let reading = tokio::task::spawn_blocking(move || {
-            let found = owners(all.iter().map(|waiting| waiting.ends));
+            let found = {
+                let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+                tables.owners(all.iter().map(|waiting| waiting.ends))
+            };
             for Waiting { ends, answer } in all {
                 // A client that is not waited for any more needs no answer.
                 let _gone = answer.send(verdict(found.get(&ends).copied(), user));
@@ -90,17 +94,57 @@ impl Peers {
     }
 }
 
+/// The tables of the system. They stay open: at the limit of open files, too, it has to be known who a client is.
+struct Tables(Vec<File>);
+
+impl Tables {
+    /// Those that there are: a system without IPv6 has no table of it.
+    #[cfg(target_os = "linux")]
+    fn open() -> Self {
+        Self(TABLES.iter().filter_map(|table| File::open(table).ok()).collect())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The owners of the clients' sockets, as far as they are found.
+    fn owners(&mut self, all: impl Iterator<Item = Ends>) -> HashMap<Ends, u32> {
+        let mut wanted: HashMap<Ends, Ends> = all.map(|ends| ((unmapped(ends.0), unmapped(ends.1)), ends)).collect();
+        let mut found = HashMap::new();
+        for _ in 0..READS {
+            for table in &mut self.0 {
+                // One that cannot be read has nobody in it.
+                let _unreadable = rows(table, |row| {
+                    // A socket without an inode has been closed: what it says about its owner is not true.
+                    if row.inode != 0
+                        && let Some(ends) = wanted.remove(&row.ends)
+                    {
+                        found.insert(ends, row.user);
+                    }
+                    wanted.is_empty()
+                });
+            }
+            if wanted.is_empty() {
+                break;
+            }
+        }
+        found
+    }
+}
+
 /// The user of this process, if the tables of the system are good: they have this process's own listener on `port`.
 #[cfg(target_os = "linux")]
-fn known_user(port: u16) -> Option<u32> {
+fn known_user(tables: &mut Tables, port: u16) -> Option<u32> {
     let user = rustix::process::geteuid().as_raw();
     let is_own = |row: &Row| row.ends.0.port() == port && row.ends.1.port() == 0 && row.user == user;
-    let tells = TABLES.iter().any(|table| rows(table, |row| is_own(&row)).unwrap_or(false));
+    let tells = tables.0.iter_mut().any(|table| rows(table, |row| is_own(&row)).unwrap_or(false));
     tells.then_some(user)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn known_user(_port: u16) -> Option<u32> {
+fn known_user(_tables: &mut Tables, _port: u16) -> Option<u32> {
     None
 }
 
@@ -110,30 +154,6 @@ fn verdict(owner: Option<u32>, user: u32) -> Result<(), Refused> {
         Some(other) => Err(Refused::OtherUser(other)),
         None => Err(Refused::Unknown),
     }
-}
-
-/// The owners of the clients' sockets, as far as they are found.
-fn owners(all: impl Iterator<Item = Ends>) -> HashMap<Ends, u32> {
-    let mut wanted: HashMap<Ends, Ends> = all.map(|ends| ((unmapped(ends.0), unmapped(ends.1)), ends)).collect();
-    let mut found = HashMap::new();
-    for _ in 0..READS {
-        for table in TABLES {
-            // One that cannot be read has nobody in it.
-            let _unreadable = rows(table, |row| {
-                // A socket without an inode has been closed: what it says about its owner is not true.
-                if row.inode != 0
-                    && let Some(ends) = wanted.remove(&row.ends)
-                {
-                    found.insert(ends, row.user);
-                }
-                wanted.is_empty()
-            });
-        }
-        if wanted.is_empty() {
-            break;
-        }
-    }
-    found
 }
 
 /// A client may use an IPv6 socket for an IPv4 address.
@@ -150,8 +170,10 @@ struct Row {
 }
 
 /// Hands the rows of a table to `seen` until that has seen enough; whether it has.
-fn rows(table: &str, mut seen: impl FnMut(Row) -> bool) -> io::Result<bool> {
-    let mut lines = BufReader::with_capacity(1 << 16, File::open(table)?);
+fn rows(table: &mut File, mut seen: impl FnMut(Row) -> bool) -> io::Result<bool> {
+    // From the start on the kernel writes a new table.
+    table.rewind()?;
+    let mut lines = BufReader::with_capacity(1 << 16, table);
     let mut line = String::new();
     while lines.read_line(&mut line)? > 0 {
         if Row::parse(&line).is_some_and(&mut seen) {
@@ -235,7 +257,7 @@ mod tests {
             assert!(peers.are_known());
             assert_eq!(peers.admit(&accepted).await, Ok(()));
             // To somebody else's port this user is the other one, unless it is root.
-            let theirs = Peers::of(Some(me + 1)).admit(&accepted).await;
+            let theirs = Peers { user: Some(me + 1), ..peers.clone() }.admit(&accepted).await;
             assert_eq!(theirs, if me == ROOT { Ok(()) } else { Err(Refused::OtherUser(me)) });
             drop(client);
         }
