@@ -130,7 +130,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_spare_descriptor_that_was_lost_is_taken_back_before_a_client_comes_in() {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let mut spare = Spare(None);
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (accepted, client) = tokio::join!(spare.accept(listener.accept()), client);
