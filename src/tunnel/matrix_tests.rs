@@ -58,6 +58,12 @@ fn later(knobs: Knobs, shows: fn(&Snapshot) -> bool) -> Fault {
     Fault { then: Some(knobs), ..always(Knobs::default(), shows) }
 }
 
+/// No faster than that, so that what happens at a time happens before the end on every machine.
+fn paced() -> Knobs {
+    let path = Path { bytes_per_second: Some(1_500_000), ..Path::default() };
+    Knobs { up: path.clone(), down: path, ..Knobs::default() }
+}
+
 /// Damaged frames among those for the laptop.
 fn spoiled(odds: Odds, shows: fn(&Snapshot) -> bool) -> Fault {
     let fault = always(Knobs { down: data(odds), ..Knobs::default() }, shows);
@@ -271,7 +277,7 @@ async fn a_socket_that_falls_silent_again_and_again() {
 
 #[tokio::test]
 async fn a_socket_that_is_cut_again_and_again_with_its_frames_kept() {
-    survives(later(Knobs { cut_client_every_ms: Some(400), ..Knobs::default() }, |session| session.cuts > 0)).await;
+    survives(later(Knobs { cut_client_every_ms: Some(400), ..paced() }, |session| session.cuts > 0)).await;
 }
 
 #[tokio::test]
@@ -283,7 +289,7 @@ async fn a_socket_that_is_cut_with_its_frames_lost() {
 
 #[tokio::test]
 async fn a_gateway_that_says_bye() {
-    survives(later(Knobs { bye_after_ms: Some(400), ..Knobs::default() }, |session| session.cuts > 0)).await;
+    survives(later(Knobs { bye_after_ms: Some(400), ..paced() }, |session| session.cuts > 0)).await;
 }
 
 #[tokio::test]
