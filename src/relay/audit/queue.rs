@@ -17,7 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Sleep;
 use tracing::error;
 
-use crate::relay::audit::line::SCHEMA;
+use crate::relay::audit::line::{HEAD_MAX, START, push_number};
 
 /// Bytes that wait for the writer; whoever has more waits too.
 const WAITING: usize = 256 * 1024;
@@ -75,15 +75,21 @@ impl Next {
             self.lines.extend_from_slice(lines);
             return;
         }
-        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+        self.lines.reserve(lines.len().saturating_add(HEAD_MAX));
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |end| end.saturating_add(1));
+            let (line, others) = rest.split_at(end);
             self.records = self.records.saturating_add(1);
-            let n = self.records;
-            // A buffer in memory takes everything.
-            let _infallible = match number {
-                Number::Last => write!(self.lines, "{{\"audit\":{SCHEMA},\"n\":{n},\"records\":{n},"),
-                Number::Next | Number::None => write!(self.lines, "{{\"audit\":{SCHEMA},\"n\":{n},"),
-            };
+            self.lines.extend_from_slice(START);
+            push_number(&mut self.lines, self.records);
+            if number == Number::Last {
+                self.lines.extend_from_slice(b",\"records\":");
+                push_number(&mut self.lines, self.records);
+            }
+            self.lines.push(b',');
             self.lines.extend_from_slice(line);
+            rest = others;
         }
     }
 }

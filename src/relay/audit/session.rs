@@ -2,7 +2,7 @@
 //! their connection without a detour, behind fields that do not change.
 
 use crate::relay::audit::ConnRecord;
-use crate::relay::audit::line::{Fields, HEAD_MAX, LINE_MAX, fit, limit};
+use crate::relay::audit::line::{Fields, HEAD_MAX, LINE_MAX, fit, limit, push_number};
 use crate::wire::mysql::local_infile::SentFile;
 use crate::wire::redact::How;
 use crate::wire::session::text::{Hash, Kind, Statement, Text};
@@ -25,12 +25,19 @@ pub(super) enum FileOutcome {
 pub(super) struct Lines {
     /// Whose they are.
     conn: Fields,
+    /// What the line of a statement has between its time and its number.
+    statement: Fields,
     pending: Fields,
 }
 
 impl Lines {
     pub(super) fn new(conn: &ConnRecord) -> Self {
-        Self { conn: conn.short(), pending: Fields::default() }
+        let conn = conn.short();
+        let mut statement = Fields::default();
+        statement.event("statement");
+        statement.append(&conn);
+        statement.key("statement");
+        Self { conn, statement, pending: Fields::default() }
     }
 
     /// What is to go into the log.
@@ -54,9 +61,17 @@ impl Lines {
         let is_cut = parts < all || !ends || text.as_ref().is_some_and(|text| text.is_cut());
         let mut rest = statement.sql();
         for part in 1..=parts {
-            let fields = self.begin("statement");
-            fields.number("statement", number);
-            fields.word("kind", word(*kind));
+            let fields = &mut self.pending;
+            fields.time();
+            fields.append(&self.statement);
+            push_number(&mut fields.json, number);
+            match kind {
+                Kind::Command => fields.word("kind", "command"),
+                Kind::Execute => fields.word("kind", "execute"),
+                Kind::Function => fields.word("kind", "function"),
+                Kind::Prepare => fields.word("kind", "prepare"),
+                Kind::Query => fields.word("kind", "query"),
+            }
             if let Some(name) = name {
                 fields.text("name", name, limit::STATEMENT_NAME);
             }
@@ -144,15 +159,5 @@ fn describe(fields: &mut Fields, text: &Text) {
         Some(How::Literals) => fields.word("redacted", "literals"),
         Some(How::Verb) => fields.word("redacted", "verb"),
         None => {}
-    }
-}
-
-fn word(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Command => "command",
-        Kind::Execute => "execute",
-        Kind::Function => "function",
-        Kind::Prepare => "prepare",
-        Kind::Query => "query",
     }
 }

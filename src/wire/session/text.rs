@@ -264,10 +264,14 @@ impl Hasher {
         }
     }
 
-    fn finish(self) -> Hash {
+    /// What comes next is another text.
+    fn finish(&mut self, limits: &Limits) -> Hash {
         match self {
-            Self::Keyed(hasher) => Hash::Keyed(hasher.finalize().into_bytes().into()),
-            Self::Sha256(hasher) => Hash::Sha256(hasher.finalize().into()),
+            Self::Sha256(hasher) => Hash::Sha256(hasher.finalize_reset().into()),
+            Self::Keyed(_) => match std::mem::replace(self, Self::new(limits)) {
+                Self::Keyed(hasher) => Hash::Keyed(hasher.finalize().into_bytes().into()),
+                Self::Sha256(hasher) => Hash::Sha256(hasher.finalize().into()),
+            },
         }
     }
 }
@@ -333,7 +337,7 @@ impl Collector {
         std::mem::take(&mut self.front).end(&mut self.kept);
         let kept = std::mem::take(&mut self.kept);
         self.share.shrink(self.share.bytes());
-        let hash = std::mem::replace(&mut self.hasher, Hasher::new(&self.limits)).finish();
+        let hash = self.hasher.finish(&self.limits);
         let (cut, bytes) = (std::mem::take(&mut self.cut), std::mem::take(&mut self.bytes));
         let (sql, redacted) = match self.limits.redact {
             Some(_) => {

@@ -91,8 +91,17 @@ impl Default for Scanner {
 
 impl Scanner {
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        for byte in bytes {
+        let mut rest = bytes;
+        while let Some((byte, others)) = rest.split_first() {
             self.byte(*byte);
+            rest = others;
+            if self.state == State::Within {
+                // Nothing happens before one of these, which are rare in most texts.
+                let next = rest.iter().position(|byte| matches!(byte, b';' | b'-' | b'/' | b'\n' | b'\r'));
+                let (passed, others) = rest.split_at(next.unwrap_or(rest.len()));
+                self.last = passed.last().copied().unwrap_or(self.last);
+                rest = others;
+            }
         }
     }
 
