@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Input;
+use crate::wire::memory::Memory;
 use crate::wire::mysql::agreed::Agreed;
 use crate::wire::mysql::capability::{NEEDED, PLUGIN_AUTH};
 use crate::wire::mysql::change_user::{ChangeUser, Session};
@@ -25,8 +26,8 @@ pub(super) fn change_user(data: &[u8]) {
     let length = usize::from(input.word());
     let stream = input.bytes(length);
     let agreed = Agreed { capabilities: 0, extended: 0, server: Server::MariaDb, stops_at_reset: read_only };
-    let whole = Followed::mysql(agreed, None).client(stream, &mut Vec::new());
-    let mut pieces = Followed::mysql(agreed, None);
+    let whole = Followed::mysql(agreed, &Memory::relay().asked, None).client(stream, &mut Vec::new());
+    let mut pieces = Followed::mysql(agreed, &Memory::relay().asked, None);
     let (mut passed, mut seen, mut stop) = (0_usize, 0_usize, None);
     while seen < stream.len() && stop.is_none() {
         seen = seen.saturating_add(cut.max(1)).min(stream.len());

@@ -90,7 +90,7 @@ pub(super) fn mysql(data: &[u8]) {
         server: if bits & 64 == 0 { Server::MariaDb } else { Server::MySql },
         stops_at_reset: bits & 128 != 0,
     };
-    let session = || Session::mysql(agreed, (flags & 2 == 0).then(|| limits(flags)));
+    let session = || Session::mysql(agreed, &Memory::relay().asked, (flags & 2 == 0).then(|| limits(flags)));
     follow(input, usize::from(flags >> 2), || Followed::new(session(), HOLDS));
 }
 

@@ -19,7 +19,8 @@ const MIB: usize = 1024 * KIB;
 const TEXTS: usize = 24 * MIB;
 /// Of that, one connection.
 pub const TEXTS_OF_CONNECTION: usize = 256 * KIB;
-/// What audited clients have asked and databases have not answered. Beyond it, the session ends that asks more.
+/// What clients have asked and databases have not answered, where that is followed: for the audit log, and always for MySQL.
+/// Beyond it, the session ends that asks more.
 const ASKED: usize = 8 * MIB;
 /// What has come over lanes and was not yet read. Beyond it, the stream is reset that has brought more.
 pub const ARRIVED: usize = 32 * MIB;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::wire::error_text::ErrorText;
+use crate::wire::memory::Budget;
 use crate::wire::session::Session;
 use crate::wire::session::text::Limits;
 use crate::wire::{Malformed, mysql, pg};
@@ -259,11 +260,12 @@ impl Handshake {
         }
     }
 
-    /// The session behind the login. `statements` are those that the audit log keeps, if any.
-    pub fn session(&self, statements: Option<Limits>) -> Session {
+    /// The session behind the login. What its client has `asked` takes memory of that budget; `statements` are those that the
+    /// audit log keeps, if any.
+    pub fn session(&self, asked: &Budget, statements: Option<Limits>) -> Session {
         match self {
-            Self::Mysql(handshake) => Session::mysql(handshake.agreed(), statements),
-            Self::MysqlChange(change) => Session::mysql(change.agreed(), statements),
+            Self::Mysql(handshake) => Session::mysql(handshake.agreed(), asked, statements),
+            Self::MysqlChange(change) => Session::mysql(change.agreed(), asked, statements),
             Self::Postgres(_) => Session::postgres(statements),
         }
     }

@@ -30,7 +30,7 @@ impl Conn {
         let target = &self.served.target;
         let statements = self.shared.audit.limits(&self.shared.memory);
         let writes = statements.is_some() || target.local_infile;
-        let mut session = login.handshake.as_ref()?.session(statements);
+        let mut session = login.handshake.as_ref()?.session(&self.shared.memory.asked, statements);
         session.logged_in(&login.to_client);
         let followed = Followed::new(session, writes.then(|| Watch::new(&self.shared.audit, &login.record)));
         let Some(loan) = loan.filter(|loan| loan.has_end()) else { return Some(followed) };

@@ -121,7 +121,7 @@ async fn a_client_that_is_gone_ends_it() {
 /// An idle session of MySQL.
 fn mysql(capabilities: u32) -> Followed<'static> {
     let agreed = Agreed { capabilities, extended: PROGRESS, server: Server::MariaDb, stops_at_reset: false };
-    Followed::new(Session::mysql(agreed, None), None)
+    Followed::new(Session::mysql(agreed, &Memory::relay().asked, None), None)
 }
 
 const STATEMENT: &[u8] = b"\x09\0\0\0\x03select 1";

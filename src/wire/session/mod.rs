@@ -23,6 +23,8 @@ mod waiting;
 use bytes::Bytes;
 
 use super::error_text::ErrorText;
+#[cfg(feature = "relay")]
+use super::memory::Budget;
 use super::memory::Full;
 #[cfg(feature = "relay")]
 use super::mysql::agreed::Agreed;
@@ -108,10 +110,10 @@ pub enum Session {
 }
 
 impl Session {
-    /// From an idle session on. `statements` are told, if any.
+    /// From an idle session on. What the client has `asked` takes memory of that budget; `statements` are told, if any.
     #[cfg(feature = "relay")]
-    pub fn mysql(agreed: Agreed, statements: Option<Limits>) -> Self {
-        Self::Mysql(Box::new(mysql::Session::new(agreed, statements)))
+    pub fn mysql(agreed: Agreed, asked: &Budget, statements: Option<Limits>) -> Self {
+        Self::Mysql(Box::new(mysql::Session::new(agreed, asked, statements)))
     }
 
     /// From an idle session on.

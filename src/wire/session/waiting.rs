@@ -1,24 +1,27 @@
 //! Memory for what a client has asked and the server has not answered.
 
-use crate::wire::memory::{Full, Share};
-use crate::wire::session::text::Limits;
+use crate::wire::memory::{Budget, Full, Share};
 
 /// So many messages are their connection's own.
 const FREE: usize = 64;
-/// What a message costs at most: itself, what it does to names, and a text that is told already.
-const COST: usize = 384;
+/// What a message costs at most where statements are told: itself, what it does to names, and a text that is told already.
+pub(super) const TOLD: usize = 384;
 
 /// See the module.
-pub(super) struct Waiting(Share);
+pub(super) struct Waiting {
+    share: Share,
+    /// Bytes of a message.
+    cost: usize,
+}
 
 impl Waiting {
-    pub(super) fn new(limits: &Limits) -> Self {
-        Self(limits.asked.share())
+    pub(super) fn new(asked: &Budget, cost: usize) -> Self {
+        Self { share: asked.share(), cost }
     }
 
     /// Takes memory for so many messages, or gives back what they do not need. Less always works.
     pub(super) fn hold(&mut self, messages: usize) -> Result<(), Full> {
-        let bytes = messages.saturating_sub(FREE).next_multiple_of(FREE).saturating_mul(COST);
-        if bytes == self.0.bytes() { Ok(()) } else { self.0.resize(bytes) }
+        let bytes = messages.saturating_sub(FREE).next_multiple_of(FREE).saturating_mul(self.cost);
+        if bytes == self.share.bytes() { Ok(()) } else { self.share.resize(bytes) }
     }
 }

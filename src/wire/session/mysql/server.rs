@@ -148,8 +148,8 @@ impl Session {
             }
         }
         self.at = At::Begin;
-        if let (Some(statements), true) = (&mut self.statements, self.asked.is_empty()) {
-            let _less = statements.memory.hold(0);
+        if self.asked.is_empty() {
+            let _less = self.memory.hold(0);
         }
         match self.asked.front() {
             Some(next) => self.packet = next.packet,

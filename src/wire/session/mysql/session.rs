@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::answer::{At, Kind, Metadata, Rules};
 use super::statements::{Effect, Statements};
 use crate::wire::error_text::ErrorText;
+use crate::wire::memory::Budget;
 use crate::wire::mysql::agreed::Agreed;
 use crate::wire::mysql::capability::{
     CACHE_METADATA, DEPRECATE_EOF, LOCAL_FILES, MULTI_COMMANDS, OPTIONAL_METADATA, PROGRESS, QUERY_ATTRIBUTES,
@@ -20,6 +21,7 @@ use crate::wire::mysql::local_infile::LocalFiles;
 use crate::wire::mysql::packet::{PAYLOAD_MAX, Reader};
 use crate::wire::mysql::session_steps::Server;
 use crate::wire::session::text::Limits;
+use crate::wire::session::waiting::{TOLD, Waiting};
 use crate::wire::session::{Event, OutOfProtocol, Pass, Stop};
 
 /// Bytes before a payload.
@@ -30,6 +32,9 @@ const FIRST: u8 = 1;
 const FULL: usize = 4096;
 /// A client that is not held ends the session with so many.
 const ASKED_MAX: usize = 65_536;
+/// What a command without an answer costs where nothing is told: itself, in a queue that doubles.
+const UNTOLD: usize = 80;
+const _: () = assert!(2 * size_of::<Asked>() <= UNTOLD);
 
 /// No attributes in one set, in front of a query's text.
 const NO_ATTRIBUTES: &[u8] = &[0, 1];
@@ -103,6 +108,8 @@ pub struct Session {
     /// Number of the client's last packet that was none of a file.
     number: u8,
     pub(super) asked: VecDeque<Asked>,
+    /// For those.
+    pub(super) memory: Waiting,
     /// Where the first answer of those is.
     pub(super) at: At,
     /// Number of the last packet of the exchange under way, whoever has sent it.
@@ -124,7 +131,7 @@ pub struct Session {
 
 impl Session {
     /// From an idle session on.
-    pub(in crate::wire::session) fn new(agreed: Agreed, limits: Option<Limits>) -> Self {
+    pub(in crate::wire::session) fn new(agreed: Agreed, asked: &Budget, limits: Option<Limits>) -> Self {
         let has = |capability: u32| agreed.capabilities & capability != 0;
         let extended = |capability: u32| agreed.extended & capability != 0;
         let metadata = match () {
@@ -139,6 +146,7 @@ impl Session {
             command: None,
             number: 0,
             asked: VecDeque::new(),
+            memory: Waiting::new(asked, if limits.is_some() { TOLD } else { UNTOLD }),
             at: At::Begin,
             packet: 0,
             behind_file: false,
@@ -243,9 +251,7 @@ impl Session {
         if code == MULTI && self.agreed.extended & MULTI_COMMANDS != 0 {
             return Err(out("client", "it sends several commands in one".to_owned()));
         }
-        if let Some(statements) = &mut self.statements {
-            statements.memory.hold(self.asked.len().saturating_add(1))?;
-        }
+        self.memory.hold(self.asked.len().saturating_add(1))?;
         if self.asked.len() >= ASKED_MAX {
             return Err(out("client", format!("more than {ASKED_MAX} of its commands wait for their answers")));
         }

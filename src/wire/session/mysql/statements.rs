@@ -15,7 +15,6 @@ use crate::wire::mysql::session_steps::Server;
 use crate::wire::redact::{Dialect, Modes, NO_BACKSLASH_ESCAPES};
 use crate::wire::session::Event;
 use crate::wire::session::text::{ARGUMENT_MAX, Collector, Kind, Limits, Statement, Text};
-use crate::wire::session::waiting::Waiting;
 
 /// Statements whose texts are kept; the oldest is forgotten.
 const KEPT: usize = 256;
@@ -47,8 +46,6 @@ struct Known {
 pub(super) struct Statements {
     server: Server,
     text: Collector,
-    /// For the commands without an answer.
-    pub(super) memory: Waiting,
     argument: Vec<u8>,
     modes: Modes,
     /// What the server says of its modes can be believed, now and where the session begins.
@@ -76,7 +73,6 @@ impl Statements {
     pub(super) fn new(limits: Limits, server: Server) -> Self {
         Self {
             server,
-            memory: Waiting::new(&limits),
             text: Collector::new(limits, Dialect::Mysql),
             argument: Vec::new(),
             modes: Modes::default(),

@@ -20,7 +20,7 @@ use crate::wire::memory::Full;
 use crate::wire::redact::{Dialect, Modes};
 use crate::wire::session::Event;
 use crate::wire::session::text::{Collector, Limits, Text};
-use crate::wire::session::waiting::Waiting;
+use crate::wire::session::waiting::{TOLD, Waiting};
 
 /// So many messages may wait for an answer before the client is held.
 const FULL: usize = 4096;
@@ -100,7 +100,7 @@ impl Statements {
         Self {
             first: Vec::new(),
             second: Vec::new(),
-            memory: Waiting::new(&limits),
+            memory: Waiting::new(&limits.asked, TOLD),
             text: Collector::new(limits, Dialect::Postgres),
             field: 0,
             modes: Modes::default(),

@@ -96,8 +96,12 @@ fn played(mut session: Session, sides: &[Side], cut: usize) -> (Vec<Event>, Opti
     (events, None)
 }
 
+fn asked() -> Budget {
+    Memory::relay().asked
+}
+
 fn audited(server: Server) -> Session {
-    Session::new(agreed(server), Some(Limits::new(64, None, &Memory::relay())))
+    Session::new(agreed(server), &asked(), Some(Limits::new(64, None, &Memory::relay())))
 }
 
 /// The records, the same however the conversation is cut: kind, name and text, and whether it was taken back.
@@ -337,7 +341,7 @@ fn a_command_of_several_packets_is_one_and_its_answer_goes_on_with_its_number() 
 #[test]
 fn the_commands_of_the_relay_stop_the_client_and_wait_for_what_is_before_them() {
     for (stops_at_reset, command, stops) in [(false, 0x11, true), (false, 0x1f, false), (true, 0x1f, true)] {
-        let mut session = Session::new(Agreed { stops_at_reset, ..agreed(Server::MariaDb) }, None);
+        let mut session = Session::new(Agreed { stops_at_reset, ..agreed(Server::MariaDb) }, &asked(), None);
         let command = packet(0, &[&[command], b"root\0"]);
         let before = [packet(0, &[]), packet(0, &[b"\x0e"])].concat();
         let pass = session.client(&[&before[..], &command].concat(), &mut Vec::new());
@@ -348,7 +352,7 @@ fn the_commands_of_the_relay_stop_the_client_and_wait_for_what_is_before_them() 
         assert_eq!((pass.forward, pass.stop, session.is_idle()), (before.len(), Some(Stop::Command), false));
         let answers = [packet(1, &[NO]), packet(1, &[FINE])].concat();
         for end in 0..answers.len() {
-            let mut session = Session::new(Agreed { stops_at_reset, ..agreed(Server::MariaDb) }, None);
+            let mut session = Session::new(Agreed { stops_at_reset, ..agreed(Server::MariaDb) }, &asked(), None);
             session.client(&before, &mut Vec::new());
             session.server(&answers[..end], &mut Vec::new());
             assert!(!session.is_idle(), "{end}");
@@ -421,7 +425,7 @@ fn a_backslash_is_read_as_the_server_does_or_only_the_verb_is_kept() {
         (PLAIN, vec![(b"\x03", packet(1, &[NO])), (b"\x03", said(PLAIN))], "select"),
         (PLAIN, vec![(b"\x03", said(NO_ESCAPES)), (b"\x1f", said(PLAIN)), (b"\x0e", said(PLAIN))], "select ?"),
     ] {
-        let mut session = Session::new(agreed(Server::MySql), Some(limits.clone()));
+        let mut session = Session::new(agreed(Server::MySql), &asked(), Some(limits.clone()));
         session.logged_in(&packet(2, &[&[0, 0, 0], &login.to_le_bytes(), &[0, 0]]));
         for (command, answer) in &before {
             session.client(&packet(0, &[*command]), &mut Vec::new());
@@ -444,7 +448,7 @@ fn a_text_behind_attributes_is_told_if_there_are_none() {
     for (attributes, expected) in [(&b"\0\x01"[..], Some("select 1")), (b"\x01\x01\0\x01\x03\0\x01a\x011", None)] {
         let sides = [Up(packet(0, &[b"\x03", attributes, b"select 1"])), Down(packet(1, &[FINE]))];
         for cut in [1, 2, 100] {
-            let session = Session::new(agreed, Some(Limits::new(64, None, &Memory::relay())));
+            let session = Session::new(agreed, &asked(), Some(Limits::new(64, None, &Memory::relay())));
             let (events, stop) = played(session, &sides, cut);
             let Event::Statement { statement, .. } = &events[0] else { panic!("{events:?}") };
             assert_eq!((statement.sql(), stop), (expected, None));
@@ -461,6 +465,7 @@ fn a_file_passes_only_behind_the_statement_that_names_it_and_is_no_command() {
     let may = |server| {
         Session::new(
             Agreed { capabilities: LOCAL_FILES, ..agreed(server) },
+            &asked(),
             Some(Limits::new(64, None, &Memory::relay())),
         )
     };
@@ -496,7 +501,7 @@ fn a_file_passes_only_behind_the_statement_that_names_it_and_is_no_command() {
 fn a_request_for_a_file_is_held_from_its_first_byte_on() {
     let request = packet(1, &[b"\xfbrows.csv"]);
     for end in 0..request.len() {
-        let mut session = Session::new(Agreed { capabilities: LOCAL_FILES, ..agreed(Server::MySql) }, None);
+        let mut session = Session::new(Agreed { capabilities: LOCAL_FILES, ..agreed(Server::MySql) }, &asked(), None);
         session.client(&packet(0, &[b"\x03load data local infile 'rows.csv' into table t"]), &mut Vec::new());
         let pass = session.server(&request[..end], &mut Vec::new());
         assert_eq!((pass.forward, pass.stop, session.withholds()), (0, None, end > 4), "{end}");
@@ -508,7 +513,7 @@ fn a_request_for_a_file_is_held_from_its_first_byte_on() {
 
 #[test]
 fn a_client_that_does_not_wait_is_held_and_ended_at_last() {
-    let mut session = Session::new(agreed(Server::MySql), None);
+    let mut session = Session::new(agreed(Server::MySql), &asked(), None);
     let ping = packet(0, &[b"\x0e"]);
     session.client(&ping.repeat(FULL - 1), &mut Vec::new());
     assert!(!session.is_full());
@@ -519,6 +524,32 @@ fn a_client_that_does_not_wait_is_held_and_ended_at_last() {
     let pass = session.client(&ping.repeat(ASKED_MAX), &mut Vec::new());
     assert!(matches!(pass.stop, Some(Stop::OutOfProtocol(_))));
     assert_eq!(pass.forward, (ASKED_MAX - FULL + 1) * ping.len());
+}
+
+#[test]
+fn the_relay_has_one_budget_for_commands_without_an_answer_audited_or_not() {
+    let memory = Memory::relay();
+    let (whole, ping) = (memory.asked.left(), packet(0, &[b"\x0e"]));
+    let limits = || Some(Limits::new(64, None, &memory));
+    let mut sessions = [limits(), None].map(|limits| Session::new(agreed(Server::MySql), &memory.asked, limits));
+    let mut left = whole;
+    for session in &mut sessions {
+        // The first ones are the connection's own.
+        session.client(&ping.repeat(64), &mut Vec::new());
+        assert_eq!(memory.asked.left(), left);
+        session.client(&ping.repeat(FULL - 64), &mut Vec::new());
+        assert!(memory.asked.left() < left);
+        left = memory.asked.left();
+    }
+    let rest = memory.asked.take(left).unwrap();
+    for session in &mut sessions {
+        let pass = session.client(&ping.repeat(100), &mut Vec::new());
+        let Some(Stop::Full(full)) = pass.stop else { panic!("{pass:?}") };
+        assert_eq!(full.to_string(), "the memory for messages that wait for their answers is used up: 8192 KiB");
+    }
+    drop(sessions);
+    drop(rest);
+    assert_eq!(memory.asked.left(), whole);
 }
 
 #[test]

@@ -549,7 +549,7 @@ fn session(agreed: Agreed, stops_at_reset: bool) -> Session {
         server: if is_mariadb { session_steps::Server::MariaDb } else { session_steps::Server::MySql },
         stops_at_reset,
     };
-    Session::mysql(agreed, Some(Limits::new(KEPT, None, &Memory::relay())))
+    Session::mysql(agreed, &Memory::relay().asked, Some(Limits::new(KEPT, None, &Memory::relay())))
 }
 
 /// Whether it may end statements whose numbers are not known.
