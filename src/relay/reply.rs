@@ -271,7 +271,7 @@ fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<Erro
             Class::OutOfMemory,
             format!("bastion: target {name}: the session has ended: {full}"),
             "All clients of the relay together have so much.",
-            "Send fewer commands before you read their answers.",
+            "Connect again, and send fewer commands before you read their answers. A slow audit log uses it up too (docs/audit.md).",
         ),
         ConnError::NoRandom => error(
             target,

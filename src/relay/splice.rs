@@ -24,6 +24,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::end;
+use crate::relay::audit::NotWritten;
 use crate::types::shortened;
 use crate::wire::end::{End, How, Notice, Who};
 use crate::wire::memory::Full;
@@ -67,7 +68,7 @@ pub(super) enum Breach {
     /// The upstream has asked for this file of the client, which it may not have.
     File(String),
     OutOfProtocol(OutOfProtocol),
-    /// There is no memory for what the client asks.
+    /// There is no memory for what the client asks, or for its record.
     Full(Full),
     /// The command that has stopped the copy has waited too long for the answers before it.
     Unanswered,
@@ -127,7 +128,10 @@ where
         let (up_done, down_done) = match (up_done, down_done) {
             (Ok(up_done), Ok(down_done)) => (up_done, down_done),
             (Err(Failure::Audit(error)), _) | (_, Err(Failure::Audit(error))) => {
-                ended.by(End::new(Who::Audit, How::Cut), Some(error));
+                ended.by(End::new(Who::Audit, How::Cut), Some(io::Error::other(error)));
+                if let NotWritten::Full(full) = error {
+                    breach = Some(Breach::Full(full));
+                }
                 return Poll::Ready(());
             }
             (Err(Failure::Read(error)), _) => {
@@ -183,10 +187,12 @@ where
                     ended.by(End::new(Who::Client, How::Clean), None);
                     return Poll::Ready(());
                 }
-                Err(Failure::Audit(error) | Failure::Read(error) | Failure::Write(error)) => {
+                Err(Failure::Read(error) | Failure::Write(error)) => {
                     ended.by(end::of_client(&error), Some(error));
                     return Poll::Ready(());
                 }
+                // It records nothing.
+                Err(Failure::Audit(_)) => {}
             }
             if waiting.get_or_insert_with(|| Waiting::new(downward.total)).poll(context, downward.total) {
                 breach = Some(Breach::Unanswered);

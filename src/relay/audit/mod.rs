@@ -18,7 +18,7 @@ use tracing::error;
 use crate::relay::Config;
 use crate::relay::identity::Person;
 use crate::tls;
-use crate::wire::memory::Memory;
+use crate::wire::memory::{Budget, Memory};
 use crate::wire::session::text::{Key, Limits, TEXT_MAX};
 
 pub(super) use emf::Emf;
@@ -147,8 +147,8 @@ impl Audit {
     }
 
     /// The lines of one connection's session.
-    fn stream(&self) -> Stream {
-        self.queue.stream()
+    fn stream(&self, records: &Budget) -> Stream {
+        self.queue.stream(records)
     }
 
     /// Lines in a format of their own, on the same way out.

@@ -18,6 +18,7 @@ use tokio::time::Sleep;
 use tracing::error;
 
 use crate::relay::audit::line::{HEAD_MAX, START, push_number};
+use crate::wire::memory::{Budget, Full, Share};
 
 /// Bytes that wait for the writer; whoever has more waits too.
 const WAITING: usize = 256 * 1024;
@@ -31,12 +32,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The line is not in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the audit log cannot be written")]
-pub(in crate::relay) struct NotWritten;
+pub(in crate::relay) enum NotWritten {
+    /// The log takes nothing, and too much waits for it already.
+    #[error("{0}")]
+    Full(Full),
+    #[error("the audit log cannot be written")]
+    Log,
+}
 
 /// What the log does next, if it does anything.
 async fn in_time<T>(next: impl Future<Output = T>) -> Result<T, NotWritten> {
-    tokio::time::timeout(PATIENCE, next).await.map_err(|_| NotWritten)
+    tokio::time::timeout(PATIENCE, next).await.map_err(|_| NotWritten::Log)
 }
 
 type Tell = oneshot::Sender<Result<(), NotWritten>>;
@@ -138,7 +144,7 @@ impl Queue {
         while let Some(room) = self.append(&lines, number, &mut tell, &mut None)? {
             in_time(room).await?;
         }
-        in_time(told).await?.unwrap_or(Err(NotWritten))
+        in_time(told).await?.unwrap_or(Err(NotWritten::Log))
     }
 
     #[cfg(test)]
@@ -146,8 +152,9 @@ impl Queue {
         self.shared.next().lines.len() >= WAITING
     }
 
-    pub(super) fn stream(&self) -> Stream {
-        Stream { queue: self.clone(), lost: None, room: None, patience: None }
+    /// What waits there takes memory of `records`.
+    pub(super) fn stream(&self, records: &Budget) -> Stream {
+        Stream { queue: self.clone(), lost: None, room: None, held: records.share(), patience: None }
     }
 
     /// Gives `lines` to the writer; if there is no room for them, when to try again. `lost` is what was lost when the
@@ -161,7 +168,7 @@ impl Queue {
     ) -> Result<Option<OwnedNotified>, NotWritten> {
         let mut next = self.shared.next();
         if next.gone || *lost.get_or_insert(next.lost) != next.lost {
-            return Err(NotWritten);
+            return Err(NotWritten::Log);
         }
         let full = next.lines.len() >= WAITING;
         let rings = full || tell.is_some() || next.asleep;
@@ -186,21 +193,24 @@ pub(super) struct Stream {
     queue: Queue,
     lost: Option<u64>,
     room: Option<Pin<Box<OwnedNotified>>>,
+    /// What waits for it.
+    held: Share,
     /// While there is no room.
     patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stream {
     /// Ready when none of `lines` waits any more. Lines that did not come into the log are an error at later ones; so is a
-    /// log that takes nothing for too long.
+    /// log that takes nothing for too long, or while too much waits for it.
     pub(super) fn poll(&mut self, context: &mut Context<'_>, lines: &mut Vec<u8>) -> Poll<Result<(), NotWritten>> {
         while !lines.is_empty() {
-            if let Some(room) = &mut self.room
-                && room.as_mut().poll(context).is_pending()
-            {
-                let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-                ready!(patience.as_mut().poll(context));
-                return Poll::Ready(Err(NotWritten));
+            if let Some(room) = &mut self.room {
+                self.held.resize(lines.capacity().saturating_sub(KEPT)).map_err(NotWritten::Full)?;
+                if room.as_mut().poll(context).is_pending() {
+                    let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+                    ready!(patience.as_mut().poll(context));
+                    return Poll::Ready(Err(NotWritten::Log));
+                }
             }
             // The log goes on, even if others have taken the room.
             self.patience = None;
@@ -208,6 +218,7 @@ impl Stream {
             if self.room.is_none() {
                 lines.clear();
                 lines.shrink_to(KEPT);
+                self.held.shrink(self.held.bytes());
             }
         }
         Poll::Ready(Ok(()))
@@ -249,7 +260,7 @@ impl Writer {
                 }
             }
             failed = written.is_err();
-            let written = written.map_err(|_| NotWritten);
+            let written = written.map_err(|_| NotWritten::Log);
             for tell in waiting {
                 // Whoever no longer waits does not care.
                 let _gone = tell.send(written);
@@ -276,6 +287,7 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
+    use crate::wire::memory::Memory;
 
     /// A log that works until it is told not to; it takes a byte of what it fails at then.
     #[derive(Clone, Default)]
@@ -324,7 +336,7 @@ mod tests {
 
     impl Lines {
         fn of(queue: &Queue) -> Self {
-            Self(queue.stream(), Vec::new())
+            Self(queue.stream(&Memory::relay().records), Vec::new())
         }
 
         fn push(&mut self) -> &mut Vec<u8> {
@@ -345,7 +357,7 @@ mod tests {
         std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         queue.write(b"metrics\n".to_vec(), Number::None).await.unwrap();
         log.0.lock().unwrap().1 = true;
-        assert_eq!(queue.write(b"lost}\n".to_vec(), Number::Next).await, Err(NotWritten));
+        assert_eq!(queue.write(b"lost}\n".to_vec(), Number::Next).await, Err(NotWritten::Log));
         log.0.lock().unwrap().1 = false;
         queue.write(b"c}\n".to_vec(), Number::Next).await.unwrap();
         queue.write(b"d}\n".to_vec(), Number::Last).await.unwrap();
@@ -369,7 +381,7 @@ mod tests {
         stream.push().extend_from_slice(&[b'x'; WAITING]);
         std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         is_in_it.recv().unwrap();
-        for expected in [Ok(()), Err(NotWritten)] {
+        for expected in [Ok(()), Err(NotWritten::Log)] {
             stream.push().extend_from_slice(&[b'x'; WAITING]);
             assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, expected);
         }
@@ -404,7 +416,7 @@ mod tests {
         }
         assert!(patient.poll(context).is_pending());
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(patient.poll(context), Poll::Ready(Err(NotWritten)));
+        assert_eq!(patient.poll(context), Poll::Ready(Err(NotWritten::Log)));
     }
 
     #[tokio::test]
@@ -416,7 +428,7 @@ mod tests {
             assert!(log.0.lock().unwrap().0.ends_with(format!("{n}\n").as_bytes()));
         }
         log.0.lock().unwrap().1 = true;
-        assert_eq!(queue.write(b"lost\n".to_vec(), Number::None).await, Err(NotWritten));
+        assert_eq!(queue.write(b"lost\n".to_vec(), Number::None).await, Err(NotWritten::Log));
         log.0.lock().unwrap().1 = false;
         assert_eq!(queue.write(b"again\n".to_vec(), Number::None).await, Ok(()));
         // What was cut stays a line of its own.
@@ -438,10 +450,10 @@ mod tests {
         stream.push().extend_from_slice(b"a\n");
         std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         // Whatever is behind it has been refused when this is.
-        assert_eq!(queue.write(b"c\n".to_vec(), Number::None).await, Err(NotWritten));
+        assert_eq!(queue.write(b"c\n".to_vec(), Number::None).await, Err(NotWritten::Log));
         log.0.lock().unwrap().1 = false;
         stream.push().extend_from_slice(b"b\n");
-        assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten));
+        assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten::Log));
         assert!(log.bodies().starts_with(b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"));
     }
 
@@ -495,6 +507,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn lines_that_wait_for_a_log_that_hangs_have_a_budget_of_all_connections() {
+        let (in_it, is_in_it) = std::sync::mpsc::channel();
+        let (held, hold) = std::sync::mpsc::channel();
+        let queue = Queue::start(Hanging(in_it, hold)).unwrap();
+        let memory = Memory::relay();
+        let whole = memory.records.left();
+        let stream = || Lines(queue.stream(&memory.records), Vec::new());
+        let context = &mut Context::from_waker(Waker::noop());
+        let mut first = stream();
+        for _ in 0..2 {
+            // In the log's hands, and in all the room that there is.
+            first.push().extend_from_slice(&[b'x'; WAITING]);
+            assert!(first.poll(context).is_ready());
+            is_in_it.recv_timeout(Duration::from_millis(100)).ok();
+        }
+        assert_eq!(memory.records.left(), whole);
+        let large = || vec![b'x'; whole / 2];
+        let mut waiting = [stream(), stream()];
+        for stream in &mut waiting {
+            *stream.push() = large();
+            assert!(stream.poll(context).is_pending());
+        }
+        let mut last = stream();
+        *last.push() = large();
+        let Poll::Ready(Err(error)) = last.poll(context) else { panic!("there is room for it") };
+        assert_eq!(error.to_string(), "the memory for records that wait for the audit log is used up: 8192 KiB");
+        // The others go on, and leave nothing.
+        drop(held);
+        for stream in &mut waiting {
+            std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
+        }
+        assert_eq!(memory.records.left(), whole);
+    }
+
+    #[tokio::test]
     async fn nobody_who_waits_is_kept_by_the_rest_of_the_writer() {
         let log = Log::default();
         let queue = Queue::resting(log.clone(), Duration::from_secs(3600)).unwrap();
@@ -528,10 +575,10 @@ mod tests {
         let queue = Queue::start(Broken).unwrap();
         // The first may hear of it while the writer is still going.
         for _ in 0..2 {
-            assert_eq!(queue.write(b"a\n".to_vec(), Number::None).await, Err(NotWritten));
+            assert_eq!(queue.write(b"a\n".to_vec(), Number::None).await, Err(NotWritten::Log));
         }
         let mut stream = Lines::of(&queue);
         stream.push().extend_from_slice(b"b\n");
-        assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten));
+        assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten::Log));
     }
 }

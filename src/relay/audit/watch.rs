@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use crate::relay::audit::session::Lines;
 use crate::relay::audit::{Audit, ConnRecord, NotWritten, Stream};
+use crate::wire::memory::Budget;
 use crate::wire::session::Event;
 
 /// See the module.
@@ -16,8 +17,9 @@ pub(in crate::relay) struct Watch {
 }
 
 impl Watch {
-    pub(in crate::relay) fn new(audit: &Audit, conn: &ConnRecord) -> Self {
-        Self { stream: audit.stream(), lines: Lines::new(conn), has_happened: false }
+    /// What waits for the log takes memory of `records`.
+    pub(in crate::relay) fn new(audit: &Audit, conn: &ConnRecord, records: &Budget) -> Self {
+        Self { stream: audit.stream(records), lines: Lines::new(conn), has_happened: false }
     }
 
     /// Takes the events of a session. What they are about may go on once [`Watch::poll`] is ready.

@@ -28,11 +28,13 @@ impl Conn {
     /// its session may be encrypted.
     pub(super) fn followed<'a>(&'a self, login: &Login, loan: Option<&'a Loan>) -> Option<Followed<'a>> {
         let target = &self.served.target;
-        let statements = self.shared.audit.limits(&self.shared.memory);
+        let memory = &self.shared.memory;
+        let statements = self.shared.audit.limits(memory);
         let writes = statements.is_some() || target.local_infile;
-        let mut session = login.handshake.as_ref()?.session(&self.shared.memory.asked, statements);
+        let mut session = login.handshake.as_ref()?.session(&memory.asked, statements);
         session.logged_in(&login.to_client);
-        let followed = Followed::new(session, writes.then(|| Watch::new(&self.shared.audit, &login.record)));
+        let records = writes.then(|| Watch::new(&self.shared.audit, &login.record, &memory.records));
+        let followed = Followed::new(session, records);
         let Some(loan) = loan.filter(|loan| loan.has_end()) else { return Some(followed) };
         Some(followed.with_notice(async move {
             let left = loan.ending().await.saturating_duration_since(Instant::now());

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::credential::Loan;
 use crate::link::end;
-use crate::relay::audit::Ended;
+use crate::relay::audit::{Ended, NotWritten};
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, Upstream};
 use crate::relay::conn::{Conn, Login, ending};
 use crate::relay::error::ConnError;
@@ -167,7 +167,11 @@ impl Conn {
                 ended => {
                     part.end =
                         if ended.is_some() { End::new(Who::Audit, How::Cut) } else { End::new(Who::Task, How::Cut) };
-                    return self.tell_end(login, session, part, None).await;
+                    let failure = match ended {
+                        Some(Err(NotWritten::Full(full))) => Some(ConnError::NoMemory(full)),
+                        _ => None,
+                    };
+                    return self.tell_end(login, session, part, failure).await;
                 }
             };
             login = match again {

@@ -25,22 +25,18 @@ thread_local! {
 /// Why a direction cannot go on.
 pub(super) enum Failure {
     /// What it read could not be recorded.
-    Audit(io::Error),
+    Audit(NotWritten),
     /// Nothing more can be read, and this is no end.
     Read(io::Error),
     /// Nothing more can be written. Why, the other direction reads.
     Write(io::Error),
 }
 
-fn not_written(error: NotWritten) -> Failure {
-    Failure::Audit(io::Error::other(error))
-}
-
 /// What the records of a session must come to before its client's bytes go on.
 fn poll_records(session: Option<&mut Followed<'_>>, context: &mut Context<'_>) -> Result<Poll<()>, Failure> {
     match session.map(|session| session.poll_records(context)) {
         Some(Poll::Pending) => Ok(Poll::Pending),
-        Some(Poll::Ready(written)) => written.map(Poll::Ready).map_err(not_written),
+        Some(Poll::Ready(written)) => written.map(Poll::Ready).map_err(Failure::Audit),
         None => Ok(Poll::Ready(())),
     }
 }
