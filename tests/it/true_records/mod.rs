@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 /// Messages of one connection.
 const MESSAGES: usize = 1000;
 
-/// Messages of each test. With some ten thousand of them PostgreSQL 15 itself crashes now and then.
+/// Messages of each test.
 #[expect(clippy::disallowed_methods, reason = "of a test, and not of a relay")]
 fn wanted() -> usize {
     std::env::var("BASTION_SESSION_MESSAGES").ok().and_then(|wanted| wanted.parse().ok()).unwrap_or(3000)
