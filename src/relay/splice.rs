@@ -172,6 +172,7 @@ where
                 Some(Stop::Full(full)) => Some(Breach::Full(full)),
                 Some(Stop::Command) | None => continue,
             };
+            let who = if matches!(breach, Some(Breach::Full(_))) { Who::Relay } else { who };
             ended.by(End::new(who, How::Cut), None);
             return Poll::Ready(());
         }

@@ -64,7 +64,7 @@ impl End {
     pub fn notice(self) -> Notice {
         match (self.who, self.how) {
             (Who::Client | Who::Database, How::Clean) => Notice::End,
-            (Who::Client, How::Reset | How::Cut) => Notice::Nothing,
+            (Who::Client, How::Reset) => Notice::Nothing,
             (Who::Database, How::Reset | How::Cut) => Notice::Reset,
             _ => Notice::Error,
         }
@@ -169,6 +169,7 @@ mod tests {
         for (who, how) in [
             (Who::Client, How::Clean),
             (Who::Client, How::Reset),
+            (Who::Client, How::Cut),
             (Who::Database, How::Clean),
             (Who::Database, How::Reset),
             (Who::Database, How::Refused),
@@ -188,7 +189,7 @@ mod tests {
             let wanted = row(End::new(who, how));
             assert!(rows.iter().any(|row| row[..5] == wanted[..]), "{wanted:?} has no row");
         }
-        assert_eq!(rows.len(), 17);
+        assert_eq!(rows.len(), 18);
     }
 
     #[test]

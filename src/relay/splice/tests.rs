@@ -309,6 +309,21 @@ async fn a_client_that_does_not_wait_is_held_until_answers_come() {
     assert!((4096..11_000).contains(&most), "{most}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_is_used_up_is_an_end_of_the_relay() {
+    let (mut client, mut near_client) = duplex(1 << 20);
+    let (_upstream, mut near_upstream) = duplex(1 << 20);
+    let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
+    let memory = Memory::relay();
+    let _rest = memory.asked.take(memory.asked.left()).unwrap();
+    let limits = crate::wire::session::text::Limits::new(100, None, &memory);
+    let mut session = Followed::new(Session::postgres(Some(limits)), None);
+    client.write_all(&message(b'S', &[]).repeat(100)).await.unwrap();
+    let spliced = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), Some(&mut session), &cut).await;
+    assert_eq!(spliced.end, End::new(Who::Relay, How::Cut));
+    assert!(matches!(spliced.breach, Some(Breach::Full(_))));
+}
+
 /// A packet of MySQL.
 fn packet(sequence: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = bytes::BytesMut::new();

@@ -1,12 +1,14 @@
 //! The rows of the table that limits of the relay bring about, which are lowered here.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::Hears::Error;
-use super::{Ends, LANES, TARGETS, assert_hears, client, said, warned};
+use super::{Ends, How, LANES, TARGETS, assert_hears, client, said, warned};
+use crate::support::PATIENCE;
 
 /// Milliseconds without an answer, and bytes that wait for their readers.
 const ANSWER_TIMEOUT: (&str, &str) = ("BASTION_TEST_ANSWER_TIMEOUT", "2000");
@@ -102,11 +104,28 @@ async fn what_ends_at_a_limit_of_the_relay_says_so() {
             };
             assert_eq!(said(&found), ("relay", true), "{row}: {found}");
         }
+        let row = format!("{lanes} lanes, bytes: relay, cut");
+        let mut busy = client(up, 2).await;
+        ends.lines[2].end.send_replace(Some(How::Stuck));
+        let blanks = vec![b' '; 0x1_0000];
+        let filling = async {
+            loop {
+                if let Err(error) = busy.write_all(&blanks).await {
+                    return error.kind();
+                }
+            }
+        };
+        let ended = tokio::time::timeout(PATIENCE, filling).await.unwrap_or_else(|_| panic!("{row}: nothing comes"));
+        assert_eq!(ended, ErrorKind::ConnectionReset, "{row}");
+        // The relay looks after its client again once the server takes what is on its way.
+        ends.lines[2].end.send_replace(Some(How::Clean));
+        let found = ends.record("bytes").await;
+        assert_eq!(said(&found), ("relay", true), "{row}: {found}");
     }
     for (lanes, up) in LANES.into_iter().zip(ups) {
         let (code, events) = up.end().await;
         assert_eq!(code, Some(0));
-        for target in ["orders", "events"] {
+        for target in TARGETS {
             let told = warned(&events, target);
             assert_eq!(told.len(), usize::from(lanes != "0"), "{lanes} lanes, {target}: {told:?}");
         }

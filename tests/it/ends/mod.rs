@@ -37,6 +37,8 @@ enum How {
     Reset,
     /// With bytes that are no TLS.
     Garbled,
+    /// Nothing is read before the next end is wished for, then all that comes.
+    Stuck,
 }
 
 /// The way to a server, which the test can end in the server's place.
@@ -71,6 +73,10 @@ async fn carry(mut near: TcpStream, server: Option<u16>, mut ends: watch::Receiv
             near.write_all(&[0x2a; 64]).await.unwrap();
             // Until the other side has left.
             let _gone = near.read_to_end(&mut Vec::new()).await;
+        }
+        Some(How::Stuck) => {
+            let _next = ends.changed().await;
+            let _all = near.read_to_end(&mut Vec::new()).await;
         }
         Some(How::Clean) | None => {}
     }
