@@ -9,6 +9,7 @@ themselves. Started by scripts/bench.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import re
@@ -22,6 +23,8 @@ from measure import Crowd, interleaved, mysql_log_in, rss_kb  # noqa: E402
 from stand import MYSQL_HOST, PASSWORD, Stand  # noqa: E402
 
 LISTEN = "127.63.202.1"
+# Another relay, which records every statement.
+AUDITED = "127.63.202.2"
 RELAY_PORT = 3306
 IDLE, BUSY = 2000, 100
 
@@ -40,6 +43,7 @@ class Bench:
             "relay_port": RELAY_PORT, "credential": {"rds_iam": {"user": "db_read"}},
         }
         self.relay = stand.relay(arguments.relay, {"login": target}, LISTEN)
+        stand.relay(arguments.relay, {"login": target}, AUDITED, audit="statements")
         self.client_certificate()
         self.haproxy_port = stand.haproxy(self.port)
         tls = ["--mysql-host=127.0.0.1", "--mysql-user=native_user", f"--mysql-password={PASSWORD}", "--mysql-ssl=on"]
@@ -48,6 +52,7 @@ class Bench:
             "HAProxy": [*tls, f"--mysql-port={self.haproxy_port}"],
             "bastion": [f"--mysql-host={LISTEN}", f"--mysql-port={RELAY_PORT}", "--mysql-user=anyone"],
         }
+        self.audited = {**self.ways, "audited": [f"--mysql-host={AUDITED}", f"--mysql-port={RELAY_PORT}", "--mysql-user=anyone"]}
 
     def client_certificate(self):
         """sysbench does TLS only with files of these names in its folder, though the server asks for none."""
@@ -69,7 +74,7 @@ class Bench:
         return done.stdout
 
     def rate(self, test, way, threads):
-        return float(re.search(r"transactions:.*\(([\d.]+) per sec", self.sysbench(test, self.ways[way], "run", threads))[1])
+        return float(re.search(r"transactions:.*\(([\d.]+) per sec", self.sysbench(test, self.audited[way], "run", threads))[1])
 
     def p99(self):
         """The relay's, in ms, of a point select with BUSY clients."""
@@ -90,13 +95,26 @@ class Bench:
         subprocess.run(["mariadb-slap", *options, *at, "--create-schema=bench"], check=True, capture_output=True)
         return number / (time.monotonic() - started)
 
+    def audit(self):
+        """What a record of every statement costs; short rounds, because both ways must meet the same machine."""
+        print(f"\n{'with statement audit':<26} {'without':>9} {'with':>9} {'ratio':>8}")
+        for clients in (1, 16, 64):
+            measure = functools.partial(self.rate, "oltp_point_select", threads=clients)
+            rates = interleaved(["bastion", "audited"], 3 * self.arguments.rounds, measure)
+            ratio = rates["audited"] / rates["bastion"]
+            title = f"point select, {clients} clients"
+            print(f"{title:<26} {rates['bastion']:>9.0f} {rates['audited']:>9.0f} {ratio:>8.2f} (at least 0.95)", flush=True)
+
     def run(self):
+        if self.arguments.only == "audit":
+            return self.audit()
         titles = f"{'direct':>9} {'bastion':>9} {'HAProxy':>9} {'/direct':>8} {'/HAProxy':>8} {'HAProxy/direct':>15}"
         print(f"\n{'MySQL, per second':<26} {titles}")
         for test, title in (("oltp_point_select", "point select"), ("oltp_read_only", "read only"), ("oltp_read_write", "read-write")):
             for clients in (1, 16, 256):
                 self.row(f"{title}, {clients} clients", lambda way: self.rate(test, way, clients))
         self.row("new connections, 4 clients", self.new_connections)
+        self.audit()
         # The first crowd warms buffers and stacks up; what counts is what more connections cost.
         with Crowd(100, mysql_log_in, (LISTEN, RELAY_PORT)):
             before = rss_kb(self.relay.pid)
@@ -126,6 +144,7 @@ def main():
     parser.add_argument("--programs", required=True)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["audit"], help="this table alone")
     arguments = parser.parse_args()
     with Stand(arguments.programs) as stand:
         Bench(arguments, stand).run()
