@@ -36,7 +36,7 @@ class Bench:
         stand.mariadb("create database bench")
         for user in ("db_read", "native_user"):
             stand.mariadb(f"grant all on bench.* to {user}@'127.0.0.1'")
-        root = [f"--mysql-socket={stand.ready['mysql']['socket']}", "--mysql-user=root"]
+        root = [f"--mysql-socket={stand.ready['mariadb']['socket']}", "--mysql-user=root"]
         self.sysbench("oltp_read_write", [*root], "prepare")
         target = {
             "engine": "mysql", "host": MYSQL_HOST, "hostaddr": "127.0.0.1", "port": self.port, "database": "bench",
