@@ -119,7 +119,8 @@ impl Conn {
             }
         };
         let started = Instant::now();
-        if let Some(login) = self.log_in(client, handshake, warm).await {
+        // Its state is larger than that of the copy, and not needed for long.
+        if let Some(login) = Box::pin(self.log_in(client, handshake, warm)).await {
             self.relay(login, started).await;
         }
     }

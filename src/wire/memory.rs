@@ -2,7 +2,7 @@
 //! the one place that says it; everything else in the relay has a size of its own.
 //!
 //! A Fargate task of 512 MB also holds the Session Manager agent, with about 28 MB for each lane. The relay has 35 MB to
-//! itself and 26 kB for each connection, so all budgets together leave more than half of the task to the agent.
+//! itself and 22 kB for each connection, so all budgets together leave more than half of the task to the agent.
 //!
 //! A [`Budget`] belongs to the whole process. Who needs memory of it takes a [`Share`], which is given back when it is
 //! dropped. A budget that is used up gives [`Full`], which names the limit: the newest wish is refused, or does without,

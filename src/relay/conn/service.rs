@@ -60,7 +60,7 @@ impl Conn {
         let loan = login.loan.take();
         let mut session = self.followed(&login, loan.as_ref());
         let cut = self.shared.cut.child_token();
-        let copying = async {
+        let mut copying = pin!(async {
             let handed = tokio::select! {
                 handed = hand_over(&mut login.client, &login.to_client) => {
                     handed.map_err(|error| (end::of_client(&error), Some(error)))
@@ -74,8 +74,7 @@ impl Conn {
                     Copied { spliced, client: Some(login.client), upstream: Some(login.upstream) }
                 }
             }
-        };
-        let mut copying = pin!(copying);
+        });
         let Copied { spliced, client, upstream } = tokio::select! {
             copied = &mut copying => copied,
             () = lease_ended(loan.as_ref()) => {
@@ -155,14 +154,15 @@ impl Conn {
                     Some(Breach::Unanswered) => Some(ConnError::Unanswered(ANSWER_TIMEOUT.as_secs())),
                     None => None,
                 };
-                return self.tell_end(login, session, part, failure).await;
+                return Box::pin(self.tell_end(login, session, part, failure)).await;
             };
             let recorded = match session.as_deref_mut() {
                 Some(session) => cut.run_until_cancelled(session.answered(&command)).await,
                 None => Some(Ok(())),
             };
             let again = match recorded {
-                Some(Ok(())) => self.again(login, &command, session.as_deref_mut(), cut).await,
+                // What few connections do makes none of the others larger.
+                Some(Ok(())) => Box::pin(self.again(login, &command, session.as_deref_mut(), cut)).await,
                 // Nothing of the answer has begun.
                 ended => {
                     part.end =
@@ -171,7 +171,7 @@ impl Conn {
                         Some(Err(NotWritten::Full(full))) => Some(ConnError::NoMemory(full)),
                         _ => None,
                     };
-                    return self.tell_end(login, session, part, failure).await;
+                    return Box::pin(self.tell_end(login, session, part, failure)).await;
                 }
             };
             login = match again {
