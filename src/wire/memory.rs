@@ -157,8 +157,12 @@ impl Share {
     /// # Errors
     /// [`Full`], and it stays as it was.
     pub fn resize(&mut self, bytes: usize) -> Result<(), Full> {
+        // What does not change is nobody else's business: all threads write to the same number.
+        if bytes == self.bytes {
+            return Ok(());
+        }
         let Inner { what, limit, ref used } = *self.budget.0;
-        if let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) {
+        if let Some(more) = bytes.checked_sub(self.bytes) {
             let fits = |used: usize| used.checked_add(more).filter(|used| *used <= limit);
             used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| Full { what, limit })?;
         } else {
