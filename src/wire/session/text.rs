@@ -248,30 +248,33 @@ impl PartialEq for Text {
 impl Eq for Text {}
 
 enum Hasher {
-    Keyed(Hmac<Sha256>),
+    Keyed(Arc<Key>, Hmac<Sha256>),
     Sha256(Sha256),
 }
 
 impl Hasher {
     fn new(limits: &Limits) -> Self {
-        limits.redact.as_ref().map_or_else(|| Self::Sha256(Sha256::new()), |key| Self::Keyed(key.0.clone()))
+        match &limits.redact {
+            Some(key) => Self::Keyed(Arc::clone(key), key.0.clone()),
+            None => Self::Sha256(Sha256::new()),
+        }
     }
 
     fn update(&mut self, bytes: &[u8]) {
         match self {
-            Self::Keyed(hasher) => hasher.update(bytes),
+            Self::Keyed(_, hasher) => hasher.update(bytes),
             Self::Sha256(hasher) => hasher.update(bytes),
         }
     }
 
     /// What comes next is another text.
-    fn finish(&mut self, limits: &Limits) -> Hash {
+    fn finish(&mut self) -> Hash {
         match self {
+            Self::Keyed(key, hasher) => {
+                let done = std::mem::replace(hasher, key.0.clone());
+                Hash::Keyed(done.finalize().into_bytes().into())
+            }
             Self::Sha256(hasher) => Hash::Sha256(hasher.finalize_reset().into()),
-            Self::Keyed(_) => match std::mem::replace(self, Self::new(limits)) {
-                Self::Keyed(hasher) => Hash::Keyed(hasher.finalize().into_bytes().into()),
-                Self::Sha256(hasher) => Hash::Sha256(hasher.finalize().into()),
-            },
         }
     }
 }
@@ -337,7 +340,7 @@ impl Collector {
         std::mem::take(&mut self.front).end(&mut self.kept);
         let kept = std::mem::take(&mut self.kept);
         self.share.shrink(self.share.bytes());
-        let hash = self.hasher.finish(&self.limits);
+        let hash = self.hasher.finish();
         let (cut, bytes) = (std::mem::take(&mut self.cut), std::mem::take(&mut self.bytes));
         let (sql, redacted) = match self.limits.redact {
             Some(_) => {

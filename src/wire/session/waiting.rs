@@ -22,6 +22,6 @@ impl Waiting {
     /// Takes memory for so many messages, or gives back what they do not need. Less always works.
     pub(super) fn hold(&mut self, messages: usize) -> Result<(), Full> {
         let bytes = messages.saturating_sub(FREE).next_multiple_of(FREE).saturating_mul(self.cost);
-        if bytes == self.share.bytes() { Ok(()) } else { self.share.resize(bytes) }
+        self.share.resize(bytes)
     }
 }
