@@ -196,7 +196,7 @@ async fn the_audit_log_has_what_the_log_of_the_server_has() {
     tokio::time::timeout(PATIENCE, all).await.expect("every connection has a record of its end");
     let lines: Vec<Value> = relay.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let log = std::fs::read_to_string(world.database.socket_folder().join("server.log")).unwrap();
-    // PostgreSQL 15 itself crashes after some ten thousand of such messages, and ends the connection behind that too.
+    // PostgreSQL 15 itself crashes after some thousands of such messages, and ends the connection behind that too.
     let crashed = crashed(&log);
     assert!(ended_early.len() <= 2 * crashed.len(), "{crashed:?} have crashed, but {ended_early:?} have ended");
     for conn in 1..=connections {
