@@ -59,15 +59,21 @@ async fn all_ended(world: &World, task: &str, open: &BTreeSet<u64>) {
     }
 }
 
-/// One client after the other, each of which asks something and leaves, until it is `over`.
+/// A client that asks something and leaves; what it says, and what it says is wrong.
+async fn ask_and_leave(up: &Up, engine: usize) -> (String, String) {
+    let mut client = match engine {
+        0 => psql("127.0.0.1", up.port("orders")),
+        _ => mariadb("127.0.0.1", up.port("events")),
+    };
+    client.args([["-c", "select 1"], ["-e", "select 1"]][engine]);
+    let (_, said, error) = finish(client).await;
+    (said, error)
+}
+
+/// One client after the other, until it is `over`.
 async fn comes_and_goes(up: &Up, engine: usize, over: &Cell<bool>) {
     while !over.get() {
-        let mut client = match engine {
-            0 => psql("127.0.0.1", up.port("orders")),
-            _ => mariadb("127.0.0.1", up.port("events")),
-        };
-        client.args([["-c", "select 1"], ["-e", "select 1"]][engine]);
-        let (_, said, error) = finish(client).await;
+        let (said, error) = ask_and_leave(up, engine).await;
         assert!(said == "1" || error.contains(TOLD[engine]), "{}: {said}\n{error}", TARGETS[engine]);
     }
 }
@@ -139,10 +145,12 @@ async fn the_end_of_a_database_user_is_told_to_all_who_use_it_over_lanes_and_wit
         let (_, said) = said.unwrap_or_else(|_| panic!("{row} is stuck:\n{}", world.sandbox.task_log(&task)));
         assert!(said.contains(TOLD[engine]) && said.matches("this connection is closed").count() == 1, "{row}: {said}");
     }
-    // The next ones need another proof of who this is, which nobody can give now.
+    // The next ones need another proof of who this is, which nobody can give now. One may be left of those who came at once
+    // and shared the user that another one's proof had made; it is good for one more.
+    world.sandbox.set_faults(Faults { sts_is_away: true, ..Faults::default() });
+    tokio::join!(ask_and_leave(&ups[0], 0), ask_and_leave(&ups[0], 1));
     wait_until_mariadb_has_none(&events, "user like 'v-%'").await;
     wait_until_gone(&world, "v-").await;
-    world.sandbox.set_faults(Faults { sts_is_away: true, ..Faults::default() });
     let mut greeted = Vec::new();
     for (lanes, up) in LANES.into_iter().zip(&ups) {
         for (engine, wanted) in [Error(b"08006"), Error(&[0xff, 0x86, 0x04])].into_iter().enumerate() {
@@ -169,7 +177,9 @@ async fn the_end_of_a_database_user_is_told_to_all_who_use_it_over_lanes_and_wit
             let told = warned(&told, target);
             let refused =
                 told.iter().filter(|told| told.starts_with("you could not prove again who you are: ")).count();
-            assert_eq!((told.len(), refused), (1, 1), "{lanes} lanes, {target}: {told:?}");
+            // The one that came before the others was refused, or not.
+            let most = if lanes == "0" { 2 } else { 1 };
+            assert!(told.len() == refused && (1..=most).contains(&refused), "{lanes} lanes, {target}: {told:?}");
         }
     }
     drop(vault);

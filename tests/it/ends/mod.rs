@@ -8,7 +8,7 @@ mod rows;
 mod tunnel;
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -137,12 +137,23 @@ async fn client_of(up: &Up, kind: &str, engine: usize) -> TcpStream {
 }
 
 /// A client that has said what it says first, and has no answer yet.
-async fn opening(up: &Up, kind: &str, engine: usize) -> TcpStream {
-    let mut socket = TcpStream::connect(("127.0.0.1", up.port(&format!("{kind}{}", TARGETS[engine])))).await.unwrap();
+async fn opening(up: &Up, kind: &str, engine: usize) -> io::Result<TcpStream> {
+    let mut socket = TcpStream::connect(("127.0.0.1", up.port(&format!("{kind}{}", TARGETS[engine])))).await?;
     if engine == 0 {
-        socket.write_all(&startup(&[])).await.unwrap();
+        socket.write_all(&startup(&[])).await?;
     }
-    socket
+    Ok(socket)
+}
+
+/// A client that is turned away. A reset may come before its `connect` has returned, which then fails with it.
+async fn assert_turned_away(up: &Up, kind: &str, engine: usize, wanted: Hears, row: &str) -> Vec<u8> {
+    match opening(up, kind, engine).await {
+        Ok(mut client) => assert_hears(&mut client, wanted, row).await,
+        Err(error) => {
+            assert_eq!((wanted, error.kind()), (Hears::Reset, ErrorKind::ConnectionReset), "{row}");
+            Vec::new()
+        }
+    }
 }
 
 async fn begin(socket: &mut TcpStream, engine: usize) {

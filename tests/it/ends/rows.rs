@@ -5,7 +5,7 @@ use tokio::net::TcpStream;
 
 use super::Hears::{End, Error, Nothing, Reset};
 use super::{
-    Ends, Hears, How, LANES, TARGETS, assert_hears, client, client_of, opening, packet, rest, said, startup, warned,
+    Ends, Hears, How, LANES, TARGETS, assert_hears, assert_turned_away, client, client_of, opening, packet, rest, said, startup, warned,
 };
 use crate::support::logged;
 use crate::up::Up;
@@ -60,14 +60,14 @@ async fn sessions(ends: &Ends, lanes: &str, up: &Up) {
 async fn refusals(ends: &Ends, lanes: &str, up: &Up) {
     for (engine, target) in TARGETS.into_iter().enumerate() {
         let row = row(lanes, target, "database, refused");
-        assert_hears(&mut opening(up, "dead-", engine).await, UNREACHABLE[engine], &row).await;
+        assert_turned_away(up, "dead-", engine, UNREACHABLE[engine], &row).await;
         let found = ends.record(&format!("dead-{target}")).await;
         assert_eq!(said(&found), ("dial", true), "{row}: {found}");
 
         let row = self::row(lanes, target, "relay, refused");
         let narrow = format!("narrow-{target}");
         let only = client_of(up, "narrow-", engine).await;
-        let heard = assert_hears(&mut opening(up, "narrow-", engine).await, FULL[engine], &row).await;
+        let heard = assert_turned_away(up, "narrow-", engine, FULL[engine], &row).await;
         let text = String::from_utf8_lossy(&heard);
         // Drivers compare the server's own words.
         assert!(
@@ -147,7 +147,8 @@ async fn every_end_is_told_as_what_it_is_over_lanes_and_without() {
     let mut silent = Vec::new();
     for (lanes, up) in LANES.into_iter().zip(&ups) {
         for (engine, target) in TARGETS.into_iter().enumerate() {
-            silent.push((engine, row(lanes, target, "database, timed out"), opening(up, "silent-", engine).await));
+            let client = opening(up, "silent-", engine).await.unwrap();
+            silent.push((engine, row(lanes, target, "database, timed out"), client));
         }
     }
     for (lanes, up) in LANES.into_iter().zip(&ups) {

@@ -1,7 +1,7 @@
 //! The rows of the table that are the tunnel's, each for every engine and number of lanes.
 
 use super::Hears::{self, Error, Reset};
-use super::{Ends, LANES, TARGETS, assert_hears, client, opening, said, warned};
+use super::{Ends, LANES, TARGETS, assert_hears, assert_turned_away, client, said, warned};
 
 const GRACE: (&str, &str) = ("BASTION_TEST_GRACE", "4000");
 const OUTAGE_PATIENCE: (&str, &str) = ("BASTION_TEST_OUTAGE_PATIENCE", "1000");
@@ -39,7 +39,7 @@ async fn a_tunnel_that_is_gone_is_told_to_those_in_it_and_to_those_who_come() {
     for (lanes, up) in LANES.into_iter().zip(&ups) {
         for (engine, target) in TARGETS.into_iter().enumerate() {
             let row = format!("{lanes} lanes, {target}: tunnel, refused");
-            let heard = assert_hears(&mut opening(up, "", engine).await, LOST[engine], &row).await;
+            let heard = assert_turned_away(up, "", engine, LOST[engine], &row).await;
             let text = String::from_utf8_lossy(&heard);
             assert!(engine == 2 || text.contains("it cannot be reached now: "), "{row}: {text}");
         }
