@@ -10,6 +10,8 @@
 //! | --- | --- | --- |
 //! | [`cli`] | commands, exit codes, the only printer | both |
 //! | `config` | environment schema → resolved settings, every mistake at once | both |
+//! | `api` | the relay's HTTP interface, as both ends of the tunnel know it | both |
+//! | `http_client` | one bounded HTTP/1.1 request over a stream | both |
 //! | `types` | the vocabulary that the parts share | both |
 //! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux, lanes; the table of ends | both |
 //! | `relay` | who is calling, accept, drive the handshake, splice, audit, health and metrics | relay |
@@ -25,6 +27,7 @@
 //!
 //! Who may import whom is a table in `tests/architecture.rs`, and a test.
 
+mod api;
 #[cfg(feature = "launcher")]
 mod aws;
 pub mod cli;
@@ -33,6 +36,7 @@ mod config;
 mod credential;
 #[cfg(all(test, feature = "relay"))]
 pub mod fuzzing;
+mod http_client;
 mod limits;
 mod link;
 #[cfg(feature = "launcher")]

@@ -27,9 +27,6 @@ pub(crate) use crate::types::shortened::shortened;
 pub(crate) use crate::types::sts::StsHost;
 pub(crate) use crate::types::sts::is_region;
 
-/// The port of the relay's HTTP side inside the task, which the Session Manager session is opened to.
-pub(crate) const RELAY_HTTP_PORT: u16 = 7070;
-
 /// The first port that needs no privilege.
 const FIRST_PORT: u16 = 1024;
 
@@ -41,30 +38,6 @@ pub(crate) struct ExtraCa {
     /// One or more certificates as text.
     pub(crate) pem: Option<String>,
 }
-
-/// The `Upgrade` tokens with which one client connection is carried over the relay's HTTP port: with its ends told, and, by
-/// relays and launchers that do not know that, without.
-pub(crate) const UPGRADE_CONN: &str = "bastion-conn/2";
-pub(crate) const UPGRADE_CONN_1: &str = "bastion-conn/1";
-
-/// The `Upgrade` token of a lane: one of the byte pipes of a link, `docs/lane-protocol.md`.
-pub(crate) const UPGRADE_LANE: &str = "bastion-lane/1";
-
-/// The header with the secret number of a link, which only its owner knows: 32 hexadecimal digits.
-pub(crate) const HEADER_LINK: &str = "bastion-link";
-
-/// The header that says whether a lane begins a link (`new`) or joins one (`join`).
-pub(crate) const HEADER_LANE: &str = "bastion-lane";
-
-/// The header with which a launcher says at `/v1/leave` what it has to do with the task that it leaves: it has started it,
-/// it has used it, or it wants it to go on.
-pub(crate) const HEADER_LEAVE: &str = "bastion-leave";
-pub(crate) const LEAVE_STARTED: &str = "started";
-pub(crate) const LEAVE_USED: &str = "used";
-pub(crate) const LEAVE_KEEP: &str = "keep";
-
-/// The header that names the target of an upgraded connection.
-pub(crate) const HEADER_TARGET: &str = "bastion-target";
 
 /// What a target speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

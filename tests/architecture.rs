@@ -5,20 +5,22 @@ use std::path::{Path, PathBuf};
 
 /// Root modules and the root modules they may name besides themselves. `cli` is not here: it may name all of them.
 const IMPORTS: &[(&str, &[&str])] = &[
-    ("aws", &["network", "types", "wire"]),
-    ("config", &["credential", "relay", "tls", "tunnel", "types"]),
-    ("credential", &["tls", "types", "wire"]),
+    ("api", &["types"]),
+    ("aws", &["api", "network", "types"]),
+    ("config", &["api", "relay", "tls", "types"]),
+    ("credential", &["api", "tls", "types", "wire"]),
     ("fuzzing", &["wire"]),
+    ("http_client", &[]),
     ("limits", &[]),
     ("link", &["types", "wire"]),
     ("network", &["tls"]),
-    ("relay", &["credential", "limits", "link", "shutdown", "telemetry", "tls", "types", "wire"]),
+    ("relay", &["api", "credential", "http_client", "limits", "link", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("shutdown", &["types"]),
     ("telemetry", &["types"]),
     ("tls", &["types"]),
-    ("tunnel", &["limits", "link", "network", "shutdown", "telemetry", "tls", "types", "wire"]),
+    ("tunnel", &["api", "limits", "link", "network", "shutdown", "telemetry", "tls", "types", "wire"]),
     ("types", &[]),
-    ("wire", &["types"]),
+    ("wire", &[]),
 ];
 
 /// The dependencies that protocol code may name: codecs and hashes, nothing that does I/O.

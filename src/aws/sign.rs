@@ -9,9 +9,9 @@ use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningInstructions
 use aws_sigv4::sign::v4;
 use secrecy::SecretString;
 
+use crate::api::authorize::{BODY, CONTENT_TYPE};
 use crate::aws::StsPost;
 use crate::types::StsHost;
-use crate::wire::authorize::{BODY, CONTENT_TYPE};
 
 const SERVICE: &str = "ssmmessages";
 

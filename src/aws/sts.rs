@@ -3,8 +3,8 @@
 //! A signature is good for one canonical request. Method, path, query and body are fixed where it is made
 //! ([`crate::aws::sign`]); what a relay may choose is parsed here, so that it cannot be a part of any of them.
 
+use crate::api::authorize::{Audience, Challenge, HEADER_NONCE, HEADER_TASK, HEADER_VAULT};
 use crate::types::StsHost;
-use crate::wire::authorize::{Audience, Challenge, HEADER_NONCE, HEADER_TASK, HEADER_VAULT};
 
 /// Hexadecimal digits of a nonce.
 const NONCE_LENGTH: usize = 64;
@@ -95,8 +95,8 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
+    use crate::api::authorize::{BODY, CONTENT_TYPE};
     use crate::aws::sign::post_headers;
-    use crate::wire::authorize::{BODY, CONTENT_TYPE};
 
     const REGION: &str = "ap-northeast-1";
     const TASK: &str = "arn:aws:ecs:ap-northeast-1:123456789012:task/bastion/0123";

@@ -4,17 +4,22 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{Request, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::api;
+use crate::api::authorize::{Audience, Challenge, Claim, Granted, OTHER_OWNER, STS_REFUSED, Signed, VaultLogin};
+use crate::api::targets::IDENTITY_REQUIRED;
 use crate::aws::{Aws, StsPost};
 use crate::cli::error::CommandError;
 use crate::cli::escape;
+use crate::cli::relay_client::{self, describe};
 use crate::cli::session::Sessions;
-use crate::cli::target::{get, post, said};
 use crate::cli::ui::Ui;
 use crate::tunnel::{BoxFuture, ControlError, Pass, Tunnel};
-use crate::wire::authorize::{Audience, Challenge, Claim, Granted, OTHER_OWNER, PATH, STS_REFUSED, Signed, VaultLogin};
 
 /// The token of this launcher at the relay of one task.
 pub(super) struct Badge {
@@ -62,7 +67,7 @@ impl Badge {
         let phase = ui.phase("authorize");
         match badge.prove().await {
             Ok(arn) => ui.done(phase, &format!("the relay knows you as {arn}")),
-            Err(error) if identity != "required" => {
+            Err(error) if identity != IDENTITY_REQUIRED => {
                 drop(phase);
                 ui.warn(&format!("  ! the relay does not know who you are, which it allows: {error:#}"));
             }
@@ -81,11 +86,10 @@ impl Badge {
     /// One challenge and its answer; remembers the token and returns whom the relay has recognised.
     async fn prove(&self) -> anyhow::Result<String> {
         self.meet().await?;
-        let (status, body) = get(&self.tunnel, PATH).await?;
-        let challenge: Challenge = answer(status, &body)?;
-        let claim = serde_json::to_string(&self.sign(challenge).await?)?;
-        let (status, body) = post(&self.tunnel, PATH, &claim).await?;
-        let granted: Granted = answer(status, &body)?;
+        let challenge: Challenge = answer(&relay_client::get(&self.tunnel, api::AUTHORIZE).await?)?;
+        let claim = serde_json::to_vec(&self.sign(challenge).await?)?;
+        let claim = Request::post(api::AUTHORIZE).header(CONTENT_TYPE, "application/json").body(claim.into())?;
+        let granted: Granted = answer(&relay_client::send(&self.tunnel, claim).await?)?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(granted.token.into());
         let password = granted.local_password.map(SecretString::from);
         *self.local_password.lock().unwrap_or_else(PoisonError::into_inner) = password;
@@ -98,7 +102,7 @@ impl Badge {
         if *self.expected.lock().unwrap_or_else(PoisonError::into_inner) == task {
             return Ok(());
         }
-        self.sessions.is_expected(&said(&self.tunnel).await?).map_err(|error| error.source)?;
+        self.sessions.is_expected(&describe(&self.tunnel).await?).map_err(|error| error.source)?;
         *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = task;
         Ok(())
     }
@@ -217,14 +221,14 @@ impl Pass for Badge {
 }
 
 /// The body of a good answer, or the relay's sentence as an error.
-fn answer<T: serde::de::DeserializeOwned>(status: u16, body: &[u8]) -> anyhow::Result<T> {
-    if status == 200 {
-        return serde_json::from_slice(body).context("the relay's answer does not parse; is it a newer version?");
+fn answer<T: serde::de::DeserializeOwned>(answer: &Response<Bytes>) -> anyhow::Result<T> {
+    if answer.status() == StatusCode::OK {
+        return serde_json::from_slice(answer.body())
+            .context("the relay's answer does not parse; is it a newer version?");
     }
-    let sentence = serde_json::from_slice::<Value>(body).ok();
-    match sentence.as_ref().and_then(|body| body["error"].as_str()) {
+    match relay_client::refusal(answer) {
         Some(sentence) => bail!("{sentence}"),
-        None => bail!("the relay answers {PATH} with HTTP status {status}"),
+        None => bail!("the relay answers {} with HTTP status {}", api::AUTHORIZE, answer.status().as_u16()),
     }
 }
 
@@ -277,8 +281,10 @@ mod tests {
 
     #[test]
     fn the_sentence_of_the_relay_is_the_error() {
-        let refused = answer::<Granted>(403, br#"{"error":"this task belongs to somebody"}"#).unwrap_err();
-        assert_eq!(refused.to_string(), "this task belongs to somebody");
-        assert!(answer::<Granted>(500, b"").unwrap_err().to_string().contains("HTTP status 500"));
+        let answer = |status: u16, body: &'static str| {
+            answer::<Granted>(&Response::builder().status(status).body(body.into()).unwrap()).unwrap_err().to_string()
+        };
+        assert_eq!(answer(403, r#"{"error":"this task belongs to somebody"}"#), "this task belongs to somebody");
+        assert!(answer(500, "").contains("HTTP status 500"));
     }
 }

@@ -9,10 +9,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::targets::Unavailable;
+use crate::cli::card::Door;
 use crate::cli::panic;
 use crate::cli::ports::Port;
 use crate::cli::strangers::Strangers;
-use crate::cli::target::{Door, Unavailable};
 use crate::cli::ui::Ui;
 use crate::limits::{self, Spare};
 use crate::tunnel::State;

@@ -3,56 +3,42 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
+use bytes::Bytes;
+use http::header::AUTHORIZATION;
+use http::{Request, StatusCode};
+use http_body_util::Full;
 use secrecy::ExposeSecret as _;
-use serde::Deserialize;
 
-use crate::cli::target;
+use crate::api::{self, HEADER_LEAVE, HEADER_LINK, Others, Part};
+use crate::cli::relay_client;
 use crate::tunnel::lanes::Lanes;
 use crate::tunnel::{Pass, Tunnel};
-use crate::types::{HEADER_LEAVE, HEADER_LINK, LEAVE_KEEP, LEAVE_STARTED, LEAVE_USED};
 
 /// The relay answers at once.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What a launcher has to do with its task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    Started,
-    Used,
-    Keep,
-}
-
-/// What the relay knows of other users. Unknown fields come from newer relays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(super) struct Others {
-    pub(super) others: usize,
-    /// Whoever started the task has left it to the others.
-    pub(super) last_stops: bool,
-}
-
-impl Others {
-    /// Whether the launcher that goes has to stop the task.
-    pub(super) fn leaves_it_to_us(self, part: Part) -> bool {
-        self.others == 0 && (part == Part::Started || part == Part::Used && self.last_stops)
-    }
+/// Whether the launcher that goes has to stop the task.
+pub(super) fn stops_task(others: Others, part: Part) -> bool {
+    others.others == 0 && (part == Part::Started || part == Part::Used && others.last_stops)
 }
 
 /// Tells the relay that this launcher goes. A relay that does not know it, as older ones, or does not answer any more,
 /// knows of nobody else.
 pub(super) async fn leave(tunnel: &Tunnel, lanes: &Lanes, pass: &Arc<impl Pass>, part: Part) -> Others {
     let told = async {
-        let mut refused = None;
+        let mut renewed = false;
         loop {
             let token = pass.token();
-            let (status, body) = target::exchange(tunnel, &request(lanes, token.as_ref(), part)).await?;
-            match status {
-                200 => return anyhow::Ok(serde_json::from_slice(&body)?),
+            let answer = relay_client::send(tunnel, request(lanes, token.as_ref(), part)?).await?;
+            match answer.status() {
+                StatusCode::OK => return anyhow::Ok(serde_json::from_slice(answer.body())?),
                 // The token may be too old, once.
-                401 if refused.is_none() => {
+                StatusCode::UNAUTHORIZED if !renewed => {
                     pass.renew(token.as_ref()).await?;
-                    refused = Some(status);
+                    renewed = true;
                 }
-                _ => anyhow::bail!("HTTP status {status}"),
+                status => bail!("HTTP status {}", status.as_u16()),
             }
         }
     };
@@ -66,22 +52,19 @@ pub(super) async fn leave(tunnel: &Tunnel, lanes: &Lanes, pass: &Arc<impl Pass>,
     }
 }
 
-fn request(lanes: &Lanes, token: Option<&secrecy::SecretString>, part: Part) -> String {
-    let part = match part {
-        Part::Started => LEAVE_STARTED,
-        Part::Used => LEAVE_USED,
-        Part::Keep => LEAVE_KEEP,
-    };
-    let mut head = format!(
-        "POST /v1/leave HTTP/1.1\r\nHost: bastion\r\nConnection: close\r\nContent-Length: 0\r\n{HEADER_LEAVE}: {part}\r\n"
-    );
+fn request(
+    lanes: &Lanes,
+    token: Option<&secrecy::SecretString>,
+    part: Part,
+) -> Result<Request<Full<Bytes>>, http::Error> {
+    let mut request = Request::post(api::LEAVE).header(HEADER_LEAVE, part.as_str());
     if let Some(link) = lanes.link() {
-        head.push_str(&format!("{HEADER_LINK}: {}\r\n", link.expose_secret()));
+        request = request.header(HEADER_LINK, link.expose_secret());
     }
     if let Some(token) = token {
-        head.push_str(&format!("Authorization: Bearer {}\r\n", token.expose_secret()));
+        request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose_secret()));
     }
-    head + "\r\n"
+    request.body(Full::default())
 }
 
 #[cfg(test)]
@@ -90,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_last_one_stops_what_it_has_started_or_was_left() {
-        let stops = |others, last_stops, part| Others { others, last_stops }.leaves_it_to_us(part);
+        let stops = |others, last_stops, part| stops_task(Others { others, last_stops }, part);
         assert!(stops(0, false, Part::Started) && stops(0, true, Part::Used));
         assert!(!stops(1, false, Part::Started) && !stops(1, true, Part::Used));
         // One that somebody keeps, or that runs for its idle time, is not a guest's to stop.

@@ -3,6 +3,8 @@
 #[cfg(feature = "launcher")]
 mod authorize;
 #[cfg(feature = "launcher")]
+mod card;
+#[cfg(feature = "launcher")]
 mod client_command;
 #[cfg(feature = "launcher")]
 mod down;
@@ -30,6 +32,8 @@ mod processes;
 #[cfg(feature = "relay")]
 mod relay;
 #[cfg(feature = "launcher")]
+mod relay_client;
+#[cfg(feature = "launcher")]
 mod session;
 #[cfg(all(feature = "launcher", unix))]
 mod state;
@@ -40,8 +44,6 @@ mod state;
 mod status;
 #[cfg(feature = "launcher")]
 mod strangers;
-#[cfg(feature = "launcher")]
-mod target;
 #[cfg(feature = "launcher")]
 mod trust;
 #[cfg(feature = "launcher")]

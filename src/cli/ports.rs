@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
+use crate::api::targets::{Relay, Target};
 use crate::cli::error::CommandError;
 use crate::cli::escape;
-use crate::cli::target::{Relay, Served};
 use crate::cli::ui::Ui;
 use crate::limits;
 use crate::tunnel::listener::Listener;
 
 /// One served target on its local port.
 pub(super) struct Port {
-    pub(super) served: Served,
+    pub(super) served: Target,
     pub(super) listener: Listener,
 }
 

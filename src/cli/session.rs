@@ -8,18 +8,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api;
+use crate::api::authorize::Audience;
+use crate::api::targets::Relay;
 use crate::aws::{AwsError, TaskState};
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::explain;
 use crate::cli::launch::{self, POLL, Patience, Place};
 use crate::cli::owed::Owed;
-use crate::cli::target::Relay;
 use crate::cli::ui::Ui;
 use crate::network::Network;
 use crate::tunnel::lanes::{LaneError, Opener};
 use crate::tunnel::{self, BoxFuture, Control, ControlError, OpenError, StartError, Tunnel};
-use crate::types::{CredentialConfig, RELAY_HTTP_PORT, SessionGrant, VaultAs};
-use crate::wire::authorize::Audience;
+use crate::types::{CredentialConfig, SessionGrant, VaultAs};
 
 /// ECS says RUNNING before Session Manager knows the agent.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -213,7 +214,7 @@ impl Sessions {
         let target = self.target(task).ok_or(AwsError::TargetNotConnected)?;
         let Purpose { reason, .. } = self.purpose.as_ref();
         let document = &self.place.environment.document;
-        self.place.aws.start_session(&target, document, RELAY_HTTP_PORT, reason.as_deref()).await
+        self.place.aws.start_session(&target, document, api::PORT, reason.as_deref()).await
     }
 
     async fn again(&self, wanted: bool) -> Result<SessionGrant, StartError> {

@@ -12,18 +12,19 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::Part;
 use crate::aws::TaskState;
 use crate::cli::authorize::Badge;
+use crate::cli::card::Door;
 use crate::cli::error::CommandError;
 use crate::cli::launch::{self, AwsArgs, Patience, Place, interrupted, interruptible};
-use crate::cli::leave::{self, Part};
+use crate::cli::leave;
 use crate::cli::owed::Owed;
 use crate::cli::processes::{Entry, Record};
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
 use crate::cli::state::StateFolder;
-use crate::cli::target::Door;
 use crate::cli::ui::Ui;
-use crate::cli::{escape, explain, hold, ports, target};
+use crate::cli::{escape, explain, hold, ports, relay_client};
 use crate::shutdown::Hangup;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lanes::Lanes;
@@ -299,7 +300,8 @@ async fn hold_tunnel(
     patience: Patience,
     drain: &CancellationToken,
 ) -> Result<bool, CommandError> {
-    let relay = interruptible(drain, target::ask(ui, tunnel, sessions, patience.left(RELAY_TIMEOUT))).await;
+    let relay =
+        interruptible(drain, relay_client::wait_until_ready(ui, tunnel, sessions, patience.left(RELAY_TIMEOUT))).await;
     let relay = relay.map_err(|error| patience.explain(RELAY_TIMEOUT, error))?;
     let identity = relay.identity.as_deref();
     let badge = interruptible(drain, Badge::get(ui, &place.aws, tunnel, sessions, identity)).await?;
@@ -333,7 +335,7 @@ async fn hold_tunnel(
             ));
         }
         lanes.close().await;
-        return Ok(others.leaves_it_to_us(part));
+        return Ok(leave::stops_task(others, part));
     };
     lanes.close().await;
     // The task may be why: then its story is the better one.

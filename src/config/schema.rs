@@ -6,9 +6,10 @@ use std::str::FromStr as _;
 
 use serde_json::Value;
 
+use crate::api;
 use crate::config::problem::Problems;
 use crate::config::table::{Table, nearest};
-use crate::types::{CredentialConfig, Engine, RELAY_HTTP_PORT, Target, Undecided, VaultAs, VaultConfig, is_region};
+use crate::types::{CredentialConfig, Engine, Target, Undecided, VaultAs, VaultConfig, is_region};
 
 /// Longest name of an environment, access level or target; it becomes part of tags, parameter names and log lines.
 const NAME_MAX: usize = 64;
@@ -101,11 +102,11 @@ fn target(
     let database = table.string("database", problems).map(str::to_owned);
     let local_port = table.port("local_port", problems);
     let relay_port = table.port("relay_port", problems);
-    if relay_port == Some(RELAY_HTTP_PORT) {
+    if relay_port == Some(api::PORT) {
         table.problem(
             problems,
             "relay_port",
-            format!("is {RELAY_HTTP_PORT}, the relay's own HTTP port"),
+            format!("is {}, the relay's own HTTP port", api::PORT),
             "choose another port",
         );
     }
@@ -326,11 +327,11 @@ fn decide(
     wanted: BTreeMap<String, (Undecided, Option<Engine>)>,
     problems: &mut Problems,
 ) -> Targets {
-    let mut taken = BTreeSet::from([RELAY_HTTP_PORT]);
+    let mut taken = BTreeSet::from([api::PORT]);
     for (name, (target, _)) in &wanted {
         if let Some(port) = target.relay_port
             && !taken.insert(port)
-            && port != RELAY_HTTP_PORT
+            && port != api::PORT
         {
             let key = format!("{name}.relay_port");
             table.problem(problems, &key, format!("is {port}, which another target has"), "choose another port");

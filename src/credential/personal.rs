@@ -6,9 +6,9 @@ use std::time::SystemTime;
 
 use tracing::warn;
 
+use crate::api::authorize::Audience;
 use crate::credential::vault::{Login, Server, SignedLogin, Slot, Standing, Vault};
 use crate::credential::{Cache, Loan, MintError, Source, VaultError, Warm};
-use crate::wire::authorize::Audience;
 
 /// People of one target at once. A task is for one person, or for the few that its `allow` names.
 const PEOPLE_MAX: usize = 256;

@@ -4,13 +4,13 @@ use std::sync::{Arc, OnceLock};
 
 use aws_sdk_secretsmanager::config::SharedHttpClient;
 
+use crate::api::authorize::Audience;
 use crate::credential::personal::Personal;
 use crate::credential::task_role::https_client;
 use crate::credential::vault::{Login, Server};
 use crate::credential::{Cache, Logins, RdsIam, SecretsManager, Source, TaskRole, Vault};
 use crate::tls::TlsConfigError;
 use crate::types::{CredentialConfig, Engine, ExtraCa, Target, Undecided, VaultAs, endpoint};
-use crate::wire::authorize::Audience;
 
 /// Makes the logins of each target.
 pub(crate) struct Sources {

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::wire::authorize::{Challenge, Claim, Granted};
 use crate::wire::ssm::message::{DecodeError, HEADER_SIZE, Message, MessageType, PayloadType};
 use crate::wire::ssm::payload::{
     Acknowledge, ChannelClosed, Flag, HandshakeComplete, HandshakeRequest, HandshakeResponse, from_json, to_json,
@@ -16,10 +15,6 @@ pub(super) fn messages(data: &[u8]) {
     json::<ChannelClosed>(data);
     json::<HandshakeComplete>(data);
     json::<HandshakeResponse>(data);
-    // The proof of identity, which launcher and relay exchange.
-    json::<Challenge>(data);
-    json::<Claim>(data);
-    json::<Granted>(data);
     if let Some(request) = json::<HandshakeRequest>(data) {
         let _any_shape = request.port_properties();
     }

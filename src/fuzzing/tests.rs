@@ -54,36 +54,6 @@ replays! {
     pg_messages pg_session port_session redact smux ssm_messages
 }
 
-fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-}
-
-/// `fuzz/` is compiled with another compiler, so nothing else shows that it lacks something.
-#[test]
-fn what_the_protocol_code_imports_of_the_crate_is_there_for_the_targets() {
-    let library = fs::read_to_string(folder("src/lib.rs")).unwrap();
-    let mut files = Vec::new();
-    rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/wire"), &mut files);
-    let mut found = 0;
-    for file in files {
-        let text = fs::read_to_string(&file).unwrap();
-        for import in text.lines().filter_map(|line| line.trim().strip_prefix("use crate::types::")) {
-            for name in import.trim_matches(['{', '}', ';']).split(", ") {
-                found += 1;
-                assert!(library.contains(&format!("::{name};")), "{}: fuzz/src/lib.rs has no {name}", file.display());
-            }
-        }
-    }
-    assert!(found > 0, "no file imports anything: what fuzz/src/lib.rs takes of src/types is not needed");
-}
-
 /// A corpus may keep its coverage and lose its sense: these logins must still get where they got.
 #[test]
 fn the_logins_of_the_corpora_end_in_every_way() {

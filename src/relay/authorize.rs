@@ -11,11 +11,11 @@ use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse as _;
 use tracing::{info, warn};
 
+use crate::api::authorize::{Claim, Granted};
 use crate::relay::http::refusal;
 use crate::relay::identity::{Admitted, AuthorizeError, Person};
 use crate::relay::local_password::LocalPassword;
 use crate::relay::{Shared, wall_clock};
-use crate::wire::authorize::{Claim, Granted};
 
 /// A claim is about 2.5 kB, and a login to a Vault half of one more.
 const CLAIM_MAX: usize = 16 * 1024;

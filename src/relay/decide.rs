@@ -11,22 +11,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use crate::api;
+use crate::api::targets::Unavailable;
 use crate::credential::{Cache, MintError, Sources};
 use crate::relay::reply::credential_advice;
 use crate::relay::{Config, wall_clock};
-use crate::types::{Engine, RELAY_HTTP_PORT};
+use crate::types::Engine;
 
 /// For all secrets together, with repetitions: by then a health check has not failed three times.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two attempts, of which each is several of the SDK.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// A configured target that is not served.
-pub(super) struct Unavailable {
-    pub(super) name: String,
-    /// What has happened and what to do.
-    pub(super) problem: String,
-}
 
 /// What the secrets have given.
 #[derive(Default)]
@@ -53,7 +48,7 @@ pub(super) async fn decide(config: &mut Config, sources: &Sources, drain: &Cance
     let mut read: BTreeMap<_, _> = read.into_iter().collect();
     let fixed = config.undecided.iter().filter_map(|target| target.relay_port);
     let mut taken: BTreeSet<u16> = config.targets.iter().map(|target| target.relay_port).chain(fixed).collect();
-    taken.insert(RELAY_HTTP_PORT);
+    taken.insert(api::PORT);
     let mut decided = Decided::default();
     for target in std::mem::take(&mut config.undecided) {
         let problem = match read.remove(&target.name) {

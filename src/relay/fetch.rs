@@ -1,26 +1,20 @@
-//! One bounded HTTP/1.1 request to an address of the configuration: STS, and the metadata of the task. Redirects are not
-//! followed, connections are not kept.
+//! One bounded HTTP/1.1 request to an address of the configuration: STS, and the metadata of the task.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::{CONNECTION, CONTENT_TYPE, HOST};
+use axum::http::header::{CONTENT_TYPE, HOST};
 use axum::http::{HeaderValue, Request};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::http_client;
 use crate::relay::upstream;
-
-/// Status line and headers of an answer.
-const HEAD_MAX: usize = 16 * 1024;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +82,7 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
 }
 
-/// Sends `request`, whose path and headers are the caller's but for `Host` and `Connection`. Cancel safe.
+/// Sends `request`, whose path and headers are the caller's but for `Host`. Cancel safe.
 pub(super) async fn fetch(
     endpoint: &Endpoint,
     tls: &Arc<ClientConfig>,
@@ -133,23 +127,10 @@ async fn exchange(
 ) -> Result<Answer, String> {
     let host = HeaderValue::from_str(&endpoint.authority()).map_err(|error| error.to_string())?;
     request.headers_mut().insert(HOST, host);
-    request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_MAX);
-    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-    let mut connection = pin!(connection);
-    let mut exchange = pin!(async {
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let (head, body) = response.into_parts();
-        let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let body = Limited::new(body, body_max).collect().await.map_err(|error| error.to_string())?;
-        Ok(Answer { status: head.status.as_u16(), content_type: content_type.to_owned(), body: body.to_bytes() })
-    });
-    tokio::select! {
-        answer = &mut exchange => answer,
-        // What it has read may not have been taken yet.
-        _ended = &mut connection => exchange.await,
-    }
+    let answer = http_client::exchange(stream, request, body_max).await.map_err(|error| error.to_string())?;
+    let (head, body) = answer.into_parts();
+    let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    Ok(Answer { status: head.status.as_u16(), content_type: content_type.to_owned(), body })
 }
 
 #[cfg(test)]

@@ -9,19 +9,21 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper::upgrade::Parts;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::api::targets::{IDENTITY_OPTIONAL, IDENTITY_REQUIRED};
+use crate::api::{self, HEADER_TARGET, Refusal, Upgrade};
 use crate::credential::Logins;
 use crate::limits::Spare;
 use crate::link::plain::Plain;
@@ -30,8 +32,7 @@ use crate::relay::client_io::Early;
 use crate::relay::conn::NotAdmitted;
 use crate::relay::identity::Person;
 use crate::relay::{Served, Shared, authorize, conn, lane, leave, upstream, wall_clock};
-use crate::types::{CredentialConfig, HEADER_TARGET, Target, UPGRADE_CONN, UPGRADE_CONN_1, UPGRADE_LANE};
-use crate::wire::authorize::PATH;
+use crate::types::{CredentialConfig, Target};
 
 /// A client that opens the port and sends no request is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,13 +82,13 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
 
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/v1/targets", get(targets))
-        .route(PATH, get(authorize::challenge).post(authorize::authorize))
-        .route("/v1/lane", get(upgrade))
-        .route("/v1/leave", post(leave::leave))
+        .route(api::HEALTH, get(healthz))
+        .route(api::READY, get(readyz))
+        .route(api::METRICS, get(metrics))
+        .route(api::TARGETS, get(targets))
+        .route(api::AUTHORIZE, get(authorize::challenge).post(authorize::authorize))
+        .route(api::LANE, get(upgrade))
+        .route(api::LEAVE, post(leave::leave))
         .with_state(shared)
 }
 
@@ -111,44 +112,43 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> ([(HeaderName, &'static s
     std::future::ready(([(CONTENT_TYPE, OPENMETRICS)], shared.metrics.text())).await
 }
 
-async fn targets(State(shared): State<Arc<Shared>>) -> Json<Value> {
+async fn targets(State(shared): State<Arc<Shared>>) -> Json<api::targets::Relay> {
     let config = &shared.config;
     let mut targets = Vec::with_capacity(shared.served.len());
     let deadline = Instant::now() + SECRETS_TIMEOUT;
     for served in &shared.served {
         let (target, user, problem) = known(served, deadline).await;
-        targets.push(json!({
-            "name": target.name,
-            "engine": target.engine.as_str(),
-            "host": target.host,
-            "port": target.port,
-            "database": target.database,
-            "read_only": target.read_only,
-            "local_infile": target.local_infile,
-            "db_user": user,
-            "credential": target.credential.source(),
-            "login": target.credential.login(),
-            "problem": problem,
-            "relay_port": target.relay_port,
-            "local_port": target.local_port,
-            "open_connections": served.metrics.open(),
-        }));
+        targets.push(api::targets::Target {
+            engine: target.engine.as_str().to_owned(),
+            credential: target.credential.source().to_owned(),
+            login: target.credential.login().map(str::to_owned),
+            open_connections: u64::try_from(served.metrics.open()).ok(),
+            name: target.name,
+            host: target.host,
+            port: target.port,
+            database: target.database,
+            read_only: target.read_only,
+            local_infile: target.local_infile,
+            db_user: user,
+            problem,
+            relay_port: Some(target.relay_port),
+            local_port: target.local_port,
+        });
     }
-    let unavailable = shared.unavailable.iter().map(|target| json!({"name": target.name, "problem": target.problem}));
-    let started_at = humantime::format_rfc3339_seconds(shared.started_at).to_string();
-    Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "env": config.environment,
-        "access": config.access,
-        "owner": config.owner,
-        "identity": if shared.identity.is_required() { "required" } else { "optional" },
-        "local_password": config.local_password,
-        "started_at": started_at,
-        "idle_stop_seconds": config.idle_stop.map(|limit| limit.as_secs()),
-        "max_age_seconds": config.max_age.map(|limit| limit.as_secs()),
-        "targets": targets,
-        "unavailable": unavailable.collect::<Vec<_>>(),
-    }))
+    let identity = if shared.identity.is_required() { IDENTITY_REQUIRED } else { IDENTITY_OPTIONAL };
+    Json(api::targets::Relay {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        env: Some(config.environment.clone()),
+        access: Some(config.access.clone()),
+        owner: config.owner.clone(),
+        identity: Some(identity.to_owned()),
+        local_password: config.local_password,
+        started_at: Some(humantime::format_rfc3339_seconds(shared.started_at).to_string()),
+        idle_stop_seconds: config.idle_stop.map(|limit| limit.as_secs()),
+        max_age_seconds: config.max_age.map(|limit| limit.as_secs()),
+        targets,
+        unavailable: shared.unavailable.clone(),
+    })
 }
 
 /// The target and who the relay is there, with what its secret says, or why the secret does not say it.
@@ -172,15 +172,14 @@ async fn known(served: &Served, deadline: Instant) -> (Target, Option<String>, O
 /// Turns this HTTP connection into a lane of a link, or into one client connection to the target that it names.
 async fn upgrade(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let wanted = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let known = [UPGRADE_LANE, UPGRADE_CONN, UPGRADE_CONN_1];
-    let Some(protocol) = known.into_iter().find(|protocol| wanted.eq_ignore_ascii_case(protocol)) else {
-        let message =
-            format!("this address only upgrades to {}; update bastion on the laptop or in the task", known.join(", "));
+    let Some(protocol) = Upgrade::ALL.into_iter().find(|known| wanted.eq_ignore_ascii_case(known.token())) else {
+        let known = Upgrade::ALL.map(Upgrade::token).join(", ");
+        let message = format!("this address only upgrades to {known}; update bastion on the laptop or in the task");
         return refusal(StatusCode::UPGRADE_REQUIRED, &message);
     };
     match authorize::caller(&shared, request.headers()).await {
         Ok(_) if shared.drain.is_cancelled() => refusal(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
-        Ok(person) if protocol == UPGRADE_LANE => lane::join(&shared, person, request),
+        Ok(person) if protocol == Upgrade::Lane => lane::join(&shared, person, request),
         Ok(person) => connect(&shared, person, protocol, request).await,
         Err(no_token) => no_token.response(),
     }
@@ -190,7 +189,7 @@ async fn upgrade(State(shared): State<Arc<Shared>>, request: Request) -> Respons
 async fn connect(
     shared: &Arc<Shared>,
     person: Option<Arc<Person>>,
-    protocol: &'static str,
+    protocol: Upgrade,
     mut request: Request,
 ) -> Response<Body> {
     let Some(name) = request.headers().get(HEADER_TARGET).and_then(|value| value.to_str().ok()) else {
@@ -211,7 +210,7 @@ async fn connect(
         let _present = present;
         // With the socket itself a connection can end by a reset.
         match upgrade.await.map(hyper::upgrade::Upgraded::downcast::<TokioIo<TcpStream>>) {
-            Ok(Ok(Parts { io, read_buf, .. })) if protocol == UPGRADE_CONN => {
+            Ok(Ok(Parts { io, read_buf, .. })) if protocol == Upgrade::Connection => {
                 conn.serve(Plain::new(io.into_inner(), &read_buf)).await;
             }
             Ok(Ok(Parts { io, read_buf, .. })) => conn.serve(Early::new(read_buf, io.into_inner())).await,
@@ -239,22 +238,21 @@ impl Drop for Present {
 }
 
 /// The answer that ends HTTP on this connection.
-pub(super) fn switching(protocol: &'static str) -> Response<Body> {
+pub(super) fn switching(protocol: Upgrade) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol.token()));
     response
 }
 
 pub(super) fn refusal(status: StatusCode, message: &str) -> Response<Body> {
-    let mut response = Response::new(Body::from(json!({ "error": message }).to_string()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut response = (status, Json(Refusal { error: message.to_owned() })).into_response();
     if status == StatusCode::UPGRADE_REQUIRED {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        let offered = HeaderValue::from_static("bastion-lane/1, bastion-conn/2, bastion-conn/1");
-        response.headers_mut().insert(UPGRADE, offered);
+        if let Ok(offered) = HeaderValue::from_str(&Upgrade::ALL.map(Upgrade::token).join(", ")) {
+            response.headers_mut().insert(UPGRADE, offered);
+        }
     }
     response
 }

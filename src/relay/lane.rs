@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+use crate::api::{HEADER_LANE, HEADER_LINK, LaneIntent, Upgrade};
 use crate::link::Link;
 use crate::relay::conn::NotAdmitted;
 use crate::relay::http::{STOPPING, refusal, switching};
 use crate::relay::identity::Person;
 use crate::relay::{Shared, conn};
-use crate::types::{HEADER_LANE, HEADER_LINK, UPGRADE_LANE};
-use crate::wire::authorize::PROOF_WANTED;
+use crate::wire::end::ResetReason;
 
 /// Links at once: a person needs one for each terminal that is connected.
 const LINKS_MAX: usize = 32;
@@ -95,11 +95,15 @@ impl Links {
 
 /// Turns this HTTP connection into a lane.
 pub(super) fn join(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request: Request) -> Response<Body> {
-    let (secret, new) = match wish(request.headers()) {
+    let (secret, intent) = match wish(request.headers()) {
         Ok(wish) => wish,
         Err(message) => return refusal(StatusCode::BAD_REQUEST, &message),
     };
-    let link = match if new { begin(shared, secret, person) } else { known(shared, &secret, person.as_deref()) } {
+    let link = match intent {
+        LaneIntent::New => begin(shared, secret, person),
+        LaneIntent::Join => known(shared, &secret, person.as_deref()),
+    };
+    let link = match link {
         Ok(link) => link,
         Err((status, message)) => return refusal(status, message),
     };
@@ -112,13 +116,13 @@ pub(super) fn join(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut reques
             },
             Err(error) => {
                 debug!(%error, "an upgrade did not come about");
-                if new {
+                if intent == LaneIntent::New {
                     link.close();
                 }
             }
         }
     });
-    switching(UPGRADE_LANE)
+    switching(Upgrade::Lane)
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
@@ -132,15 +136,14 @@ pub(super) fn secret(headers: &HeaderMap) -> Option<Secret> {
     secret.map(u128::to_be_bytes)
 }
 
-/// Which link, and whether it is a new one.
-fn wish(headers: &HeaderMap) -> Result<(Secret, bool), String> {
+/// Which link a request is about, and what it wants with it.
+fn wish(headers: &HeaderMap) -> Result<(Secret, LaneIntent), String> {
     let secret =
         secret(headers).ok_or_else(|| format!("the header {HEADER_LINK} has to hold 32 hexadecimal digits"))?;
-    match text(headers, HEADER_LANE) {
-        "new" => Ok((secret, true)),
-        "join" => Ok((secret, false)),
-        other => Err(format!("the header {HEADER_LANE} is {other:?}; it has to be new or join")),
-    }
+    let intent = text(headers, HEADER_LANE);
+    let known = LaneIntent::ALL.into_iter().find(|known| known.as_str() == intent);
+    let known = known.ok_or_else(|| format!("the header {HEADER_LANE} is {intent:?}; it has to be new or join"))?;
+    Ok((secret, known))
 }
 
 fn known(shared: &Shared, secret: &Secret, person: Option<&Person>) -> Result<Link, (StatusCode, &'static str)> {
@@ -205,7 +208,9 @@ async fn serve(shared: &Arc<Shared>, entry: &Entry) {
                 shared.conns.spawn(async move {
                     match conn::Conn::admit(shared_by_task, served, conn::TUNNEL.to_owned(), person).await {
                         Ok(conn) => conn.serve(stream).await,
-                        Err(NotAdmitted::ProofWanted(sentence)) => stream.reset(&format!("{PROOF_WANTED}{sentence}")),
+                        Err(NotAdmitted::ProofWanted(sentence)) => {
+                            stream.reset(&ResetReason::ProofRequired(&sentence).to_string());
+                        }
                         Err(NotAdmitted::Stopping) => stream.reset(STOPPING),
                     }
                 });

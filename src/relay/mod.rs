@@ -42,10 +42,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::api;
+use crate::api::authorize::Audience;
+use crate::api::targets::Unavailable;
 use crate::credential::{Logins, Sources};
 use crate::relay::audit::{Audit, Emf};
 use crate::relay::client_io::ClientIo;
-use crate::relay::decide::{Decided, Unavailable};
+use crate::relay::decide::Decided;
 use crate::relay::greeting::RememberedGreeting;
 use crate::relay::identity::Identity;
 use crate::relay::lane::Links;
@@ -53,8 +56,7 @@ use crate::relay::lifetime::Lifetime;
 use crate::relay::local_password::LocalPassword;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
-use crate::types::{ExtraCa, RELAY_HTTP_PORT, Target, Undecided, lowered};
-use crate::wire::authorize::Audience;
+use crate::types::{ExtraCa, Target, Undecided, lowered};
 use crate::wire::memory::{self, Memory};
 
 pub(crate) use lifetime::Ended;
@@ -241,7 +243,7 @@ impl Relay {
                 }))
             })
             .collect::<Result<_, tls::TlsConfigError>>()?;
-        let http = accept::listen(config.listen, RELAY_HTTP_PORT).await?;
+        let http = accept::listen(config.listen, api::PORT).await?;
         let mut plain = Vec::with_capacity(served.len());
         // Nobody can say on a plain port who they are.
         for served in served.iter().filter(|_| !config.identity.required) {

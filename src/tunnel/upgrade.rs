@@ -4,13 +4,17 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
+use httparse::{EMPTY_HEADER, Response, Status};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use crate::api::{self, Refusal, Upgrade};
+
 /// For the answer: the relay waits for a login that is being made for 5 s at most, and not for the database.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// The head of an answer is a few hundred bytes.
+/// The head of an answer is a few hundred bytes, with a handful of headers.
 const HEAD_MAX: usize = 8 * 1024;
+const HEADERS_MAX: usize = 32;
 /// An error body of the relay is a sentence.
 const BODY_MAX: usize = 4 * 1024;
 
@@ -26,9 +30,11 @@ pub(super) enum UpgradeError {
     Refused { status: Option<u16>, sentence: String },
 }
 
-/// The request for an upgrade to `protocol`, with the token that the relay asks for.
-pub(super) fn request(protocol: &str, token: Option<&SecretString>, headers: &[(&str, &str)]) -> Vec<u8> {
-    let mut text = format!("GET /v1/lane HTTP/1.1\r\nHost: bastion\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n");
+/// The request for an upgrade, with the token that the relay asks for. It is put together here, since the first bytes of the
+/// upgraded connection follow it before there is an answer, which an HTTP client would wait for.
+pub(super) fn request(upgrade: Upgrade, token: Option<&SecretString>, headers: &[(&str, &str)]) -> Vec<u8> {
+    let (path, protocol) = (api::LANE, upgrade.token());
+    let mut text = format!("GET {path} HTTP/1.1\r\nHost: bastion\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -50,34 +56,27 @@ pub(super) async fn read_answer(
 
 async fn read_head(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> Result<(), UpgradeError> {
     let refused = |sentence: &str| UpgradeError::Refused { status: None, sentence: sentence.to_owned() };
-    let malformed = || refused("the relay answered with something that is not HTTP; is it a relay?");
-    let end = loop {
-        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-            break at.saturating_add(4);
-        }
-        if buffer.len() > HEAD_MAX {
-            return Err(malformed());
+    let (status, length) = loop {
+        match head(buffer) {
+            Ok(Status::Complete(Head { length, status, body })) => {
+                buffer.advance(length);
+                break (status, body.min(BODY_MAX));
+            }
+            Ok(Status::Partial) if buffer.len() <= HEAD_MAX => {}
+            Ok(Status::Partial) | Err(_) => {
+                return Err(refused("the relay answered with something that is not HTTP; is it a relay?"));
+            }
         }
         if stream.read_buf(buffer).await? == 0 {
             return Err(refused("the relay closed the connection without an answer; it may be stopping"));
         }
     };
-    let head = String::from_utf8_lossy(buffer.get(..end).unwrap_or_default()).into_owned();
-    buffer.advance(end);
-    let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
-    let status = status.ok_or_else(malformed)?;
     if status == 101 {
         return Ok(());
     }
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        if name.eq_ignore_ascii_case("content-length") { value.trim().parse::<usize>().ok() } else { None }
-    });
-    let length = length.unwrap_or(0).min(BODY_MAX);
     while buffer.len() < length && stream.read_buf(buffer).await? > 0 {}
-    let sentence = serde_json::from_slice::<serde_json::Value>(buffer.get(..length).unwrap_or_default())
-        .ok()
-        .and_then(|body| body.get("error")?.as_str().map(str::to_owned));
+    let body = buffer.get(..length).unwrap_or_default();
+    let sentence = serde_json::from_slice(body).ok().map(|Refusal { error }| error);
     let sentence = sentence.unwrap_or_else(|| match status {
         // A relay gives a reason with these, so it is one from before this address, or another program.
         400 | 404 | 426 => format!(
@@ -89,6 +88,22 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut)
         ),
     });
     Err(UpgradeError::Refused { status: Some(status), sentence })
+}
+
+struct Head {
+    length: usize,
+    status: u16,
+    /// The length of the body, as far as it is told.
+    body: usize,
+}
+
+fn head(bytes: &[u8]) -> httparse::Result<Head> {
+    let mut headers = [EMPTY_HEADER; HEADERS_MAX];
+    let mut response = Response::new(&mut headers);
+    let Status::Complete(length) = response.parse(bytes)? else { return Ok(Status::Partial) };
+    let body = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let body = body.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok()).unwrap_or(0);
+    Ok(Status::Complete(Head { length, status: response.code.unwrap_or_default(), body }))
 }
 
 #[cfg(test)]
@@ -108,6 +123,28 @@ mod tests {
             let refused = read_answer(&mut answer.as_bytes(), &mut BytesMut::new()).await.unwrap_err();
             assert!(matches!(refused, UpgradeError::Refused { status: Some(503), .. }), "{refused:?}");
             assert_eq!(refused.to_string(), said);
+        }
+    }
+    #[tokio::test]
+    async fn what_follows_a_good_answer_is_kept_and_anything_else_is_no_relay() {
+        let read = async |mut answer: &[u8]| {
+            let mut buffer = BytesMut::new();
+            read_answer(&mut answer, &mut buffer).await.map_err(|error| error.to_string())?;
+            buffer.extend_from_slice(answer);
+            Ok::<_, String>(buffer)
+        };
+        let good = "HTTP/1.1 101 Switching Protocols\r\nupgrade: bastion-lane/1\r\n\r\nfirst";
+        assert_eq!(read(good.as_bytes()).await.unwrap(), "first");
+        for (bad, said) in [
+            ("", "closed the connection without an answer"),
+            ("HTTP/1.1 101 Switching Protocols\r\n", "closed the connection without an answer"),
+            ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "is not HTTP"),
+            ("HTTP/1.1 101\u{0}\r\n\r\n", "is not HTTP"),
+            (&format!("HTTP/1.1 101 Switching Protocols\r\nx: {}", "y".repeat(HEAD_MAX)), "is not HTTP"),
+            (&format!("HTTP/1.1 101 Switching Protocols\r\n{}\r\n", "x: y\r\n".repeat(HEADERS_MAX + 1)), "is not HTTP"),
+        ] {
+            let error = read(bad.as_bytes()).await.unwrap_err();
+            assert!(error.contains(said), "{bad:?}: {error}");
         }
     }
 }

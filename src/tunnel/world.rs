@@ -16,12 +16,12 @@ use tokio::task::JoinSet;
 use super::client::CarryError;
 use super::lanes::{LaneError, Lanes, Opener};
 use super::*;
+use crate::api::{HEADER_LANE, HEADER_LINK, HEADER_TARGET, LaneIntent, Upgrade};
 use crate::link::Link;
 use crate::link::end::Resets;
 use crate::link::plain::Plain;
-use crate::types::{Engine, HEADER_LANE, HEADER_LINK, HEADER_TARGET, UPGRADE_CONN};
-use crate::wire::authorize::PROOF_WANTED;
-use crate::wire::end::DATABASE_RESET;
+use crate::types::Engine;
+use crate::wire::end::ResetReason;
 use crate::wire::memory::Memory;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -202,20 +202,22 @@ impl Relay {
             line.unwrap_or_default().to_owned()
         };
         let target = header(HEADER_TARGET);
-        if header("Upgrade") == UPGRADE_CONN && self.old.load(Ordering::SeqCst) {
+        if header("Upgrade") == Upgrade::Connection.token() && self.old.load(Ordering::SeqCst) {
             stream.write_all(b"HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\n\r\n").await.unwrap();
             return;
         }
         if !target.is_empty() {
             stream.write_all(SWITCHING).await.unwrap();
-            return match header("Upgrade").as_str() {
-                UPGRADE_CONN => serve(Plain::new(stream, b""), target, Arc::clone(&self.rest)).await,
-                _ => serve(stream, target, Arc::clone(&self.rest)).await,
+            return if header("Upgrade") == Upgrade::Connection.token() {
+                serve(Plain::new(stream, b""), target, Arc::clone(&self.rest)).await;
+            } else {
+                serve(stream, target, Arc::clone(&self.rest)).await;
             };
         }
-        let link = match header(HEADER_LANE).as_str() {
-            "new" => Some(self.begin(header(HEADER_LINK))),
-            _ => self.links.lock().unwrap().get(&header(HEADER_LINK)).cloned(),
+        let link = if header(HEADER_LANE) == LaneIntent::New.as_str() {
+            Some(self.begin(header(HEADER_LINK)))
+        } else {
+            self.links.lock().unwrap().get(&header(HEADER_LINK)).cloned()
         };
         let Some(link) = link.filter(|link| link.over().is_none()) else {
             stream.write_all(b"HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n").await.unwrap();
@@ -236,7 +238,7 @@ impl Relay {
                 let want = || wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
                 while let Some((stream, target)) = serving.accept().await {
                     if target == "shy" && want().is_ok() {
-                        stream.reset(&format!("{PROOF_WANTED}sign another login"));
+                        stream.reset(&ResetReason::ProofRequired("sign another login").to_string());
                         continue;
                     }
                     streams.spawn(serve(stream, target, Arc::clone(&rest)));
@@ -255,7 +257,7 @@ const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 
 async fn serve(mut stream: impl AsyncRead + AsyncWrite + Resets + Unpin, target: String, rest: Arc<Rest>) {
     let why = match target.as_str() {
-        "last" => format!("{DATABASE_RESET}: so"),
+        "last" => ResetReason::Database("so").to_string(),
         "unserved" => "nothing listens there".to_owned(),
         _ => String::new(),
     };

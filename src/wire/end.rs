@@ -1,11 +1,52 @@
 //! How a connection ends: who ended it, how, and what follows from that for whoever is left. The relay and the launcher
 //! both decide by this table; `docs/ends.md` has it for people, and a test compares the two.
 
+use std::fmt;
+
 use super::lane::link::{Ended, StreamEnd};
 
-/// What the other end is told in the words of a reset, so that it can tell these two from the relay's own reasons.
-pub const CLIENT_RESET: &str = "the client has reset the connection";
-pub const DATABASE_RESET: &str = "the database has reset the connection";
+const CLIENT_RESET: &str = "the client has reset the connection";
+const DATABASE_RESET: &str = "the database has reset the connection";
+const PROOF_REQUIRED: &str = "proof wanted: ";
+
+/// Why one end has reset a stream. It travels as text; these are the reasons that the other end acts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetReason<'t> {
+    /// From the launcher: the client's connection was reset.
+    Client,
+    /// From the relay: the database's connection was reset. With what is known of it, or nothing.
+    Database(&'t str),
+    /// From the relay: the stream would open if the caller proved anew who they are. With a sentence for the person.
+    ProofRequired(&'t str),
+    /// A sentence for the person.
+    Other(&'t str),
+}
+
+impl<'t> ResetReason<'t> {
+    pub fn parse(text: &'t str) -> Self {
+        if let Some(more) = text.strip_prefix(DATABASE_RESET) {
+            Self::Database(more.strip_prefix(": ").unwrap_or(more))
+        } else if let Some(sentence) = text.strip_prefix(PROOF_REQUIRED) {
+            Self::ProofRequired(sentence)
+        } else if text == CLIENT_RESET {
+            Self::Client
+        } else {
+            Self::Other(text)
+        }
+    }
+}
+
+impl fmt::Display for ResetReason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client => f.write_str(CLIENT_RESET),
+            Self::Database("") => f.write_str(DATABASE_RESET),
+            Self::Database(more) => write!(f, "{DATABASE_RESET}: {more}"),
+            Self::ProofRequired(sentence) => write!(f, "{PROOF_REQUIRED}{sentence}"),
+            Self::Other(sentence) => f.write_str(sentence),
+        }
+    }
+}
 
 /// Who ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +152,9 @@ impl End {
     /// At the launcher: why nothing more comes from the relay.
     pub fn of_relay(end: &StreamEnd) -> Self {
         match end {
-            StreamEnd::Reset(reason) if reason.starts_with(DATABASE_RESET) => Self::new(Who::Database, How::Reset),
+            StreamEnd::Reset(reason) if matches!(ResetReason::parse(reason), ResetReason::Database(_)) => {
+                Self::new(Who::Database, How::Reset)
+            }
             StreamEnd::Closed | StreamEnd::Reset(_) => Self::new(Who::Relay, How::Refused),
             StreamEnd::Over(Ended::Goodbye | Ended::Gone(_)) => Self::new(Who::Task, How::Cut),
             StreamEnd::Over(Ended::Closed) | StreamEnd::NoMemory(_) => Self::new(Who::Launcher, How::Cut),
@@ -193,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn reasons_of_resets_travel_as_text() {
+        for (reason, text) in [
+            (ResetReason::Client, "the client has reset the connection"),
+            (ResetReason::Database(""), "the database has reset the connection"),
+            (ResetReason::Database("os error 104"), "the database has reset the connection: os error 104"),
+            (ResetReason::ProofRequired("sign again"), "proof wanted: sign again"),
+            (ResetReason::Other("the relay is stopping"), "the relay is stopping"),
+            (ResetReason::Other(""), ""),
+        ] {
+            assert_eq!((reason.to_string().as_str(), ResetReason::parse(text)), (text, reason));
+        }
+    }
+
+    #[test]
     fn an_end_of_the_database_is_never_told_in_words_of_ours() {
         let reset = |reason: &str| StreamEnd::Reset(reason.to_owned());
         let database = End::of_relay(&reset("the database has reset the connection: Connection reset by peer"));
@@ -220,7 +277,7 @@ mod tests {
             (StreamEnd::Over(Ended::Gone("it".to_owned())), (Who::Task, How::Cut), (Who::Task, How::Cut)),
             (no_lane, (Who::Tunnel, How::TimedOut), (Who::Tunnel, How::TimedOut)),
             (StreamEnd::Cut, (Who::Tunnel, How::Cut), (Who::Tunnel, How::Cut)),
-            (StreamEnd::Reset(CLIENT_RESET.to_owned()), (Who::Client, How::Reset), (Who::Relay, How::Refused)),
+            (StreamEnd::Reset(ResetReason::Client.to_string()), (Who::Client, How::Reset), (Who::Relay, How::Refused)),
         ] {
             let end_of = |(who, how)| End::new(who, how);
             assert_eq!(End::of_client(&end), end_of(at_relay), "{end}");

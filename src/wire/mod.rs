@@ -22,7 +22,6 @@
     )
 )]
 
-pub mod authorize;
 pub mod conn;
 pub mod end;
 pub mod error_text;

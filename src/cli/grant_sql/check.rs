@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio_postgres::NoTls;
 
-use crate::cli::target::Served;
+use crate::api::targets::Target;
 use crate::tunnel::client;
 use crate::tunnel::lanes::Lanes;
 use crate::tunnel::peer::Peers;
@@ -44,7 +44,7 @@ pub(super) struct Found {
 /// `None`: clients log in to this target themselves. The error is the sentence of relay or database.
 pub(super) async fn check(
     lanes: &Lanes,
-    served: &Served,
+    served: &Target,
     password: Option<&SecretString>,
 ) -> Option<Result<Found, String>> {
     let engine = served.engine();
@@ -81,7 +81,7 @@ pub(super) async fn check(
     Some(checked.unwrap_or_else(|_| Err(format!("no answer within {} s", CHECK_TIMEOUT.as_secs()))))
 }
 
-async fn ask_postgres(port: u16, served: &Served, password: Option<&SecretString>) -> Result<Found, String> {
+async fn ask_postgres(port: u16, served: &Target, password: Option<&SecretString>) -> Result<Found, String> {
     let mut config = tokio_postgres::Config::new();
     config.host("127.0.0.1").port(port).user(ANYONE).application_name("bastion grant-sql");
     // For a target without a database of its own.

@@ -10,12 +10,13 @@ use clap::Args;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::targets::Unavailable;
 use crate::cli::authorize::Badge;
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::escape;
 use crate::cli::launch::{self, AwsArgs, Patience, Place, interruptible};
+use crate::cli::relay_client;
 use crate::cli::session::{FurtherSessions, Purpose, Sessions};
-use crate::cli::target::{self, Unavailable};
 use crate::cli::ui::Ui;
 use crate::tunnel::Tunnel;
 use crate::tunnel::lanes::Lanes;
@@ -174,7 +175,7 @@ async fn check_through(
     tunnel: &Tunnel,
     args: &GrantSqlArgs,
 ) -> Result<(), CommandError> {
-    let relay = target::ask(ui, tunnel, sessions, RELAY_TIMEOUT).await?;
+    let relay = relay_client::wait_until_ready(ui, tunnel, sessions, RELAY_TIMEOUT).await?;
     let asked = |target: &&Unavailable| args.target.as_ref().is_none_or(|wanted| *wanted == target.name);
     let unavailable: Vec<&Unavailable> = relay.unavailable.iter().filter(asked).collect();
     let wanted = match args.target {

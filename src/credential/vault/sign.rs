@@ -11,10 +11,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
 
+use crate::api::authorize::{BODY, CONTENT_TYPE, sts_host};
 use crate::credential::MintError;
 use crate::credential::vault::caller::SignedLogin;
 use crate::types::VaultConfig;
-use crate::wire::authorize::{BODY, CONTENT_TYPE, sts_host};
 
 const SERVER_ID: &str = "X-Vault-AWS-IAM-Server-ID";
 

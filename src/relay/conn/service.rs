@@ -18,7 +18,7 @@ use crate::relay::error::ConnError;
 use crate::relay::splice::{ANSWER_TIMEOUT, Breach, Followed, Spliced, splice};
 use crate::relay::{ClientIo, reply};
 use crate::tls;
-use crate::wire::end::{DATABASE_RESET, End, How, Notice, Who};
+use crate::wire::end::{End, How, Notice, ResetReason, Who};
 use crate::wire::error_text::ErrorText;
 use crate::wire::proxy::Refusal;
 
@@ -103,8 +103,8 @@ impl Conn {
             Notice::Nothing => {}
             Notice::End => ending::end_well(client, &[], ending::GOODBYE_TIMEOUT).await,
             Notice::Reset => {
-                let how = spliced.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-                ending::reset(client, &format!("{DATABASE_RESET}{how}")).await;
+                let how = spliced.error.as_ref().map(ToString::to_string).unwrap_or_default();
+                ending::reset(client, &ResetReason::Database(&how).to_string()).await;
             }
             // What there is to say was said, or this is the way that it would have taken.
             Notice::Error => ending::reset(client, &self.cut_text(user.unwrap_or_default()).sentence()).await,

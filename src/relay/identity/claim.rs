@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::wire::authorize::{Signed, VaultLogin, signed_headers, vault_signed_headers};
+use crate::api::authorize::{Signed, VaultLogin, signed_headers, vault_signed_headers};
 
 /// As far as STS accepts a date (AWS General Reference, "Troubleshooting Signature Version 4": five minutes).
 const CLOCK_SKEW: Duration = Duration::from_secs(300);

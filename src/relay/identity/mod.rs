@@ -18,10 +18,10 @@ use rustls::ClientConfig;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::api::authorize::{self, Audience, Challenge, Claim, Granted, Signed};
 use crate::credential::SignedLogin;
 use crate::relay::fetch::{Endpoint, FetchError, fetch};
 use crate::tls;
-use crate::wire::authorize::{self, Audience, Challenge, Claim, Granted, Signed};
 
 use claim::ClaimError;
 pub(crate) use principal::{Pattern, Principal};

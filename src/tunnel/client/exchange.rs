@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use crate::api::{HEADER_TARGET, Upgrade};
 use crate::link::Link;
 use crate::link::end::{self, Resets};
 use crate::link::plain::Plain;
@@ -18,10 +19,9 @@ use crate::tunnel::client::began::{Began, heard, sent};
 use crate::tunnel::client::{CarryError, GOODBYE_TIMEOUT};
 use crate::tunnel::upgrade::{self, UpgradeError};
 use crate::tunnel::{ConnectError, Tunnel};
-use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN};
-use crate::wire::authorize::PROOF_WANTED;
+use crate::types::Engine;
 use crate::wire::conn;
-use crate::wire::end::{CLIENT_RESET, Who};
+use crate::wire::end::ResetReason;
 use crate::wire::lane::link::StreamEnd;
 
 pub(super) const CHUNK: usize = 16 * 1024;
@@ -54,7 +54,7 @@ pub(super) async fn over_tunnel(
     began: &mut Began,
 ) -> Result<bool, CarryError> {
     let (mut from_relay, mut to_relay) = tokio::io::split(tunnel.connect(LINGER_TCP)?);
-    let mut first = BytesMut::from(&upgrade::request(UPGRADE_CONN, token, &[(HEADER_TARGET, target)])[..]);
+    let mut first = BytesMut::from(&upgrade::request(Upgrade::Connection, token, &[(HEADER_TARGET, target)])[..]);
     put(opening, &mut first);
     to_relay.write_all(&first).await.map_err(CarryError::Tunnel)?;
     let mut rest = BytesMut::new();
@@ -112,7 +112,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Resets + Unpin>(
     if let Err(CarryError::Client(_)) = &ended {
         // Behind what the client has said; not an end.
         let mut stream = from_relay.unsplit(to_relay);
-        let reset = std::future::poll_fn(|context| stream.poll_reset(context, CLIENT_RESET));
+        let reason = ResetReason::Client.to_string();
+        let reset = std::future::poll_fn(|context| stream.poll_reset(context, &reason));
         let _in_time = tokio::time::timeout(GOODBYE_TIMEOUT, reset).await;
     }
     ended
@@ -215,10 +216,10 @@ async fn send(to_relay: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> bool {
 /// Why nothing more comes from the relay.
 fn failed(error: io::Error) -> CarryError {
     match end::told(&error) {
-        Some(StreamEnd::Reset(reason)) => match reason.strip_prefix(PROOF_WANTED) {
-            Some(sentence) => CarryError::Unauthorized(sentence.to_owned()),
-            None if end::of_relay(&error).who == Who::Database => CarryError::Database(error),
-            None => CarryError::Refused(reason.clone()),
+        Some(StreamEnd::Reset(reason)) => match ResetReason::parse(reason) {
+            ResetReason::ProofRequired(sentence) => CarryError::Unauthorized(sentence.to_owned()),
+            ResetReason::Database(_) => CarryError::Database(error),
+            ResetReason::Client | ResetReason::Other(_) => CarryError::Refused(reason.clone()),
         },
         _ => CarryError::Tunnel(error),
     }

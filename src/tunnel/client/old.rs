@@ -5,11 +5,12 @@ use secrecy::SecretString;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::api::{HEADER_TARGET, Upgrade};
 use crate::tunnel::client::CarryError;
 use crate::tunnel::client::began::{Began, heard, sent};
 use crate::tunnel::client::exchange::{CHUNK, LINGER_TCP};
 use crate::tunnel::{Tunnel, upgrade};
-use crate::types::{Engine, HEADER_TARGET, UPGRADE_CONN_1};
+use crate::types::Engine;
 
 /// A database client that has closed its side is gone; its answer may still be on the way.
 const LINGER_DATABASE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -29,7 +30,7 @@ pub(super) async fn over_tunnel(
     let (mut from_tunnel, mut to_tunnel) = tokio::io::split(stream);
     let (mut from_client, mut to_client) = client.split();
     let Began { closed, up: began_up, down: began_down, stream: followed, head, hidden } = began;
-    let mut first = upgrade::request(UPGRADE_CONN_1, token, &[(HEADER_TARGET, target)]);
+    let mut first = upgrade::request(Upgrade::ConnectionWithoutEnds, token, &[(HEADER_TARGET, target)]);
     first.extend_from_slice(opening);
     to_tunnel.write_all(&first).await.map_err(CarryError::Tunnel)?;
     let up = async {

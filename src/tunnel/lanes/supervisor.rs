@@ -12,11 +12,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 use super::{Current, GOODBYE, Inner, LAST_WORDS, LaneError, Way, moved};
+use crate::api::{HEADER_LANE, HEADER_LINK, LaneIntent, Upgrade};
 use crate::link::{self, Link};
 use crate::tunnel::driver::jittered;
 use crate::tunnel::upgrade::{self, UpgradeError};
 use crate::tunnel::{State, Tunnel};
-use crate::types::{HEADER_LANE, HEADER_LINK, UPGRADE_LANE};
 
 /// First wait before a lane is opened again, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -46,7 +46,7 @@ impl Inner {
                 return std::future::pending().await;
             }
             let secret = uuid::Uuid::new_v4().simple().to_string();
-            let pipe = match self.upgrade(&self.first, &secret, "new").await {
+            let pipe = match self.upgrade(&self.first, &secret, LaneIntent::New).await {
                 Ok(pipe) => pipe,
                 Err(UpgradeError::Refused { status: Some(426 | 404 | 400), .. }) => {
                     self.way.send_replace(Way::Plain);
@@ -112,7 +112,7 @@ impl Inner {
                 // The link may live on in other lanes.
                 return std::future::pending().await;
             }
-            match self.upgrade(&self.first, &current.secret, "join").await {
+            match self.upgrade(&self.first, &current.secret, LaneIntent::Join).await {
                 Ok(pipe) => {
                     wait = BACKOFF.0;
                     ended = current.link.carry_while(pipe, is_open).await;
@@ -224,7 +224,7 @@ impl Inner {
     }
 
     async fn join(&self, tunnel: &Tunnel, current: &Current) -> Result<(), UpgradeError> {
-        let pipe = self.upgrade(tunnel, &current.secret, "join").await?;
+        let pipe = self.upgrade(tunnel, &current.secret, LaneIntent::Join).await?;
         Ok(current.link.carry_while(pipe, || tunnel.is_up_for(OPEN)).await?)
     }
 
@@ -233,10 +233,10 @@ impl Inner {
         &self,
         tunnel: &Tunnel,
         secret: &str,
-        wish: &str,
+        intent: LaneIntent,
     ) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, UpgradeError> {
         let token = self.pass.token();
-        match upgrade(tunnel, token.as_ref(), secret, wish).await {
+        match upgrade(tunnel, token.as_ref(), secret, intent).await {
             Err(error @ UpgradeError::NoAnswer(_)) => {
                 if tunnel.is_up_for(OPEN) {
                     tunnel.give_up(&error.to_string());
@@ -249,7 +249,7 @@ impl Inner {
                     status: None,
                     sentence: format!("{sentence}; you could not prove again who you are: {error}"),
                 })?;
-                upgrade(tunnel, self.pass.token().as_ref(), secret, wish).await
+                upgrade(tunnel, self.pass.token().as_ref(), secret, intent).await
             }
             done => done,
         }
@@ -297,12 +297,12 @@ async fn upgrade(
     tunnel: &Tunnel,
     token: Option<&SecretString>,
     secret: &str,
-    wish: &str,
+    intent: LaneIntent,
 ) -> Result<impl AsyncRead + AsyncWrite + Unpin + use<>, UpgradeError> {
     let refused = |sentence: String| UpgradeError::Refused { status: None, sentence };
     let stream = tunnel.connect(LINGER).map_err(|error| refused(error.to_string()))?;
     let (mut read, mut write) = tokio::io::split(stream);
-    let request = upgrade::request(UPGRADE_LANE, token, &[(HEADER_LINK, secret), (HEADER_LANE, wish)]);
+    let request = upgrade::request(Upgrade::Lane, token, &[(HEADER_LINK, secret), (HEADER_LANE, intent.as_str())]);
     write.write_all(&request).await?;
     let mut rest = BytesMut::new();
     upgrade::read_answer(&mut read, &mut rest).await?;

@@ -5,7 +5,8 @@ use tokio::net::TcpStream;
 
 use super::Hears::{End, Error, Nothing, Reset};
 use super::{
-    Ends, Hears, How, LANES, TARGETS, assert_hears, assert_turned_away, client, client_of, opening, packet, rest, said, startup, warned,
+    Ends, Hears, How, LANES, TARGETS, assert_hears, assert_turned_away, client, client_of, opening, packet, rest, said,
+    startup, warned,
 };
 use crate::support::logged;
 use crate::up::Up;

@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::Partition;
 
-/// Where both sides meet.
-pub const PATH: &str = "/v1/authorize";
 /// Signed header with the task that the proof is for.
-pub const HEADER_TASK: &str = "x-bastion-task";
+pub(crate) const HEADER_TASK: &str = "x-bastion-task";
 /// Signed header with the relay's nonce.
-pub const HEADER_NONCE: &str = "x-bastion-nonce";
+pub(crate) const HEADER_NONCE: &str = "x-bastion-nonce";
 /// Body of the request to STS, and its signed type (STS API Reference, GetCallerIdentity).
-pub const BODY: &str = "Action=GetCallerIdentity&Version=2011-06-15";
-pub const CONTENT_TYPE: &str = "application/x-www-form-urlencoded; charset=utf-8";
+pub(crate) const BODY: &str = "Action=GetCallerIdentity&Version=2011-06-15";
+pub(crate) const CONTENT_TYPE: &str = "application/x-www-form-urlencoded; charset=utf-8";
 /// Signed header that binds a login to one Vault (Vault documentation, AWS auth method, `iam_server_id_header_value`).
-pub const HEADER_VAULT: &str = "x-vault-aws-iam-server-id";
+#[cfg(any(feature = "launcher", test))]
+pub(crate) const HEADER_VAULT: &str = "x-vault-aws-iam-server-id";
 /// How the relay's sentences about a caller begin who is not the one that the task is for.
-pub const OTHER_OWNER: [&str; 2] = ["this task belongs to", "this task has no owner"];
+#[cfg(any(feature = "launcher", test))]
+pub(crate) const OTHER_OWNER: [&str; 2] = ["this task belongs to", "this task has no owner"];
 /// And about one whose signature AWS does not take.
-pub const STS_REFUSED: &str = "STS refused the signature";
-/// How the reason of a reset starts where a stream would open if the caller proved anew who they are; a sentence follows.
-pub const PROOF_WANTED: &str = "proof wanted: ";
+#[cfg(any(feature = "launcher", test))]
+pub(crate) const STS_REFUSED: &str = "STS refused the signature";
 
 /// The headers that the signature must cover, no more and no less, in the order of a canonical request.
-pub fn signed_headers(with_token: bool) -> &'static str {
+#[cfg(any(feature = "relay", test))]
+pub(crate) fn signed_headers(with_token: bool) -> &'static str {
     if with_token {
         "content-type;host;x-amz-date;x-amz-security-token;x-bastion-nonce;x-bastion-task"
     } else {
@@ -37,7 +37,8 @@ pub fn signed_headers(with_token: bool) -> &'static str {
 }
 
 /// The same for a login to Vault, which lets no other header of `x-amz-` through and knows none of ours.
-pub fn vault_signed_headers(with_token: bool) -> &'static str {
+#[cfg(any(feature = "relay", test))]
+pub(crate) fn vault_signed_headers(with_token: bool) -> &'static str {
     if with_token {
         "content-type;host;x-amz-date;x-amz-security-token;x-vault-aws-iam-server-id"
     } else {
@@ -47,27 +48,29 @@ pub fn vault_signed_headers(with_token: bool) -> &'static str {
 
 /// A Vault, as far as a signature is bound to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Audience {
-    pub server_id: String,
+pub(crate) struct Audience {
+    pub(crate) server_id: String,
     /// The STS that this Vault asks; the global endpoint if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sts_region: Option<String>,
+    pub(crate) sts_region: Option<String>,
 }
 
 impl Audience {
     /// What the signature is scoped to (AWS General Reference, "STS endpoints").
-    pub fn region(&self) -> &str {
+    #[cfg(any(feature = "relay", test))]
+    pub(crate) fn region(&self) -> &str {
         self.sts_region.as_deref().unwrap_or("us-east-1")
     }
 
     /// The `Host` that Vault asks STS with.
-    pub fn sts_host(&self) -> String {
+    #[cfg(any(feature = "launcher", test))]
+    pub(crate) fn sts_host(&self) -> String {
         sts_host(self.sts_region.as_deref())
     }
 }
 
 /// STS of a region, or its global endpoint.
-pub fn sts_host(region: Option<&str>) -> String {
+pub(crate) fn sts_host(region: Option<&str>) -> String {
     match region {
         Some(region) => Partition::endpoint("sts", region),
         None => "sts.amazonaws.com".to_owned(),
@@ -76,46 +79,47 @@ pub fn sts_host(region: Option<&str>) -> String {
 
 /// What the relay wants signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Challenge {
+pub(crate) struct Challenge {
     /// Good for one proof.
-    pub nonce: String,
-    pub expires_in_seconds: u64,
+    pub(crate) nonce: String,
+    pub(crate) expires_in_seconds: u64,
     /// The task that the relay runs in.
-    pub task: String,
-    pub region: String,
+    pub(crate) task: String,
+    pub(crate) region: String,
     /// The `Host` that the relay asks STS with.
-    pub sts_host: String,
+    pub(crate) sts_host: String,
     /// The Vaults that people log in to as themselves. `None`: the relay is older and knows no such logins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vaults: Option<Vec<Audience>>,
+    pub(crate) vaults: Option<Vec<Audience>>,
 }
 
 /// What the launcher answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Claim {
-    pub nonce: String,
-    pub sts: Signed,
+pub(crate) struct Claim {
+    pub(crate) nonce: String,
+    pub(crate) sts: Signed,
     /// Logins for Vaults of the challenge. A relay that has named none does not know the field.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub vaults: Vec<VaultLogin>,
+    pub(crate) vaults: Vec<VaultLogin>,
 }
 
 /// The signed values of a request that one Vault takes for a login. Its session token is the one of the proof: both are
 /// signed with the same keys.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct VaultLogin {
-    pub server_id: String,
+pub(crate) struct VaultLogin {
+    pub(crate) server_id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sts_region: Option<String>,
-    pub authorization: String,
+    pub(crate) sts_region: Option<String>,
+    pub(crate) authorization: String,
     #[serde(rename = "x-amz-date")]
-    pub x_amz_date: String,
+    pub(crate) x_amz_date: String,
 }
 
+#[cfg(any(feature = "relay", test))]
 impl VaultLogin {
-    pub fn audience(&self) -> Audience {
+    pub(crate) fn audience(&self) -> Audience {
         Audience { server_id: self.server_id.clone(), sts_region: self.sts_region.clone() }
     }
 }
@@ -129,11 +133,11 @@ impl fmt::Debug for VaultLogin {
 /// The signed values of one request. Whoever has them can send it for as long as its date is good.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Signed {
-    pub authorization: String,
-    pub x_amz_date: String,
+pub(crate) struct Signed {
+    pub(crate) authorization: String,
+    pub(crate) x_amz_date: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub x_amz_security_token: Option<String>,
+    pub(crate) x_amz_security_token: Option<String>,
 }
 
 impl fmt::Debug for Signed {
@@ -144,15 +148,15 @@ impl fmt::Debug for Signed {
 
 /// What a proven caller gets.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Granted {
+pub(crate) struct Granted {
     /// For `Authorization: Bearer …` of an upgrade.
-    pub token: String,
-    pub expires_in_seconds: u64,
+    pub(crate) token: String,
+    pub(crate) expires_in_seconds: u64,
     /// Who the relay knows the caller to be.
-    pub arn: String,
+    pub(crate) arn: String,
     /// What clients show to come in, where the relay asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub local_password: Option<String>,
+    pub(crate) local_password: Option<String>,
 }
 
 impl fmt::Debug for Granted {
