@@ -10,6 +10,7 @@ WORKDIR /src
 COPY scripts scripts
 RUN scripts/setup static "$TARGETARCH"
 COPY Cargo.toml Cargo.lock ./
+COPY crates crates
 COPY src src
 COPY tests/sandbox tests/sandbox
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \

@@ -13,17 +13,18 @@
 //! | `api` | the relay's HTTP interface, as both ends of the tunnel know it | both |
 //! | `http_client` | one bounded HTTP/1.1 request over a stream | both |
 //! | `types` | the vocabulary that the parts share | both |
-//! | [`wire`] | sans-IO protocol code: PostgreSQL and MySQL logins, Session Manager channel, smux, lanes; the table of ends | both |
 //! | `relay` | who is calling, accept, drive the handshake, splice, audit, health and metrics | relay |
 //! | `credential` | what a target logs in with: RDS IAM tokens, secrets, users that Vault makes for the task or for each person; redacted, cached | relay |
 //! | `limits` | open files and sockets: raised at the start, told when they are used up | both |
-//! | `link` | streams over several byte pipes, or over one: the runtime's side of `wire::lane` and `wire::conn`, for both ends, and how they end | both |
+//! | `link` | streams over several byte pipes, or over one: the runtime's side of `bastion_wire::{lane, conn}`, for both ends, and how they end | both |
 //! | `tunnel` | the laptop's path into the task: websocket, driver loop, local listeners | launcher |
 //! | `aws` | the profiles, the login and the AWS calls of the launcher in our own types | launcher |
 //! | `network` | the laptop's way to AWS: proxies, `CONNECT`, trusted certificates | launcher |
 //! | `tls` | rustls configurations and trust roots | both |
 //! | `telemetry`, `shutdown` | logging fields and subscriber; signals → cancellation | both |
-//! | `fuzzing` | what the fuzz targets run, and the replay of their corpora | tests |
+//!
+//! The protocol code is a crate of its own, [`bastion_wire`]: PostgreSQL and MySQL logins and sessions, the Session Manager data
+//! channel, smux, lanes, and the table of ends.
 //!
 //! Who may import whom is a table in `tests/architecture.rs`, and a test.
 
@@ -34,8 +35,6 @@ pub mod cli;
 mod config;
 #[cfg(feature = "relay")]
 mod credential;
-#[cfg(all(test, feature = "relay"))]
-pub mod fuzzing;
 mod http_client;
 mod limits;
 mod link;
@@ -49,5 +48,3 @@ mod tls;
 #[cfg(feature = "launcher")]
 mod tunnel;
 mod types;
-/// Public for the sandbox and the benchmarks of this repository; not a stable interface.
-pub mod wire;

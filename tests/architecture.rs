@@ -1,5 +1,6 @@
-//! Who may import whom, and what protocol code may touch: rules over the source text, which no lint knows.
+//! Who may import whom: rules over the source text, which no lint knows. Protocol code is a crate, so the compiler keeps its rules.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,54 +9,17 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("api", &["types"]),
     ("aws", &["api", "network", "types"]),
     ("config", &["api", "relay", "tls", "types"]),
-    ("credential", &["api", "tls", "types", "wire"]),
-    ("fuzzing", &["wire"]),
+    ("credential", &["api", "tls", "types"]),
     ("http_client", &[]),
     ("limits", &[]),
-    ("link", &["types", "wire"]),
+    ("link", &["types"]),
     ("network", &["tls"]),
-    ("relay", &["api", "credential", "http_client", "limits", "link", "shutdown", "telemetry", "tls", "types", "wire"]),
-    ("shutdown", &["types"]),
-    ("telemetry", &["types"]),
+    ("relay", &["api", "credential", "http_client", "limits", "link", "tls", "types"]),
+    ("shutdown", &[]),
+    ("telemetry", &[]),
     ("tls", &["types"]),
-    ("tunnel", &["api", "limits", "link", "network", "shutdown", "telemetry", "tls", "types", "wire"]),
+    ("tunnel", &["api", "link", "network", "types"]),
     ("types", &[]),
-    ("wire", &[]),
-];
-
-/// The dependencies that protocol code may name: codecs and hashes, nothing that does I/O.
-const WIRE_CRATES: &[&str] = &[
-    "base64",
-    "bytes",
-    "curve25519_dalek",
-    "hmac",
-    "postgres_protocol",
-    "serde",
-    "serde_json",
-    "sha1",
-    "sha2",
-    "subtle",
-    "thiserror",
-    "uuid",
-    "zeroize",
-    "zstd_safe",
-];
-
-/// What protocol code must not contain: it gets bytes and time as arguments.
-const WIRE_FORBIDDEN: &[&str] = &[
-    "tokio",
-    "std::env",
-    "std::fs",
-    "std::io::Read",
-    "std::io::Write",
-    "std::net",
-    "std::process",
-    "std::thread",
-    "SystemTime",
-    "async",
-    ".await",
-    "::now",
-    "rand::",
 ];
 
 /// Crates of the AWS SDK, by the start of their names, and the modules that may name them.
@@ -64,22 +28,52 @@ const SDK_HOMES: &[&str] = &["aws", "credential"];
 
 #[test]
 fn modules_import_only_what_the_table_allows() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("Cargo.toml is readable");
-    let dependencies = dependencies(&manifest);
-    assert!(dependencies.contains(&"tokio".to_owned()), "the dependencies were not found in Cargo.toml");
-
-    let mut files = Vec::new();
-    rust_files(&root.join("src"), &mut files);
-    assert!(files.len() > 20, "only {} source files found", files.len());
-
-    let mut found = Vec::new();
-    for file in files {
-        let text = fs::read_to_string(&file).expect("source files are readable");
-        let path = file.strip_prefix(root.join("src")).expect("files are below src").display().to_string();
-        found.extend(violations(&path, &text, &dependencies));
-    }
+    let found: Vec<String> = sources().iter().flat_map(|(path, text)| violations(path, text)).collect();
     assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+}
+
+#[test]
+fn what_the_table_allows_is_needed() {
+    assert_eq!(unused(IMPORTS, &sources()), [""; 0]);
+}
+
+/// Every file below `src` by its path there.
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    rust_files(&root, &mut files);
+    assert!(files.len() > 20, "only {} source files found", files.len());
+    let read = |file: PathBuf| {
+        let path = file.strip_prefix(&root).expect("files are below src").display().to_string();
+        (path, fs::read_to_string(&file).expect("source files are readable"))
+    };
+    files.into_iter().map(read).collect()
+}
+
+/// What the table allows and nothing does.
+fn unused(table: &[(&str, &[&str])], sources: &[(String, String)]) -> Vec<String> {
+    let mut named = BTreeSet::new();
+    for (path, text) in sources {
+        let module = module_of(path);
+        named.extend(code(text).lines().flat_map(|line| imports(path, line)).map(|name| (module, name.to_owned())));
+    }
+    let rows = table.iter().flat_map(|(module, may)| may.iter().map(move |name| (*module, (*name).to_owned())));
+    let idle = rows.filter(|row| !named.contains(row));
+    idle.map(|(module, name)| format!("`{module}` does not import `{name}`: take it out of IMPORTS")).collect()
+}
+
+/// The root module of the file at `path` below `src`.
+fn module_of(path: &str) -> &str {
+    path.split('/').next().unwrap_or_default().trim_end_matches(".rs")
+}
+
+/// The root modules that a line of the file at `path` names.
+fn imports<'t>(path: &str, line: &'t str) -> Vec<&'t str> {
+    // So many `super::` lead from this file to the crate's root.
+    let depth = path.trim_end_matches("/mod.rs").split('/').count();
+    let mut named = after_each(line, "crate::");
+    named.extend(after_each(line, &"super::".repeat(depth)));
+    named
 }
 
 #[test]
@@ -93,19 +87,15 @@ fn every_root_module_stands_in_the_table() {
 }
 
 /// What `text`, the file at `path` below `src`, does against the rules: `path:line: sentence`.
-fn violations(path: &str, text: &str, dependencies: &[String]) -> Vec<String> {
-    let module = path.split('/').next().unwrap_or_default().trim_end_matches(".rs");
-    // So many `super::` lead from this file to the crate's root.
-    let depth = path.trim_end_matches("/mod.rs").split('/').count();
+fn violations(path: &str, text: &str) -> Vec<String> {
+    let module = module_of(path);
     let mut found = Vec::new();
     for (line, number) in code(text).lines().zip(1..) {
         let mut report = |what: String| found.push(format!("src/{path}:{number}: {what}"));
         if line.contains("use crate::{") {
             report("several modules in one `use crate::{…}`; write one `use` line for each".to_owned());
         }
-        let mut named = after_each(line, "crate::");
-        named.extend(after_each(line, &"super::".repeat(depth)));
-        for name in named {
+        for name in imports(path, line) {
             let fine = match (module, allowed(module)) {
                 ("lib" | "main", _) => false,
                 (_, None) => true,
@@ -122,17 +112,6 @@ fn violations(path: &str, text: &str, dependencies: &[String]) -> Vec<String> {
         }
         if module == "main" && line.contains("bastion::") && !line.contains("bastion::cli::") {
             report("`main` calls `bastion::cli` only".to_owned());
-        }
-        // A test of protocol code owns the clock; it may look where to start it.
-        if module == "wire" && !path.ends_with("/tests.rs") {
-            for word in WIRE_FORBIDDEN.iter().filter(|word| has_word(line, word)) {
-                report(format!("`{word}` in protocol code: bytes, time and randomness are arguments there"));
-            }
-            for name in dependencies.iter().filter(|name| !WIRE_CRATES.contains(&name.as_str()) && *name != "tokio") {
-                if has_word(line, &format!("{name}::")) {
-                    report(format!("`{name}` in protocol code; it may use {}", WIRE_CRATES.join(", ")));
-                }
-            }
         }
     }
     found
@@ -164,19 +143,6 @@ fn has_word(line: &str, word: &str) -> bool {
 
 fn is_ident(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
-}
-
-/// The keys of `[dependencies]`, as Rust code spells them.
-fn dependencies(manifest: &str) -> Vec<String> {
-    manifest
-        .lines()
-        .skip_while(|line| *line != "[dependencies]")
-        .skip(1)
-        .take_while(|line| !line.starts_with('['))
-        .filter_map(|line| line.split_once('='))
-        .map(|(name, _)| name.trim().replace('-', "_"))
-        .filter(|name| !name.starts_with('#'))
-        .collect()
 }
 
 fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
@@ -268,12 +234,11 @@ fn raw_string(text: &str) -> usize {
 
 #[cfg(test)]
 mod planted {
-    use super::{code, dependencies, violations};
+    use super::{code, unused, violations};
 
     /// The sentences about one planted line, without their place.
     fn about(path: &str, line: &str) -> Vec<String> {
-        let dependencies = ["bytes", "rustls", "tokio", "tokio_util"].map(str::to_owned);
-        violations(path, line, &dependencies)
+        violations(path, line)
             .into_iter()
             .map(|text| text.split_once(":1: ").expect("the line is named").1.to_owned())
             .collect()
@@ -290,7 +255,7 @@ mod planted {
         assert_eq!(about("tls.rs", "use super::relay;"), ["`tls` must not import `relay`"]);
         assert_eq!(about("relay/conn.rs", "    super::super::aws::run();"), ["`relay` must not import `aws`"]);
         assert_eq!(about("lib.rs", "pub use crate::relay::Relay;"), ["`lib` must not import `relay`"]);
-        assert_eq!(about("main.rs", "    bastion::wire::run()"), ["`main` calls `bastion::cli` only"]);
+        assert_eq!(about("main.rs", "    bastion::relay::run()"), ["`main` calls `bastion::cli` only"]);
     }
 
     #[test]
@@ -298,44 +263,29 @@ mod planted {
         for (path, line) in [
             ("cli/up.rs", "use crate::tunnel::Tunnel;"),
             ("config/relay.rs", "use crate::relay;"),
-            ("relay/conn.rs", "use crate::wire::pg::handshake::Handshake;"),
+            ("relay/conn.rs", "use bastion_wire::pg::handshake::Handshake;"),
             ("relay/conn.rs", "use crate::relay::error::ConnError;"),
             ("tls/relay.rs", "use super::provider;"),
             ("relay/mod.rs", "    use super::tests;"),
-            ("wire/ssm/message.rs", "    use super::super::vectors;"),
-            ("wire/smux/mux.rs", "use crate::wire::smux::frame::Frame;"),
-            ("wire/ssm/message.rs", "use bytes::{Bytes, BytesMut};"),
             ("aws/ecs.rs", "use aws_sdk_ecs::Client;"),
             ("main.rs", "    bastion::cli::main()"),
-            ("wire/pg/startup.rs", "//! A driver on tokio reads the clock with Instant::now()."),
-            ("wire/pg/startup.rs", r#"const TEXT: &str = "tokio::net and async .await";"#),
-            ("wire/pg/startup.rs", "fn asynchronous(now: Instant) {}"),
         ] {
             assert_eq!(about(path, line), [""; 0], "{path}: {line}");
         }
     }
 
     #[test]
-    fn several_modules_in_one_line_are_found() {
-        let found = about("cli/up.rs", "use crate::{aws, tunnel};");
-        assert_eq!(found, ["several modules in one `use crate::{…}`; write one `use` line for each"]);
+    fn a_permission_that_nobody_needs_is_found() {
+        let sources = [("tunnel/mod.rs", "use crate::tls::Roots;"), ("tls.rs", "// crate::types::Engine")];
+        let sources = sources.map(|(path, text)| (path.to_owned(), text.to_owned()));
+        let table: &[(&str, &[&str])] = &[("tls", &["types"]), ("tunnel", &["tls"])];
+        assert_eq!(unused(table, &sources), ["`tls` does not import `types`: take it out of IMPORTS"]);
     }
 
     #[test]
-    fn io_and_clocks_in_protocol_code_are_found() {
-        for line in [
-            "use tokio::io::AsyncRead;",
-            "use std::net::SocketAddr;",
-            "async fn read() {}",
-            "    next.await;",
-            "    let t = Instant::now();",
-            "    let t: SystemTime;",
-            "use rustls::ClientConfig;",
-            "    tokio_util::sync::CancellationToken::new();",
-            "use crate::tls::Roots;",
-        ] {
-            assert_eq!(about("wire/ssm/channel.rs", line).len(), 1, "{line}");
-        }
+    fn several_modules_in_one_line_are_found() {
+        let found = about("cli/up.rs", "use crate::{aws, tunnel};");
+        assert_eq!(found, ["several modules in one `use crate::{…}`; write one `use` line for each"]);
     }
 
     #[test]
@@ -348,12 +298,5 @@ mod planted {
     fn only_code_is_judged() {
         let text = "a /* b /* c */ d */ e \"f \\\" g\" h // i\n'\"' j r#\"k \" l\"# m 'n b\"o\" br\"p\" 'q'";
         assert_eq!(code(text), "a  e  h \n j  m 'n b b ");
-    }
-
-    #[test]
-    fn dependencies_are_spelled_as_in_code() {
-        let manifest =
-            "[package]\nname = \"x\"\n[dependencies]\n# a comment\naws-config = \"1\"\nbytes = \"1\"\n[lints]\nz = 1";
-        assert_eq!(dependencies(manifest), ["aws_config", "bytes"]);
     }
 }

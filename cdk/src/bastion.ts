@@ -21,7 +21,7 @@ import { isName, NAME_FIX, nameOf, Problems } from './problems';
 import { BastionSize } from './size';
 import type { BastionTarget } from './target';
 
-/** The port of the relay's HTTP side, which sessions are opened to (`RELAY_HTTP_PORT` in `src/types.rs`). */
+/** The port of the relay's HTTP side, which sessions are opened to (`PORT` in `src/api/mod.rs`). */
 const RELAY_PORT = 7070;
 /** More sessions to one task only share its CPU (`LANES_MAX` of the launcher). */
 const LANES_MAX = 32;

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| bastion_fuzz::fuzzing::run("mysql_session", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bastion_wire::fuzzing::run("mysql_session", data));

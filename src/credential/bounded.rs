@@ -9,7 +9,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
 
-use crate::wire::memory::{ANSWER, TooLong};
+use bastion_wire::memory::{ANSWER, TooLong};
 
 /// `client`, whose answers have at most [`ANSWER`] bytes.
 pub(super) fn bounded(client: SharedHttpClient) -> SharedHttpClient {

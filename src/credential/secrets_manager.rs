@@ -15,6 +15,7 @@ use aws_sdk_secretsmanager::config::timeout::TimeoutConfig;
 use aws_sdk_secretsmanager::config::{BehaviorVersion, Region, SharedHttpClient};
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
+use bastion_wire::memory::TooLong;
 use secrecy::SecretString;
 use tracing::debug;
 use zeroize::Zeroizing;
@@ -22,7 +23,6 @@ use zeroize::Zeroizing;
 use crate::credential::secret::{self, NoEngine, SecretFlaw};
 use crate::credential::{Credential, Kind, MintError, Place, Reuse, TaskRole};
 use crate::types::Engine;
-use crate::wire::memory::TooLong;
 
 /// How long a value is used before it is looked up again. A change is noticed earlier: by the refusal of the old one.
 const READ_AGAIN: Duration = Duration::from_secs(3600);

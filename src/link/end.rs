@@ -1,11 +1,11 @@
 //! Ends of connections on the runtime: how one is read off an error, and how one is told by a reset. What they mean is
-//! decided in [`crate::wire::end`].
+//! decided in [`bastion_wire::end`].
 
 use std::io;
 use std::task::{Context, Poll};
 
-use crate::wire::end::{End, How, Who};
-use crate::wire::lane::link::StreamEnd;
+use bastion_wire::end::{End, How, Who};
+use bastion_wire::lane::link::StreamEnd;
 
 /// A byte stream that can end other than well.
 pub(crate) trait Resets: Send {

@@ -1,6 +1,6 @@
 //! Both ends of a link on the runtime: one task a lane, one for the timers, and streams as `AsyncRead + AsyncWrite`.
 //!
-//! [`crate::wire::lane`] decides everything; here is one lock around it that is never held over an await, and who is
+//! [`bastion_wire::lane`] decides everything; here is one lock around it that is never held over an await, and who is
 //! woken when. The relay accepts streams from it, the tunnel opens them.
 
 pub(crate) mod end;
@@ -14,15 +14,15 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use bastion_wire::lane::budget::Filling;
+use bastion_wire::lane::link::{Config, Event, Link as Machine, Side};
+use bastion_wire::memory::Memory;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub(crate) use crate::link::stream::Stream;
 use crate::types::shortened;
-use crate::wire::lane::budget::Filling;
-use crate::wire::lane::link::{Config, Event, Link as Machine, Side};
-use crate::wire::memory::Memory;
 
 /// Without any lane for so long, both ends give the link up: longer than new sessions take, short enough that a database
 /// does not hold the locks of somebody who is gone.

@@ -1,15 +1,15 @@
-//! One client connection over one byte pipe, whose ends are told: [`crate::wire::conn`] on the runtime.
+//! One client connection over one byte pipe, whose ends are told: [`bastion_wire::conn`] on the runtime.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
+use bastion_wire::conn::{self, Decoder};
+use bastion_wire::lane::stream::Read;
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::link::end::{Resets, failure};
-use crate::wire::conn::{self, Decoder};
-use crate::wire::lane::stream::Read;
 
 /// One read of the pipe, and what is put into it at a time.
 const CHUNK: usize = 8 * 1024;

@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bastion_wire::lane::stream::Read;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::link::end::{Resets, failure};
 use crate::link::{Shared, now};
-use crate::wire::lane::stream::Read;
 
 /// One read unpacks so much at most.
 const READ: usize = 64 * 1024;

@@ -10,6 +10,9 @@ mod service;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bastion_wire::pg::parameters::ReadOnly;
+use bastion_wire::proxy::Handshake;
+use bastion_wire::{mysql, pg};
 use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
@@ -24,9 +27,6 @@ use crate::relay::identity::Person;
 use crate::relay::{ClientIo, Served, Shared, upstream, wall_clock};
 use crate::tls;
 use crate::types::{CredentialConfig, Engine, Target};
-use crate::wire::pg::parameters::ReadOnly;
-use crate::wire::proxy::Handshake;
-use crate::wire::{mysql, pg};
 
 /// Where a client is from that came through the tunnel.
 pub(super) const TUNNEL: &str = "tunnel";

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use bastion_wire::error_text::ErrorText;
+use bastion_wire::memory::Full;
+use bastion_wire::proxy::Refusal;
+use bastion_wire::session::OutOfProtocol;
+
 use crate::credential::MintError;
-use crate::wire::error_text::ErrorText;
-use crate::wire::memory::Full;
-use crate::wire::proxy::Refusal;
-use crate::wire::session::OutOfProtocol;
 
 /// Who has to act; the log field and the metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::wire::mysql::greeting::Greeting;
+use bastion_wire::mysql::greeting::Greeting;
 
 /// So many connections since the last login may have dialled the database before their clients had said anything.
 const EARLY_DIALS_MAX: u32 = 20;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, Response, StatusCode};
+use bastion_wire::end::ResetReason;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,7 +20,6 @@ use crate::relay::conn::NotAdmitted;
 use crate::relay::http::{STOPPING, refusal, switching};
 use crate::relay::identity::Person;
 use crate::relay::{Shared, conn};
-use crate::wire::end::ResetReason;
 
 /// Links at once: a person needs one for each terminal that is connected.
 const LINKS_MAX: usize = 32;

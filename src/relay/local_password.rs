@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use bastion_wire::{mysql, pg};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::relay::StartError;
 use crate::tls;
-use crate::wire::{mysql, pg};
 
 pub(super) struct LocalPassword {
     text: SecretString,

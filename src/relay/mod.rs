@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bastion_wire::memory::{self, Memory};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -57,7 +58,6 @@ use crate::relay::local_password::LocalPassword;
 use crate::relay::metrics::{Metrics, TargetMetrics};
 use crate::tls;
 use crate::types::{ExtraCa, Target, Undecided, lowered};
-use crate::wire::memory::{self, Memory};
 
 pub(crate) use lifetime::Ended;
 

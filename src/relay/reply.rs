@@ -14,12 +14,13 @@ pub(super) use farewell::{lease_ending, lease_over, stopping};
 
 use std::borrow::Cow;
 
+use bastion_wire::error_text::ErrorText;
+use bastion_wire::pg::parameters::READ_ONLY;
+use bastion_wire::pg::startup::STARTUP_MAX;
+use bastion_wire::proxy::Refusal;
+
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
 use crate::types::{CredentialConfig, Engine, Target};
-use crate::wire::error_text::ErrorText;
-use crate::wire::pg::parameters::READ_ONLY;
-use crate::wire::pg::startup::STARTUP_MAX;
-use crate::wire::proxy::Refusal;
 
 /// Characters of a file's name in an error; a MySQL client shows 511 bytes of it all.
 const FILE_NAME_MAX: usize = 100;

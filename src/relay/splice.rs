@@ -18,6 +18,9 @@ use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bastion_wire::end::{End, How, Notice, Who};
+use bastion_wire::memory::Full;
+use bastion_wire::session::{OutOfProtocol, Stop};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
@@ -26,9 +29,6 @@ use tokio_util::sync::CancellationToken;
 use crate::link::end;
 use crate::relay::audit::NotWritten;
 use crate::types::shortened;
-use crate::wire::end::{End, How, Notice, Who};
-use crate::wire::memory::Full;
-use crate::wire::session::{OutOfProtocol, Stop};
 
 use direction::{Direction, Failure};
 pub(super) use followed::Followed;

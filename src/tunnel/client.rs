@@ -12,6 +12,8 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bastion_wire::end::{End, How, Notice, Who};
+use bastion_wire::error_text::ErrorText;
 use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::io::AsyncReadExt as _;
@@ -23,8 +25,6 @@ use crate::tunnel::lanes::Lanes;
 use crate::tunnel::upgrade::UpgradeError;
 use crate::tunnel::{ConnectError, ControlError};
 use crate::types::Engine;
-use crate::wire::end::{End, How, Notice, Who};
-use crate::wire::error_text::ErrorText;
 
 /// What the relay's answers have for a lost connection too: MySQL's number (`mysqld_error.h`) and SQLSTATE, and the
 /// SQLSTATE `connection_failure` of PostgreSQL.
@@ -83,7 +83,7 @@ impl CarryError {
 }
 
 /// Carries `client` to `target` until both sides are done. What the client notices of another end than its own,
-/// [`crate::wire::end`] says; errors of ours are told in the protocol that it speaks; in the middle of a message, in an
+/// [`bastion_wire::end`] says; errors of ours are told in the protocol that it speaks; in the middle of a message, in an
 /// encrypted session and for other engines by a reset; never by a clean end.
 ///
 /// # Errors

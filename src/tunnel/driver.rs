@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bastion_wire::ssm::channel::Stamp;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
@@ -20,7 +21,6 @@ use crate::tunnel::shared::{Inner, Shared, now};
 use crate::tunnel::socket::{self, Socket, SocketError};
 use crate::tunnel::{Config, Control, StartError, State};
 use crate::types::SessionGrant;
-use crate::wire::ssm::channel::Stamp;
 
 /// The agent has so long to drain after it was told to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 
+use bastion_wire::end::{End, How, Who};
 use sha2::Digest as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -10,7 +11,6 @@ use super::client::CarryError;
 use super::world::{LAST, World, exchange};
 use super::*;
 use crate::types::Engine;
-use crate::wire::end::{End, How, Who};
 
 const ENGINES: [Engine; 3] = [Engine::Postgres, Engine::Mysql, Engine::Tcp];
 

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bastion_wire::smux::frame::{Command, Frame as MuxFrame};
+use bastion_wire::ssm::message::{Message, MessageId, MessageType, PayloadType, SCHEMA_VERSION};
+use bastion_wire::ssm::payload::{Acknowledge, Flag, HandshakeComplete, HandshakeRequest, RequestedAction, to_json};
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,9 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::wire::smux::frame::{Command, Frame as MuxFrame};
-use crate::wire::ssm::message::{Message, MessageId, MessageType, PayloadType, SCHEMA_VERSION};
-use crate::wire::ssm::payload::{Acknowledge, Flag, HandshakeComplete, HandshakeRequest, RequestedAction, to_json};
 
 const LINGER: Duration = Duration::from_secs(60);
 

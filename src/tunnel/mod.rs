@@ -1,7 +1,7 @@
 //! The laptop's path into the task: Session Manager port sessions, and client connections over them.
 //!
 //! A [`Tunnel`] is one session at a time with streams in it; `lanes` joins several to one link; `client` carries one local
-//! client over that. `driver` owns the websocket and drives [`crate::wire::port::PortSession`]; `socket` connects and
+//! client over that. `driver` owns the websocket and drives [`bastion_wire::port::PortSession`]; `socket` connects and
 //! signs; `stream` is one byte stream in a session; `listener` is a port on the laptop.
 
 pub(crate) mod client;
@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime};
 
+use bastion_wire::ssm::pace::PaceConfig;
 use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -33,7 +34,6 @@ use crate::network::Network;
 use crate::tunnel::shared::Shared;
 pub(crate) use crate::tunnel::stream::Stream;
 use crate::types::SessionGrant;
-use crate::wire::ssm::pace::PaceConfig;
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

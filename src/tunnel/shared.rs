@@ -6,12 +6,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, SystemTime};
 
+use bastion_wire::port::{Event, PortSession};
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::tunnel::{Config, Stats};
-use crate::wire::port::{Event, PortSession};
 
 /// Bytes of one stream waiting for the socket before its writer has to wait: enough for two messages at full size.
 pub(super) const SEND_BOUND: usize = 128 * 1024;

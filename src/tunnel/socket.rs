@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use bastion_wire::port::CLIENT_VERSION;
 use http::header::{DATE, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -16,7 +17,6 @@ use crate::network::{Io, Network};
 use crate::tunnel::shared::Correction;
 use crate::tunnel::{Control, ControlError};
 use crate::types::{Partition, SessionGrant};
-use crate::wire::port::CLIENT_VERSION;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A refused signature with clocks closer than this has another cause.

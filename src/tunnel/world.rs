@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::serve::ListenerExt as _;
 use bastion_sandbox::gateway::{Gateway, Options, SessionSpec, Snapshot, Started};
+use bastion_wire::end::ResetReason;
+use bastion_wire::memory::Memory;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,8 +23,6 @@ use crate::link::Link;
 use crate::link::end::Resets;
 use crate::link::plain::Plain;
 use crate::types::Engine;
-use crate::wire::end::ResetReason;
-use crate::wire::memory::Memory;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 

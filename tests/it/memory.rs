@@ -1,10 +1,10 @@
 //! What somebody who was let in, or a Vault, can have a relay remember: with 128 MB for all of it, nothing of it ends the relay,
 //! and everybody else is served.
 
-use bastion::wire::lane::frame::{Frame, Segment};
 use bastion_sandbox::mariadb::Flaws;
 use bastion_sandbox::postgres::HOST;
 use bastion_sandbox::{REGION, Sandbox};
+use bastion_wire::lane::frame::{Frame, Segment};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use bastion_wire::memory::{ANSWER, TooLong};
 use reqwest::header::HeaderValue;
 use rustify::client::Client as RestClient;
 use rustify::endpoint::Endpoint;
@@ -22,7 +23,6 @@ use zeroize::{Zeroize as _, Zeroizing};
 use crate::credential::vault::VaultError;
 use crate::credential::vault::sign::SignedIdentity;
 use crate::types::{VaultAs, VaultConfig};
-use crate::wire::memory::{ANSWER, TooLong};
 
 /// For one call. Making a database user may take seconds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bastion_wire::memory::TooLong;
 use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +26,6 @@ use crate::credential::vault::lease::Lease;
 use crate::credential::{Credential, Kind, MintError, Reuse, TaskRole};
 use crate::tls::TlsConfigError;
 use crate::types::VaultConfig;
-use crate::wire::memory::TooLong;
 
 pub(crate) use caller::{SignedLogin, Slot, Standing};
 

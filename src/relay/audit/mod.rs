@@ -13,13 +13,13 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bastion_wire::memory::{Budget, Memory};
+use bastion_wire::session::text::{Key, Limits, TEXT_MAX};
 use tracing::error;
 
 use crate::relay::Config;
 use crate::relay::identity::Person;
 use crate::tls;
-use crate::wire::memory::{Budget, Memory};
-use crate::wire::session::text::{Key, Limits, TEXT_MAX};
 
 pub(super) use emf::Emf;
 use line::{Fields, limit};

@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bastion_wire::memory::{Budget, Full, Share};
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Sleep;
 use tracing::error;
 
 use crate::relay::audit::line::{HEAD_MAX, START, push_number};
-use crate::wire::memory::{Budget, Full, Share};
 
 /// Bytes that wait for the writer; whoever has more waits too.
 const WAITING: usize = 256 * 1024;
@@ -286,8 +286,9 @@ mod tests {
     use std::io;
     use std::task::Waker;
 
+    use bastion_wire::memory::Memory;
+
     use super::*;
-    use crate::wire::memory::Memory;
 
     /// A log that works until it is told not to; it takes a byte of what it fails at then.
     #[derive(Clone, Default)]

@@ -1,11 +1,12 @@
 //! The records of a session: statements, what became of them, files. They come often, so they are written into the buffer of
 //! their connection without a detour, behind fields that do not change.
 
+use bastion_wire::mysql::local_infile::SentFile;
+use bastion_wire::redact::How;
+use bastion_wire::session::text::{Hash, Kind, Statement, Text};
+
 use crate::relay::audit::ConnRecord;
 use crate::relay::audit::line::{Fields, HEAD_MAX, LINE_MAX, fit, limit, push_number};
-use crate::wire::mysql::local_infile::SentFile;
-use crate::wire::redact::How;
-use crate::wire::session::text::{Hash, Kind, Statement, Text};
 
 /// Bytes of a statement's line besides its text and whose it is: version, time, number, name, length, hash, part, what was cut.
 const AROUND_MAX: usize = HEAD_MAX + limit::STATEMENT_NAME + 512;

@@ -1,16 +1,16 @@
 //! Records over arbitrary texts: short enough, JSON, as the schema says, and true about what was cut.
 
 use bastion_sandbox::schema;
+use bastion_wire::memory::Memory;
+use bastion_wire::mysql::local_infile::SentFile;
+use bastion_wire::redact::{Dialect, Modes};
+use bastion_wire::session::text::{Collector, Kind, Statement};
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::line::{HEAD_MAX, LINE_MAX, fit};
 use super::record::Who;
 use super::*;
-use crate::wire::memory::Memory;
-use crate::wire::mysql::local_infile::SentFile;
-use crate::wire::redact::{Dialect, Modes};
-use crate::wire::session::text::{Collector, Kind, Statement};
 
 /// With everything that JSON makes longer, or that a character may be.
 fn text() -> impl Strategy<Value = String> {

@@ -3,10 +3,11 @@
 
 use std::task::{Context, Poll};
 
+use bastion_wire::memory::Budget;
+use bastion_wire::session::Event;
+
 use crate::relay::audit::session::Lines;
 use crate::relay::audit::{Audit, ConnRecord, NotWritten, Stream};
-use crate::wire::memory::Budget;
-use crate::wire::session::Event;
 
 /// See the module.
 pub(in crate::relay) struct Watch {

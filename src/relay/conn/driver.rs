@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bastion_wire::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -20,7 +21,6 @@ use crate::relay::error::ConnError;
 use crate::relay::{Served, Shared, upstream, wall_clock};
 use crate::tls;
 use crate::types::Target;
-use crate::wire::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
 
 /// A client that has connected says what it wants at once; this also covers a slow TLS handshake.
 pub(super) const OPENING_TIMEOUT: Duration = Duration::from_secs(15);

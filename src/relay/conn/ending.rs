@@ -1,14 +1,14 @@
-//! The one place where the relay ends a client's connection, well or with a reset. Which of the two, [`crate::wire::end`]
+//! The one place where the relay ends a client's connection, well or with a reset. Which of the two, [`bastion_wire::end`]
 //! says.
 
 use std::future::poll_fn;
 use std::time::Duration;
 
+use bastion_wire::end::{End, How};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::relay::ClientIo;
 use crate::relay::conn::driver::Upstream;
-use crate::wire::end::{End, How};
 
 /// For a client that may have stopped reading.
 pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);

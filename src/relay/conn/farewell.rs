@@ -3,6 +3,10 @@
 
 use std::time::Duration;
 
+use bastion_wire::end::{End, How, Who};
+use bastion_wire::error_text::ErrorText;
+use bastion_wire::proxy::Handshake;
+use bastion_wire::session::{Pass, Session};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 use tracing::info;
@@ -13,10 +17,6 @@ use crate::relay::conn::driver::Upstream;
 use crate::relay::conn::{Conn, Login, ending};
 use crate::relay::splice::Followed;
 use crate::relay::{ClientIo, reply, wall_clock};
-use crate::wire::end::{End, How, Who};
-use crate::wire::error_text::ErrorText;
-use crate::wire::proxy::Handshake;
-use crate::wire::session::{Pass, Session};
 
 /// For the rest of a message, and for the error and a client that is still sending. At the end of a drain they are part of
 /// what ECS leaves until its SIGKILL.

@@ -4,12 +4,12 @@ use std::pin::pin;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use bastion_wire::proxy::{Action, Peer};
 use tokio::time::{Instant, timeout};
 use tracing::info;
 
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError};
 use crate::types::shortened;
-use crate::wire::proxy::{Action, Peer};
 
 /// For look-up, dial, TLS and login together. Aurora Serverless that has paused at 0 ACU holds the first connection until
 /// it has resumed: about 15 s, 30 s and more after a day (Aurora User Guide, "Scaling to Zero ACUs").

@@ -1,5 +1,6 @@
 //! A connection that is not served: the client, the audit log, the log and the metrics hear why.
 
+use bastion_wire::proxy::Handshake;
 use tracing::{debug, error, warn};
 
 use crate::relay::audit::Refused;
@@ -7,7 +8,6 @@ use crate::relay::conn::{Conn, ending};
 use crate::relay::error::{ConnError, ErrorKind};
 use crate::relay::{ClientIo, reply};
 use crate::types::Target;
-use crate::wire::proxy::Handshake;
 
 impl Conn {
     /// Tells the client what failed, in its protocol, ends its connection and logs it. `target` and `user`: where and as whom, as far as it

@@ -3,6 +3,9 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use bastion_wire::end::{End, How, Notice, ResetReason, Who};
+use bastion_wire::error_text::ErrorText;
+use bastion_wire::proxy::Refusal;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
@@ -18,9 +21,6 @@ use crate::relay::error::ConnError;
 use crate::relay::splice::{ANSWER_TIMEOUT, Breach, Followed, Spliced, splice};
 use crate::relay::{ClientIo, reply};
 use crate::tls;
-use crate::wire::end::{End, How, Notice, ResetReason, Who};
-use crate::wire::error_text::ErrorText;
-use crate::wire::proxy::Refusal;
 
 /// For the end of the login to reach the client.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use bastion_wire::error_text::ErrorText;
+
 use super::{Class, error, in_its_words};
 use crate::relay::Ended;
 use crate::types::{Engine, Target};
-use crate::wire::error_text::ErrorText;
 
 const NEW_USER: &str = "a new connection gets a new user.";
 

@@ -2,9 +2,10 @@
 //!
 //! A MySQL client shows 511 bytes, so its texts are short.
 
+use bastion_wire::error_text::ErrorText;
+
 use crate::relay::reply::{Class, behind, error};
 use crate::types::{Engine, Target};
-use crate::wire::error_text::ErrorText;
 
 /// The statement that lets a user log in with IAM.
 pub(super) fn grant(engine: Engine, user: &str) -> String {
@@ -71,9 +72,10 @@ pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorTex
 
 #[cfg(test)]
 mod tests {
+    use bastion_wire::mysql::packet::ERROR_TEXT_MAX;
+
     use super::*;
     use crate::types::CredentialConfig;
-    use crate::wire::mysql::packet::ERROR_TEXT_MAX;
 
     #[test]
     fn a_mysql_client_shows_the_whole_text() {

@@ -1,8 +1,9 @@
 //! Why a password login did not work, for passwords that the relay has from somewhere. Short, as in `iam`.
 
+use bastion_wire::error_text::ErrorText;
+
 use crate::relay::reply::behind;
 use crate::types::{Engine, Target};
-use crate::wire::error_text::ErrorText;
 
 /// The database does not accept the login of a secret. Every version of the secret was tried, so it is not a rotation
 /// under way.

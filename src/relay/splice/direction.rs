@@ -5,13 +5,13 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bastion_wire::end::Who;
+use bastion_wire::session::{Pass, Stop, ends_with_goodbye};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Followed;
 use crate::relay::audit::NotWritten;
-use crate::wire::end::Who;
-use crate::wire::session::{Pass, Stop, ends_with_goodbye};
 
 /// One read; also the most that one direction keeps for a slow receiver.
 const BUFFER: usize = 32 * 1024;

@@ -4,11 +4,11 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bastion_wire::error_text::ErrorText;
+use bastion_wire::session::{Event, Pass, Session};
 use bytes::Bytes;
 
 use crate::relay::audit::{NotWritten, Watch};
-use crate::wire::error_text::ErrorText;
-use crate::wire::session::{Event, Pass, Session};
 
 /// A notice that is not due yet.
 type Notice<'a> = Pin<Box<dyn Future<Output = ErrorText> + Send + 'a>>;

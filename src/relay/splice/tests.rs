@@ -1,12 +1,12 @@
+use bastion_wire::error_text::ErrorText;
+use bastion_wire::memory::Memory;
+use bastion_wire::mysql::agreed::Agreed;
+use bastion_wire::mysql::capability::PROGRESS;
+use bastion_wire::mysql::session_steps::Server;
+use bastion_wire::session::Session;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use super::*;
-use crate::wire::error_text::ErrorText;
-use crate::wire::memory::Memory;
-use crate::wire::mysql::agreed::Agreed;
-use crate::wire::mysql::capability::PROGRESS;
-use crate::wire::mysql::session_steps::Server;
-use crate::wire::session::Session;
 
 const CLIENT: End = End::new(Who::Client, How::Clean);
 const DATABASE: End = End::new(Who::Database, How::Clean);
@@ -274,7 +274,7 @@ async fn a_client_that_does_not_wait_is_held_until_answers_come() {
     let (mut client, mut near_client) = duplex(1 << 20);
     let (mut upstream, mut near_upstream) = duplex(1 << 20);
     let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
-    let limits = crate::wire::session::text::Limits::new(100, None, &Memory::relay());
+    let limits = bastion_wire::session::text::Limits::new(100, None, &Memory::relay());
     let mut session = Followed::new(Session::postgres(Some(limits)), None);
     let splicing = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), Some(&mut session), &cut);
     let saying = async {
@@ -316,7 +316,7 @@ async fn a_budget_that_is_used_up_is_an_end_of_the_relay() {
     let (up, down, cut) = (Counter::default(), Counter::default(), CancellationToken::new());
     let memory = Memory::relay();
     let _rest = memory.asked.take(memory.asked.left()).unwrap();
-    let limits = crate::wire::session::text::Limits::new(100, None, &memory);
+    let limits = bastion_wire::session::text::Limits::new(100, None, &memory);
     let mut session = Followed::new(Session::postgres(Some(limits)), None);
     client.write_all(&message(b'S', &[]).repeat(100)).await.unwrap();
     let spliced = splice(&mut near_client, &mut near_upstream, b"", (&up, &down), Some(&mut session), &cut).await;
@@ -327,7 +327,7 @@ async fn a_budget_that_is_used_up_is_an_end_of_the_relay() {
 /// A packet of MySQL.
 fn packet(sequence: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = bytes::BytesMut::new();
-    crate::wire::mysql::packet::encode(sequence, payload, &mut out);
+    bastion_wire::mysql::packet::encode(sequence, payload, &mut out);
     out.to_vec()
 }
 
@@ -377,7 +377,7 @@ async fn a_change_of_the_user_waits_for_what_is_behind_reports_of_progress() {
 
 #[tokio::test]
 async fn a_request_for_a_file_passes_only_behind_the_statement_that_names_it() {
-    use crate::wire::mysql::capability::LOCAL_FILES;
+    use bastion_wire::mysql::capability::LOCAL_FILES;
     let load = packet(0, b"\x03load data local infile '/tmp/rows.csv' into table t");
     let select = packet(0, b"\x03select 1");
     for (capabilities, command, name, granted) in [

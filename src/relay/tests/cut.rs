@@ -1,14 +1,14 @@
 //! A task that stops while a MySQL client is being let in again, at each step of that.
 
+use bastion_wire::mysql::capability::DEPRECATE_EOF;
+use bastion_wire::mysql::door::SWITCH;
+use bastion_wire::mysql::packet::ErrPacket;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use super::pipelined::{CHANGE, Raw};
 use super::*;
-use crate::wire::mysql::capability::DEPRECATE_EOF;
-use crate::wire::mysql::door::SWITCH;
-use crate::wire::mysql::packet::ErrPacket;
 
 /// The way of one connection to the database at `port`, which answers nothing while `silent`. `asked` is told what it is asked then.
 async fn line(listener: TcpListener, port: u16, silent: watch::Receiver<bool>, asked: Arc<Notify>) {

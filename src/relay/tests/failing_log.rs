@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bastion_wire::mysql::packet::ERR;
+
 use super::pipelined::{CHANGE, Raw};
 use super::*;
-use crate::wire::mysql::packet::ERR;
 
 /// Fails while it is told to.
 #[derive(Clone, Default)]

@@ -3,6 +3,9 @@
 use std::io::Write;
 use std::sync::Mutex;
 
+use bastion_wire::mysql::capability::{LOCAL_FILES, NEEDED, SSL};
+use bastion_wire::mysql::greeting::Greeting;
+use bastion_wire::mysql::packet::{self, ERR, ErrPacket, OK, Packet};
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -12,9 +15,6 @@ use tokio_rustls::TlsAcceptor;
 
 use super::pipelined::Raw;
 use super::*;
-use crate::wire::mysql::capability::{LOCAL_FILES, NEEDED, SSL};
-use crate::wire::mysql::greeting::Greeting;
-use crate::wire::mysql::packet::{self, ERR, ErrPacket, OK, Packet};
 
 const HOST: &str = "events.example.com";
 

@@ -1,13 +1,13 @@
 //! A MySQL client that sends commands before it has read the answers to those before.
 
+use bastion_wire::mysql::capability::{DEPRECATE_EOF, NEEDED};
+use bastion_wire::mysql::door::SWITCH;
+use bastion_wire::mysql::packet::{self, OK, Packet};
+use bastion_wire::mysql::response::{Head, Response};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::wire::mysql::capability::{DEPRECATE_EOF, NEEDED};
-use crate::wire::mysql::door::SWITCH;
-use crate::wire::mysql::packet::{self, OK, Packet};
-use crate::wire::mysql::response::{Head, Response};
 
 pub(super) struct Raw {
     pub(super) stream: TcpStream,

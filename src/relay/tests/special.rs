@@ -1,12 +1,12 @@
 //! Databases that are not like others: behind RDS Proxy or a pooler, paused, out of reach.
 
+use bastion_wire::pg::message::{self, ErrorFields};
+use bastion_wire::pg::parameters::READ_ONLY;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::stand_in::{Habits, Stage, StandIn};
 use super::*;
-use crate::wire::pg::message::{self, ErrorFields};
-use crate::wire::pg::parameters::READ_ONLY;
 
 const INSTANCE: &str = "orders.abc123.ap-northeast-1.rds.amazonaws.com";
 const PROXY: &str = "orders.proxy-abc123.ap-northeast-1.rds.amazonaws.com";

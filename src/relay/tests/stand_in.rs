@@ -2,6 +2,9 @@
 
 use std::sync::Mutex;
 
+use bastion_wire::pg::message::{self, ErrorFields};
+use bastion_wire::pg::parameters::READ_ONLY;
+use bastion_wire::pg::startup::{self, Opening, Startup};
 use bytes::{BufMut as _, BytesMut};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -10,9 +13,6 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::wire::pg::message::{self, ErrorFields};
-use crate::wire::pg::parameters::READ_ONLY;
-use crate::wire::pg::startup::{self, Opening, Startup};
 
 /// Where it lets the relay wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

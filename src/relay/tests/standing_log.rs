@@ -3,12 +3,12 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
+use bastion_wire::mysql::packet::OK;
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
 use super::pipelined::{CHANGE, Raw};
 use super::*;
-use crate::wire::mysql::packet::OK;
 
 /// Stands still from the first line with `STOP` on, until nobody can tell it to go on any more.
 struct Log {

@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bastion_wire::mysql::capability;
+use bastion_wire::session::Session;
+
 use crate::types::Engine;
-use crate::wire::mysql::capability;
-use crate::wire::session::Session;
 
 /// Head and capabilities of a MySQL packet.
 const HEAD: usize = 8;

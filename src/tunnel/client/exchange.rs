@@ -5,6 +5,9 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bastion_wire::conn;
+use bastion_wire::end::ResetReason;
+use bastion_wire::lane::link::StreamEnd;
 use bytes::BytesMut;
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
@@ -20,9 +23,6 @@ use crate::tunnel::client::{CarryError, GOODBYE_TIMEOUT};
 use crate::tunnel::upgrade::{self, UpgradeError};
 use crate::tunnel::{ConnectError, Tunnel};
 use crate::types::Engine;
-use crate::wire::conn;
-use crate::wire::end::ResetReason;
-use crate::wire::lane::link::StreamEnd;
 
 pub(super) const CHUNK: usize = 16 * 1024;
 /// One read from a client for the relay; a link packs what it gets at once.

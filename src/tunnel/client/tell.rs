@@ -2,13 +2,13 @@
 
 use std::io;
 
+use bastion_wire::error_text::ErrorText;
+use bastion_wire::pg::startup::{self, Opening};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::types::Engine;
-use crate::wire::error_text::ErrorText;
-use crate::wire::pg::startup::{self, Opening};
 
 /// Tells a client that has heard nothing yet. MySQL's reads an ERR packet in place of the greeting.
 pub(super) async fn tell(

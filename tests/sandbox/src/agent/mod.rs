@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bastion::wire::ssm::message::{Message, MessageType, PayloadType};
-use bastion::wire::ssm::payload::{
+use bastion_wire::ssm::message::{Message, MessageType, PayloadType};
+use bastion_wire::ssm::payload::{
     ACTION_SESSION_TYPE, ACTION_SUCCESS, Acknowledge, Flag, HandshakeComplete, HandshakeRequest, HandshakeResponse,
     RequestedAction, from_json, to_json,
 };

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bastion::wire::ssm::message::{FLAG_SYN, MessageType, PayloadType};
+use bastion_wire::ssm::message::{FLAG_SYN, MessageType, PayloadType};
 use bytes::Bytes;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;

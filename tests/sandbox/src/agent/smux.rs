@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bastion::wire::smux::frame::{Command, Frame, MAX_AGENT_DATA};
-use bastion::wire::ssm::message::PayloadType;
-use bastion::wire::ssm::payload::Flag;
+use bastion_wire::smux::frame::{Command, Frame, MAX_AGENT_DATA};
+use bastion_wire::ssm::message::PayloadType;
+use bastion_wire::ssm::payload::Flag;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;

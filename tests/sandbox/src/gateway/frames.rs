@@ -1,12 +1,12 @@
 //! The frames that the gateway sends of its own.
 
-use bastion::wire::ssm::message::Message;
-use bastion::wire::ssm::message::MessageId;
-use bastion::wire::ssm::message::MessageType;
-use bastion::wire::ssm::message::PayloadType;
-use bastion::wire::ssm::message::SCHEMA_VERSION;
-use bastion::wire::ssm::payload::ChannelClosed;
-use bastion::wire::ssm::payload::to_json;
+use bastion_wire::ssm::message::Message;
+use bastion_wire::ssm::message::MessageId;
+use bastion_wire::ssm::message::MessageType;
+use bastion_wire::ssm::message::PayloadType;
+use bastion_wire::ssm::message::SCHEMA_VERSION;
+use bastion_wire::ssm::payload::ChannelClosed;
+use bastion_wire::ssm::payload::to_json;
 use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use bastion::wire::ssm::message::MessageType;
+use bastion_wire::ssm::message::MessageType;
 use bytes::Bytes;
 use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::utf8_percent_encode;
