@@ -1,16 +1,15 @@
 //! The vocabulary that the parts share: plain values, no behaviour beyond parsing and printing.
 
-#[cfg(feature = "relay")]
-pub(crate) mod endpoint;
 mod partition;
+#[cfg(feature = "relay")]
+pub(crate) mod rds_host;
 mod shortened;
 mod sts;
+mod target;
 
 #[cfg(feature = "launcher")]
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 #[cfg(feature = "launcher")]
@@ -26,9 +25,7 @@ pub(crate) use crate::types::shortened::shortened;
 #[cfg(feature = "launcher")]
 pub(crate) use crate::types::sts::StsHost;
 pub(crate) use crate::types::sts::is_region;
-
-/// The first port that needs no privilege.
-const FIRST_PORT: u16 = 1024;
+pub(crate) use crate::types::target::{Address, Endpoint, Target, TargetSpec};
 
 /// Certificate authorities that the relay trusts besides those that come with it.
 #[cfg(feature = "relay")]
@@ -176,113 +173,6 @@ impl CredentialConfig {
     }
 }
 
-/// A configured database: engine, address, user, credential.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) name: String,
-    pub(crate) engine: Engine,
-    /// The endpoint's real name: it is dialled, its certificate must carry it, and the token is signed for it. `None`:
-    /// the secret names it.
-    pub(crate) host: Option<String>,
-    /// Dial this address instead of looking `host` up (libpq's `hostaddr`); TLS and tokens still use `host`.
-    pub(crate) hostaddr: Option<IpAddr>,
-    /// `None`: the secret names it, or it is the engine's usual one.
-    pub(crate) port: Option<u16>,
-    pub(crate) database: Option<String>,
-    /// Transactions are read-only unless the client asks for another one: a guard against slips, not a boundary.
-    pub(crate) read_only: bool,
-    /// Whether clients may send files of their own computer with LOAD DATA LOCAL.
-    pub(crate) local_infile: bool,
-    /// Connections at once to this target; the limit over all targets holds as well.
-    pub(crate) max_connections: Option<usize>,
-    /// The port wished for on the laptop.
-    pub(crate) local_port: Option<u16>,
-    /// The plain port inside the task.
-    pub(crate) relay_port: u16,
-    pub(crate) credential: CredentialConfig,
-}
-
-impl Target {
-    /// `host:port` as far as it is known, for messages.
-    pub(crate) fn address(&self) -> String {
-        match (&self.host, self.port) {
-            (Some(host), Some(port)) => format!("{host}:{port}"),
-            (Some(host), None) => host.clone(),
-            (None, _) => "the address in its secret".to_owned(),
-        }
-    }
-}
-
-#[cfg(feature = "relay")]
-impl Target {
-    /// Whether it is reached through RDS Proxy, as far as its host is known.
-    pub(crate) fn is_rds_proxy(&self) -> bool {
-        self.host.as_deref().is_some_and(endpoint::is_proxy)
-    }
-
-    /// Whether the configuration says all that a connection needs.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.host.is_some() && self.port.is_some() && self.database.is_some()
-            || !matches!(self.credential, CredentialConfig::SecretsManager { .. })
-    }
-
-    /// The target with what its secret says in place of what the configuration leaves out.
-    pub(crate) fn completed(&self, host: Option<&str>, port: Option<u16>, database: Option<&str>) -> Self {
-        Self {
-            host: self.host.clone().or_else(|| host.map(str::to_owned)),
-            port: self.port.or(port).or_else(|| self.engine.default_port()),
-            database: self.database.clone().or_else(|| database.map(str::to_owned)),
-            ..self.clone()
-        }
-    }
-}
-
-/// A target without its engine: until the configuration has been read to its end, and, where that leaves the engine out,
-/// until the secret has said it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Undecided {
-    pub(crate) name: String,
-    pub(crate) host: Option<String>,
-    pub(crate) hostaddr: Option<IpAddr>,
-    pub(crate) port: Option<u16>,
-    pub(crate) database: Option<String>,
-    pub(crate) read_only: bool,
-    pub(crate) local_infile: bool,
-    pub(crate) max_connections: Option<usize>,
-    pub(crate) local_port: Option<u16>,
-    /// The plain port inside the task, if the configuration names one.
-    pub(crate) relay_port: Option<u16>,
-    pub(crate) credential: CredentialConfig,
-}
-
-impl Undecided {
-    /// The target of this engine. Its plain port is the configured one, otherwise the engine's usual one or the next that is
-    /// not `taken`, which it is afterwards.
-    pub(crate) fn decide(self, engine: Engine, taken: &mut BTreeSet<u16>) -> Target {
-        let relay_port = self.relay_port.unwrap_or_else(|| {
-            let mut port = engine.default_port().or(self.port).unwrap_or(FIRST_PORT);
-            while !taken.insert(port) {
-                port = port.checked_add(1).unwrap_or(FIRST_PORT);
-            }
-            port
-        });
-        Target {
-            name: self.name,
-            engine,
-            host: self.host,
-            hostaddr: self.hostaddr,
-            port: self.port,
-            database: self.database,
-            read_only: self.read_only,
-            local_infile: self.local_infile,
-            max_connections: self.max_connections,
-            local_port: self.local_port,
-            relay_port,
-            credential: self.credential,
-        }
-    }
-}
-
 /// One access level of an environment: what is run, where, and what it may reach.
 #[cfg(feature = "launcher")]
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -296,7 +186,7 @@ pub(crate) struct Access {
     pub(crate) reason_required: bool,
     pub(crate) targets: BTreeMap<String, Target>,
     /// Targets whose engine only their secrets say, which the launcher does not read.
-    pub(crate) undecided: Vec<Undecided>,
+    pub(crate) without_engine: Vec<TargetSpec>,
 }
 
 /// An environment: where the tasks run and which access levels there are.

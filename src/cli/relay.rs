@@ -54,9 +54,10 @@ pub(super) fn cmd_relay(args: &RelayArgs) -> Result<(), CommandError> {
 }
 
 fn summary(config: &relay::Config) -> String {
-    let decided = config.targets.iter().map(|target| (&target.name, ""));
-    let undecided = config.undecided.iter().map(|target| (&target.name, " (its secret has to name the engine)"));
-    let names: BTreeMap<&String, &str> = decided.chain(undecided).collect();
+    let with_engine = config.targets.iter().map(|target| (&target.name, ""));
+    let without_engine =
+        config.without_engine.iter().map(|target| (&target.name, " (its secret has to name the engine)"));
+    let names: BTreeMap<&String, &str> = with_engine.chain(without_engine).collect();
     let noun = if names.len() == 1 { "target" } else { "targets" };
     let names: Vec<String> = names.into_iter().map(|(name, note)| format!("{name}{note}")).collect();
     format!("environment {}, access {}, {noun} {}", config.environment, config.access, names.join(", "))

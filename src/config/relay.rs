@@ -53,7 +53,7 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         Some(targets) => schema::targets(&targets, access.as_deref().unwrap_or_default(), problems),
         None => schema::Targets::default(),
     };
-    if targets.decided.is_empty() && targets.undecided.is_empty() && problems.is_empty() {
+    if targets.resolved.is_empty() && targets.without_engine.is_empty() && problems.is_empty() {
         table.problem(problems, "target", "names no target", "add at least one, for example target.orders");
     }
     let local_password = table.boolean("local_password", problems).unwrap_or(false);
@@ -75,8 +75,8 @@ fn root(mut table: Table<'_>, env: &impl Env, problems: &mut Problems) -> Option
         extra_ca,
         client_tls,
         secrets_manager_endpoint: endpoint(vars::AWS_ENDPOINT_URL_SECRETS_MANAGER, env),
-        targets: targets.decided.into_values().collect(),
-        undecided: targets.undecided,
+        targets: targets.resolved.into_values().collect(),
+        without_engine: targets.without_engine,
     })
 }
 
@@ -150,7 +150,7 @@ fn identity(
     let configured = table.string("sts_endpoint", problems).map(|url| (table.source(), "sts_endpoint", url.to_owned()));
     let sts = match configured.or_else(|| Some((vars::STS_ENDPOINT, "", env.get(vars::STS_ENDPOINT)?))) {
         Some((source, key, url)) => {
-            let endpoint = relay::Endpoint::parse(&url).filter(|sts| sts.is_private() && sts.path().is_empty());
+            let endpoint = relay::HttpEndpoint::parse(&url).filter(|sts| sts.is_private() && sts.path().is_empty());
             if endpoint.is_none() {
                 let fix = "write https:// and a host name, for example \"https://sts.eu-west-1.amazonaws.com\"";
                 problems.add(source, key, format!("is {url:?}, not an endpoint of STS"), fix);
@@ -158,7 +158,7 @@ fn identity(
             endpoint
         }
         None => region.and_then(|region| {
-            let endpoint = relay::Endpoint::parse(&format!("https://{}", Partition::endpoint("sts", region)));
+            let endpoint = relay::HttpEndpoint::parse(&format!("https://{}", Partition::endpoint("sts", region)));
             if endpoint.is_none() {
                 table.problem(
                     problems,
@@ -177,7 +177,7 @@ fn identity(
 /// ECS knows better than whoever could set a variable.
 fn task(env: &impl Env, problems: &mut Problems) -> Option<relay::TaskSource> {
     if let Some(url) = env.get(vars::METADATA) {
-        let endpoint = relay::Endpoint::parse(&url);
+        let endpoint = relay::HttpEndpoint::parse(&url);
         if endpoint.is_none() {
             problems.add(vars::METADATA, "", format!("is {url:?}, not a URL"), "leave it as ECS sets it");
         }
@@ -235,11 +235,12 @@ mod tests {
         let config = resolved(GOOD).unwrap();
         assert_eq!(config.idle_stop, Some(Duration::from_secs(1800)));
         assert_eq!(config.max_connections, MAX_CONNECTIONS);
-        let ports: Vec<_> = config.targets.iter().map(|t| (t.name.as_str(), t.port.unwrap(), t.relay_port)).collect();
+        let ports: Vec<_> =
+            config.targets.iter().map(|t| (t.name.as_str(), t.endpoint.port().unwrap(), t.relay_port)).collect();
         // Two PostgreSQL targets share a kernel in the task: the second one, by name, gets the next port.
         assert_eq!(ports, [("cache", 6379, 6379), ("events", 5432, 5432), ("orders", 5432, 5433)]);
         assert_eq!(
-            config.targets[2].host.as_deref().unwrap(),
+            config.targets[2].endpoint.host().unwrap(),
             "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com"
         );
     }
@@ -263,16 +264,16 @@ mod tests {
         let secret = r#""credential":{"secrets_manager":{"secret_id":"s"}}"#;
         let of = |target: &str| resolved(&GOOD.replacen("\"target\":{", &format!("\"target\":{{{target},"), 1));
         let config = of(&format!(r#""b":{{{secret},"relay_port":5434}},"a":{{{secret}}},"z":{{{secret}}}"#)).unwrap();
-        let names: Vec<_> = config.undecided.iter().map(|target| target.name.as_str()).collect();
+        let names: Vec<_> = config.without_engine.iter().map(|target| target.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "z"]);
-        assert!(config.undecided[0].read_only && config.undecided[0].host.is_none());
+        assert!(config.without_engine[0].read_only && config.without_engine[0].endpoint.host().is_none());
         // Those with an engine have their ports as before, and nobody gets one twice.
         let ports: Vec<_> = config.targets.iter().map(|target| (target.name.as_str(), target.relay_port)).collect();
         assert_eq!(ports, [("cache", 6379), ("events", 5432), ("orders", 5433)]);
         let mut taken = std::collections::BTreeSet::from([5432, 5433, 5434]);
-        let mut decide = |n: usize, engine| config.undecided[n].clone().decide(engine, &mut taken).relay_port;
-        let decided = [decide(0, Engine::Postgres), decide(1, Engine::Mysql), decide(2, Engine::Postgres)];
-        assert_eq!(decided, [5435, 5434, 5436]);
+        let mut resolve = |n: usize, engine| config.without_engine[n].clone().resolve(engine, &mut taken).relay_port;
+        let ports = [resolve(0, Engine::Postgres), resolve(1, Engine::Mysql), resolve(2, Engine::Postgres)];
+        assert_eq!(ports, [5435, 5434, 5436]);
         // A port that one without an engine is configured with is nobody else's.
         let config = of(&format!(r#""a":{{{secret},"relay_port":5432}}"#)).unwrap();
         assert_eq!((config.targets[1].relay_port, config.targets[2].relay_port), (5433, 5434));
@@ -361,7 +362,7 @@ mod tests {
             GOOD.replace(r#""database":"orders","#, r#""database":"orders","reader_host":"Reader.example.com","#);
         let orders = |text: &str| {
             let target = resolved(text).unwrap().targets.remove(2);
-            (target.read_only, target.host.unwrap())
+            (target.read_only, target.endpoint.host().unwrap().to_owned())
         };
         assert_eq!(orders(&with_reader), (true, "reader.example.com".to_owned()));
         let write = with_reader.replace(r#""access":"read""#, r#""access":"write""#);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::api;
 use crate::config::problem::Problems;
 use crate::config::table::{Table, nearest};
-use crate::types::{CredentialConfig, Engine, Target, Undecided, VaultAs, VaultConfig, is_region};
+use crate::types::{Address, CredentialConfig, Endpoint, Engine, Target, TargetSpec, VaultAs, VaultConfig, is_region};
 
 /// Longest name of an environment, access level or target; it becomes part of tags, parameter names and log lines.
 const NAME_MAX: usize = 64;
@@ -20,9 +20,9 @@ const READ: &str = "read";
 /// The targets of one access level, by name.
 #[derive(Default)]
 pub(super) struct Targets {
-    pub(super) decided: BTreeMap<String, Target>,
+    pub(super) resolved: BTreeMap<String, Target>,
     /// Those whose engine only their secrets say.
-    pub(super) undecided: Vec<Undecided>,
+    pub(super) without_engine: Vec<TargetSpec>,
 }
 
 /// Every target of `table` (`target.NAME`) of the access level `access`, with its plain port in the task decided.
@@ -38,7 +38,7 @@ pub(super) fn targets(table: &Table<'_>, access: &str, problems: &mut Problems) 
             wanted.insert(name.clone(), target);
         }
     }
-    decide(table, wanted, problems)
+    resolve(table, wanted, problems)
 }
 
 pub(super) const NAME_FIX: &str = "use 1 to 64 lower-case letters, digits, - and _, starting with a letter";
@@ -49,13 +49,8 @@ pub(super) fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
 }
 
-/// The target, and its engine if the configuration names one: where it has to, there is a problem otherwise.
-fn target(
-    name: &str,
-    mut table: Table<'_>,
-    access: &str,
-    problems: &mut Problems,
-) -> Option<(Undecided, Option<Engine>)> {
+/// One target. Where the configuration has to name the engine and does not, there is a problem.
+fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problems) -> Option<TargetSpec> {
     // A secret of Secrets Manager may name engine, host and port itself.
     let in_secret = table.value("credential").is_some_and(|value| value.get("secrets_manager").is_some());
     let engine = match in_secret {
@@ -125,22 +120,25 @@ fn target(
         table.problem(problems, "local_infile", "has no meaning for this target", fix);
     }
     table.finish(problems);
-    Some((
-        Undecided {
-            name: name.to_owned(),
-            host: if in_secret { host } else { Some(host?) }.map(str::to_ascii_lowercase),
-            hostaddr,
-            port: if in_secret { port } else { Some(port?) },
-            database,
-            read_only,
-            local_infile,
-            max_connections,
-            local_port,
-            relay_port,
-            credential: credential?,
-        },
+    let endpoint = match (host.map(str::to_ascii_lowercase), port) {
+        (Some(host), Some(port)) => Endpoint::Fixed(Address { host, port }),
+        (host, port) if in_secret => Endpoint::FromSecret { host, port },
+        // There is a problem already.
+        _ => return None,
+    };
+    Some(TargetSpec {
+        name: name.to_owned(),
         engine,
-    ))
+        endpoint,
+        hostaddr,
+        database,
+        read_only,
+        local_infile,
+        max_connections,
+        local_port,
+        relay_port,
+        credential: credential?,
+    })
 }
 
 fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Problems) -> Option<CredentialConfig> {
@@ -322,13 +320,9 @@ fn is_host(text: &str) -> bool {
 /// Gives each target its engine and its plain port in the task: the configured one, otherwise the engine's usual port, and
 /// for a second target of that engine the next free one upwards in the order of names. Those without an engine come after
 /// all others, and no other one gets the port that they are configured with.
-fn decide(
-    table: &Table<'_>,
-    wanted: BTreeMap<String, (Undecided, Option<Engine>)>,
-    problems: &mut Problems,
-) -> Targets {
+fn resolve(table: &Table<'_>, wanted: BTreeMap<String, TargetSpec>, problems: &mut Problems) -> Targets {
     let mut taken = BTreeSet::from([api::PORT]);
-    for (name, (target, _)) in &wanted {
+    for (name, target) in &wanted {
         if let Some(port) = target.relay_port
             && !taken.insert(port)
             && port != api::PORT
@@ -338,10 +332,10 @@ fn decide(
         }
     }
     let mut targets = Targets::default();
-    for (name, (target, engine)) in wanted {
-        match engine {
-            Some(engine) => drop(targets.decided.insert(name, target.decide(engine, &mut taken))),
-            None => targets.undecided.push(target),
+    for (name, target) in wanted {
+        match target.engine {
+            Some(engine) => drop(targets.resolved.insert(name, target.resolve(engine, &mut taken))),
+            None => targets.without_engine.push(target),
         }
     }
     targets

@@ -57,7 +57,7 @@ pub(crate) enum Reuse {
 
 /// Where the database is, as far as a secret says it, and what it speaks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct SecretEndpoint {
     /// The configured one, otherwise the secret's.
     pub(crate) engine: Option<Engine>,
     pub(crate) host: Option<String>,
@@ -71,7 +71,7 @@ pub(crate) struct Credential {
     pub(crate) user: String,
     pub(crate) secret: SecretString,
     pub(crate) kind: Kind,
-    pub(crate) place: Place,
+    pub(crate) endpoint: SecretEndpoint,
     reuse: Reuse,
     /// What must live as long as somebody uses it.
     lease: Option<Arc<Lease>>,
@@ -81,7 +81,15 @@ pub(crate) struct Credential {
 
 impl Credential {
     fn new(user: String, secret: SecretString, kind: Kind, reuse: Reuse) -> Self {
-        Self { user, secret, kind, place: Place::default(), reuse, lease: None, worked: AtomicBool::new(false) }
+        Self {
+            user,
+            secret,
+            kind,
+            endpoint: SecretEndpoint::default(),
+            reuse,
+            lease: None,
+            worked: AtomicBool::new(false),
+        }
     }
 
     /// Whether trying `other` as well could bring anything new.

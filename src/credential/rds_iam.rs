@@ -14,6 +14,7 @@ use aws_sigv4::sign::v4;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::credential::{Credential, Kind, MintError, Reuse, TaskRole};
+use crate::types::{Address, Endpoint};
 
 /// "The token is valid for 15 minutes" (RDS User Guide); a longer `X-Amz-Expires` is refused.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(900);
@@ -24,21 +25,24 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 pub(crate) struct RdsIam {
     pub(crate) role: Arc<TaskRole>,
     pub(crate) region: String,
-    pub(crate) host: String,
-    pub(crate) port: u16,
+    pub(crate) endpoint: Endpoint,
     pub(crate) user: String,
 }
 
 impl fmt::Debug for RdsIam {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RdsIam({}@{}:{} in {})", self.user, self.host, self.port, self.region)
+        write!(f, "RdsIam({}@{} in {})", self.user, self.endpoint, self.region)
     }
 }
 
 impl RdsIam {
     pub(super) async fn mint(&self, now: SystemTime) -> Result<Credential, MintError> {
+        // The configuration has to name both for this source.
+        let Endpoint::Fixed(address) = &self.endpoint else {
+            return Err(MintError::Sign("the configuration names no host and port".to_owned()));
+        };
         let role = self.role.credentials().await?;
-        let token = token(&role, &self.region, &self.host, self.port, &self.user, now)?;
+        let token = token(&role, &self.region, address, &self.user, now)?;
         let expires_at = role.expiry().map_or(now + TOKEN_LIFETIME, |expiry| expiry.min(now + TOKEN_LIFETIME));
         Ok(Credential::new(self.user.clone(), token.into(), Kind::Token, Reuse::UntilExpiry(expires_at)))
     }
@@ -48,8 +52,7 @@ impl RdsIam {
 fn token(
     role: &Credentials,
     region: &str,
-    host: &str,
-    port: u16,
+    address: &Address,
     user: &str,
     now: SystemTime,
 ) -> Result<String, MintError> {
@@ -68,7 +71,7 @@ fn token(
         .build()
         .map_err(|error| failed(&error))?
         .into();
-    let address = format!("{host}:{port}/?Action=connect&DBUser={}", escape(user));
+    let address = format!("{address}/?Action=connect&DBUser={}", escape(user));
     let url = format!("https://{address}");
     let request =
         SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::empty()).map_err(|error| failed(&error))?;
@@ -95,8 +98,9 @@ mod tests {
     #[test]
     fn the_token_is_the_one_that_botocore_makes() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
-        let host = "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com";
-        let token = token(&role(None), "ap-northeast-1", host, 5432, "db_read", now).unwrap();
+        let host = "orders.cluster-abc123.ap-northeast-1.rds.amazonaws.com".to_owned();
+        let address = Address { host, port: 5432 };
+        let token = token(&role(None), "ap-northeast-1", &address, "db_read", now).unwrap();
         assert_eq!(token, EXPECTED);
     }
 
@@ -105,8 +109,8 @@ mod tests {
     #[test]
     fn a_user_with_odd_characters_and_port_443_keep_their_form() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
-        let token =
-            token(&role(Some("sess/ion+token==")), "us-east-1", "db.example.com", 443, "jane doe+x", now).unwrap();
+        let address = Address { host: "db.example.com".to_owned(), port: 443 };
+        let token = token(&role(Some("sess/ion+token==")), "us-east-1", &address, "jane doe+x", now).unwrap();
         assert!(token.starts_with("db.example.com:443/?Action=connect&DBUser=jane%20doe%2Bx&"), "{token}");
         assert!(token.contains("X-Amz-Security-Token=sess%2Fion%2Btoken%3D%3D"), "{token}");
     }
@@ -116,8 +120,7 @@ mod tests {
         let source = RdsIam {
             role: Arc::new(TaskRole::from_container()),
             region: "r".into(),
-            host: "h".into(),
-            port: 1,
+            endpoint: Endpoint::Fixed(Address { host: "h".into(), port: 1 }),
             user: "u".into(),
         };
         assert_eq!(format!("{source:?}"), "RdsIam(u@h:1 in r)");

@@ -6,7 +6,7 @@
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::credential::Place;
+use crate::credential::SecretEndpoint;
 use crate::types::Engine;
 
 /// What a secret holds.
@@ -15,7 +15,7 @@ pub(super) struct Login {
     pub(super) user: String,
     pub(super) password: SecretString,
     pub(super) engine: Result<Engine, NoEngine>,
-    pub(super) place: Place,
+    pub(super) endpoint: SecretEndpoint,
 }
 
 /// Why a secret does not say which engine its database has.
@@ -87,7 +87,7 @@ pub(super) fn parse(text: &str) -> Result<Login, SecretFlaw> {
         user: filled(keys.username).or_else(|| filled(keys.user)).ok_or(SecretFlaw::NoUser)?,
         password: keys.password.ok_or(SecretFlaw::NoPassword)?,
         engine: filled(keys.engine).map_or(Err(NoEngine::Missing), |name| engine(&name).ok_or(NoEngine::Other)),
-        place: Place {
+        endpoint: SecretEndpoint {
             engine: None,
             host: filled(keys.host).map(|host| host.to_ascii_lowercase()),
             port,
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn the_json_of_rds_the_templates_and_plain_keys_are_read() {
         let managed = parse(r#"{"username":"postgres","password":"p!"}"#).unwrap();
-        assert_eq!((managed.user.as_str(), managed.place), ("postgres", Place::default()));
+        assert_eq!((managed.user.as_str(), managed.endpoint), ("postgres", SecretEndpoint::default()));
         assert_eq!(managed.engine, Err(NoEngine::Missing));
         for (engine, said) in [("", NoEngine::Missing), ("oracle-ee", NoEngine::Other), ("tcp", NoEngine::Other)] {
             let text = format!(r#"{{"username":"u","password":"p","engine":"{engine}"}}"#);
@@ -125,18 +125,18 @@ mod tests {
         let template = parse(template).unwrap();
         assert_eq!(template.password.expose_secret(), "s\"3");
         assert_eq!(template.engine, Ok(Engine::Postgres));
-        let place = Place {
+        let endpoint = SecretEndpoint {
             engine: None,
             host: Some("orders.cluster-x.rds.amazonaws.com".to_owned()),
             port: Some(5433),
             database: Some("orders".to_owned()),
         };
-        assert_eq!(template.place, place);
+        assert_eq!(template.endpoint, endpoint);
         let plain =
             r#"{"user":"u","password":"","host":"","port":"3306","database":"d","engine":"mariadb","dbname":""}"#;
         let plain = parse(plain).unwrap();
-        assert_eq!((plain.place.host, plain.place.port, plain.engine), (None, Some(3306), Ok(Engine::Mysql)));
-        assert_eq!(plain.place.database.as_deref(), Some("d"));
+        assert_eq!((plain.endpoint.host, plain.endpoint.port, plain.engine), (None, Some(3306), Ok(Engine::Mysql)));
+        assert_eq!(plain.endpoint.database.as_deref(), Some("d"));
         // Both spellings at once happen in secrets that people have kept for long.
         assert_eq!(parse(r#"{"username":"a","user":"b","password":"p"}"#).unwrap().user, "a");
     }

@@ -21,7 +21,7 @@ use tracing::debug;
 use zeroize::Zeroizing;
 
 use crate::credential::secret::{self, NoEngine, SecretFlaw};
-use crate::credential::{Credential, Kind, MintError, Place, Reuse, TaskRole};
+use crate::credential::{Credential, Kind, MintError, Reuse, SecretEndpoint, TaskRole};
 use crate::types::Engine;
 
 /// How long a value is used before it is looked up again. A change is noticed earlier: by the refusal of the old one.
@@ -153,7 +153,7 @@ impl SecretsManager {
             Err(error) if label != Label::Current && is_not_found(&error) => return Ok(None),
             Err(error) => return Err(self.explain(&error)),
         };
-        let secret::Login { user, password, engine, place } = secret::parse(&text)?;
+        let secret::Login { user, password, engine, endpoint } = secret::parse(&text)?;
         let configured = match engine {
             Ok(said) => *self.engine.get_or_init(|| said),
             Err(why) => *self.engine.get().ok_or(SecretError::NoEngine(why))?,
@@ -163,9 +163,9 @@ impl SecretsManager {
         {
             return Err(SecretError::Engine { said, configured });
         }
-        let place = Place { engine: Some(configured), ..place };
+        let endpoint = SecretEndpoint { engine: Some(configured), ..endpoint };
         let reuse = Reuse::ReadAgainAt(now + READ_AGAIN);
-        Ok(Some(Credential { place, ..Credential::new(user, SecretString::from(password), Kind::Password, reuse) }))
+        Ok(Some(Credential { endpoint, ..Credential::new(user, SecretString::from(password), Kind::Password, reuse) }))
     }
 
     fn explain(&self, error: &SdkError<GetSecretValueError>) -> SecretError {
@@ -327,7 +327,7 @@ mod tests {
         let read = |engine: Option<Engine>, body: String| async move {
             let engine = engine.map_or_else(OnceLock::new, OnceLock::from);
             let credential = read_for(engine, "200 OK", &body).await?;
-            Ok::<_, SecretError>(credential.and_then(|credential| credential.place.engine))
+            Ok::<_, SecretError>(credential.and_then(|credential| credential.endpoint.engine))
         };
         for (configured, body, found) in [
             (None, &postgres, Ok(Some(Engine::Postgres))),

@@ -10,7 +10,7 @@ use crate::credential::task_role::https_client;
 use crate::credential::vault::{Login, Server};
 use crate::credential::{Cache, Logins, RdsIam, SecretsManager, Source, TaskRole, Vault};
 use crate::tls::TlsConfigError;
-use crate::types::{CredentialConfig, Engine, ExtraCa, Target, Undecided, VaultAs, endpoint};
+use crate::types::{CredentialConfig, Engine, ExtraCa, Target, TargetSpec, VaultAs, rds_host};
 
 /// Makes the logins of each target.
 pub(crate) struct Sources {
@@ -43,10 +43,8 @@ impl Sources {
             CredentialConfig::Client => return Ok(Logins::Client),
             CredentialConfig::RdsIam { user, region } => Source::RdsIam(RdsIam {
                 role,
-                region: signing_region(region.as_deref(), target.host.as_deref(), &self.region).to_owned(),
-                // The configuration has both for this source.
-                host: target.host.clone().unwrap_or_default(),
-                port: target.port.unwrap_or_default(),
+                region: signing_region(region.as_deref(), target.endpoint.host(), &self.region).to_owned(),
+                endpoint: target.endpoint.clone(),
                 user: user.clone(),
             }),
             CredentialConfig::SecretsManager { secret_id, region } => {
@@ -68,7 +66,7 @@ impl Sources {
     }
 
     /// The logins of a target whose secret has to say the engine. `None`: they are from elsewhere, where nothing says it.
-    pub(crate) fn undecided(&self, target: &Undecided) -> Option<Arc<Cache>> {
+    pub(crate) fn without_engine(&self, target: &TargetSpec) -> Option<Arc<Cache>> {
         match &target.credential {
             CredentialConfig::SecretsManager { secret_id, region } => {
                 Some(Arc::new(Cache::new(self.secret(secret_id, region.as_deref(), OnceLock::new()))))
@@ -92,7 +90,7 @@ impl Sources {
 /// Where a token is good: in the region of the database, which its name tells. A replica of another region is reached so,
 /// too.
 fn signing_region<'a>(configured: Option<&'a str>, host: Option<&'a str>, own: &'a str) -> &'a str {
-    configured.or_else(|| endpoint::region(host?)).unwrap_or(own)
+    configured.or_else(|| rds_host::region(host?)).unwrap_or(own)
 }
 
 #[cfg(test)]

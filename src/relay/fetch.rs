@@ -18,7 +18,7 @@ use crate::relay::upstream;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Endpoint {
+pub(crate) struct HttpEndpoint {
     https: bool,
     host: String,
     port: u16,
@@ -26,7 +26,7 @@ pub(crate) struct Endpoint {
     path: String,
 }
 
-impl Endpoint {
+impl HttpEndpoint {
     /// `https://HOST[:PORT][/PATH]`; `http://` as well, which the caller must allow or not.
     pub(crate) fn parse(url: &str) -> Option<Self> {
         let (https, rest) = match url.split_once("://")? {
@@ -84,7 +84,7 @@ pub(super) struct Answer {
 
 /// Sends `request`, whose path and headers are the caller's but for `Host`. Cancel safe.
 pub(super) async fn fetch(
-    endpoint: &Endpoint,
+    endpoint: &HttpEndpoint,
     tls: &Arc<ClientConfig>,
     request: Request<Full<Bytes>>,
     body_max: usize,
@@ -107,7 +107,7 @@ pub(super) async fn fetch(
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-async fn connect(endpoint: &Endpoint, tls: &Arc<ClientConfig>) -> Result<Box<dyn Io>, String> {
+async fn connect(endpoint: &HttpEndpoint, tls: &Arc<ClientConfig>) -> Result<Box<dyn Io>, String> {
     let stream =
         TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(|error| error.to_string())?;
     upstream::tune(&stream);
@@ -120,7 +120,7 @@ async fn connect(endpoint: &Endpoint, tls: &Arc<ClientConfig>) -> Result<Box<dyn
 }
 
 async fn exchange(
-    endpoint: &Endpoint,
+    endpoint: &HttpEndpoint,
     stream: Box<dyn Io>,
     mut request: Request<Full<Bytes>>,
     body_max: usize,
@@ -139,18 +139,18 @@ mod tests {
 
     #[test]
     fn endpoints_are_scheme_host_port_and_path() {
-        let sts = Endpoint::parse("https://STS.eu-west-1.amazonaws.com").unwrap();
+        let sts = HttpEndpoint::parse("https://STS.eu-west-1.amazonaws.com").unwrap();
         assert_eq!((sts.authority().as_str(), sts.path()), ("sts.eu-west-1.amazonaws.com", ""));
         assert!(sts.is_private());
-        let metadata = Endpoint::parse("http://169.254.170.2/v4/0123-456/").unwrap();
+        let metadata = HttpEndpoint::parse("http://169.254.170.2/v4/0123-456/").unwrap();
         assert_eq!((metadata.authority().as_str(), metadata.path()), ("169.254.170.2", "/v4/0123-456"));
         assert!(!metadata.is_private());
-        let local = Endpoint::parse("http://127.0.0.1:8443").unwrap();
+        let local = HttpEndpoint::parse("http://127.0.0.1:8443").unwrap();
         assert!(local.is_private() && local.authority() == "127.0.0.1:8443");
         for bad in
             ["", "sts.amazonaws.com", "ftp://x", "https://", "https://a@b", "https://a b", "https://a:b", "http://a/?x"]
         {
-            assert_eq!(Endpoint::parse(bad), None, "{bad}");
+            assert_eq!(HttpEndpoint::parse(bad), None, "{bad}");
         }
     }
 }

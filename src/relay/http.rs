@@ -124,8 +124,8 @@ async fn targets(State(shared): State<Arc<Shared>>) -> Json<api::targets::Relay>
             login: target.credential.login().map(str::to_owned),
             open_connections: u64::try_from(served.metrics.open()).ok(),
             name: target.name,
-            host: target.host,
-            port: target.port,
+            host: target.endpoint.host().map(str::to_owned),
+            port: target.endpoint.port(),
             database: target.database,
             read_only: target.read_only,
             local_infile: target.local_infile,
@@ -160,8 +160,8 @@ async fn known(served: &Served, deadline: Instant) -> (Target, Option<String>, O
     };
     match tokio::time::timeout_at(deadline, cache.credential(wall_clock())).await {
         Ok(Ok(loan)) => {
-            let place = &loan.place;
-            let target = target.completed(place.host.as_deref(), place.port, place.database.as_deref());
+            let said = &loan.endpoint;
+            let target = target.with_secret(said.host.as_deref(), said.port, said.database.as_deref());
             (target, Some(loan.user.clone()), None)
         }
         Ok(Err(error)) => (target.clone(), configured, Some(error.to_string())),

@@ -1,6 +1,6 @@
 //! The relay: the program in the task. Accepts clients on loopback, logs in to the database for them, copies bytes.
 //!
-//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (idle stop, maximum age, drain), `accept` (clients), `decide` (the
+//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (idle stop, maximum age, drain), `accept` (clients), `resolve` (the
 //! engines that only secrets say), `conn` (one client: drive the login, then splice), `upstream` (dial, TLS), `reply` (what a
 //! client is told when it fails), `http` (health, metrics, targets, upgrade to a connection), `identity` (who the caller is).
 
@@ -9,7 +9,6 @@ mod audit;
 mod authorize;
 mod client_io;
 mod conn;
-mod decide;
 mod error;
 mod fetch;
 mod greeting;
@@ -22,10 +21,11 @@ mod lifetime;
 mod local_password;
 mod metrics;
 mod reply;
+mod resolve;
 mod splice;
 mod upstream;
 
-pub(crate) use fetch::Endpoint;
+pub(crate) use fetch::HttpEndpoint;
 pub(crate) use health::healthy;
 pub(crate) use identity::{IdentityConfig, Pattern, TaskSource, is_task_name};
 
@@ -49,15 +49,15 @@ use crate::api::targets::Unavailable;
 use crate::credential::{Logins, Sources};
 use crate::relay::audit::{Audit, Emf};
 use crate::relay::client_io::ClientIo;
-use crate::relay::decide::Decided;
 use crate::relay::greeting::RememberedGreeting;
 use crate::relay::identity::Identity;
 use crate::relay::lane::Links;
 use crate::relay::lifetime::Lifetime;
 use crate::relay::local_password::LocalPassword;
 use crate::relay::metrics::{Metrics, TargetMetrics};
+use crate::relay::resolve::Resolved;
 use crate::tls;
-use crate::types::{ExtraCa, Target, Undecided, lowered};
+use crate::types::{ExtraCa, Target, TargetSpec, lowered};
 
 pub(crate) use lifetime::Ended;
 
@@ -112,7 +112,7 @@ pub(crate) struct Config {
     pub(crate) secrets_manager_endpoint: Option<String>,
     pub(crate) targets: Vec<Target>,
     /// Targets whose engine only their secrets say.
-    pub(crate) undecided: Vec<Undecided>,
+    pub(crate) without_engine: Vec<TargetSpec>,
 }
 
 /// Why a relay did not start.
@@ -202,23 +202,24 @@ impl Relay {
     /// # Errors
     /// [`StartError`] if a port is taken or a certificate cannot be used.
     pub(crate) async fn bind(
-        mut config: Config,
+        config: Config,
         drain: CancellationToken,
         now: CancellationToken,
     ) -> Result<Self, StartError> {
         let sources =
             Sources::new(config.region.clone(), config.extra_ca.clone(), config.secrets_manager_endpoint.clone())?;
-        let Decided { logins, unavailable } = decide::decide(&mut config, &sources, &drain).await;
+        let Resolved { targets, logins, unavailable } = resolve::resolve(&config, &sources, &drain).await;
         let logins = |target: &Target| match logins.get(&target.name) {
             Some(cache) => Ok(Logins::Shared(Arc::clone(cache))),
             None => sources.logins(target),
         };
-        Self::bind_with(config, unavailable, drain, now, std::io::stdout(), logins).await
+        Self::bind_with(config, targets, unavailable, drain, now, std::io::stdout(), logins).await
     }
 
     /// As [`Relay::bind`], with audit log and logins of the caller's choice.
     async fn bind_with(
         config: Config,
+        targets: Vec<Target>,
         unavailable: Vec<Unavailable>,
         drain: CancellationToken,
         now: CancellationToken,
@@ -230,16 +231,15 @@ impl Relay {
         let (client_tls, client_binding) = client_tls.unzip();
         let local_password = config.local_password.then(LocalPassword::new).transpose()?;
         let metrics = Metrics::new();
-        let served: Vec<_> = config
-            .targets
-            .iter()
+        let served: Vec<_> = targets
+            .into_iter()
             .map(|target| {
                 Ok(Arc::new(Served {
-                    target: target.clone(),
                     room: Semaphore::new(target.max_connections.unwrap_or(config.max_connections)),
-                    logins: logins(target)?,
+                    logins: logins(&target)?,
                     metrics: metrics.target(&target.name),
                     greeting: RememberedGreeting::default(),
+                    target,
                 }))
             })
             .collect::<Result<_, tls::TlsConfigError>>()?;
@@ -290,7 +290,7 @@ impl Relay {
             info!(
                 target = served.target.name,
                 engine = %served.target.engine,
-                upstream = served.target.address(),
+                upstream = %served.target.endpoint,
                 port = served.target.relay_port,
                 "listening"
             );

@@ -146,7 +146,7 @@ fn denied(engine: Engine, user: &str) -> String {
 }
 
 fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<ErrorText> {
-    let (name, address) = (&target.name, target.address());
+    let (name, address) = (&target.name, &target.endpoint);
     let user = user.unwrap_or("the client's user");
     let (engine, without_tls) = words(target.engine);
     Some(match failure {
@@ -353,7 +353,7 @@ fn read_only_refused(user: &str) -> String {
 }
 
 fn dial(reason: &DialError, target: &Target) -> ErrorText {
-    let (name, address) = (&target.name, target.address());
+    let (name, address) = (&target.name, &target.endpoint);
     let hint: Cow<'_, str> = match reason {
         DialError::LinkLocal(_) => {
             "Check host and hostaddr in the target's configuration, and the DNS of the VPC.".into()
@@ -374,7 +374,7 @@ fn dial(reason: &DialError, target: &Target) -> ErrorText {
 }
 
 fn tls(reason: &UpstreamTlsError, target: &Target) -> ErrorText {
-    let (name, address) = (&target.name, target.address());
+    let (name, address) = (&target.name, &target.endpoint);
     let hint = match reason {
         UpstreamTlsError::OtherName | UpstreamTlsError::BadName => {
             "Configure the endpoint's own name (…rds.amazonaws.com): a CNAME or an address is not in the certificate."

@@ -21,7 +21,7 @@ mod standing_log;
 use super::*;
 use crate::credential::fixed::Fixed;
 use crate::credential::{Cache, Source};
-use crate::types::{CredentialConfig, Engine, ExtraCa};
+use crate::types::{Address, CredentialConfig, Endpoint, Engine, ExtraCa};
 
 async fn database(folder: &Path) -> Postgres {
     Postgres::start(folder, &verifier(folder), Flaws::default()).await.unwrap()
@@ -45,9 +45,8 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
     let target = |(n, user): (usize, &&str)| Target {
         name: (*user).to_owned(),
         engine,
-        host: Some(host.to_owned()),
+        endpoint: Endpoint::Fixed(Address { host: host.to_owned(), port }),
         hostaddr: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        port: Some(port),
         database: Some(if engine == Engine::Mysql { "scratch" } else { "orders" }.to_owned()),
         read_only: false,
         local_infile: false,
@@ -67,7 +66,7 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
         identity: IdentityConfig {
             required: false,
             allow: Vec::new(),
-            sts: Endpoint::parse("https://sts.invalid").unwrap(),
+            sts: HttpEndpoint::parse("https://sts.invalid").unwrap(),
             task: TaskSource::Unknown,
         },
         local_password: false,
@@ -79,17 +78,28 @@ fn config_for(engine: Engine, host: &str, port: u16, ca_file: &Path, listen: Ipv
         client_tls: None,
         secrets_manager_endpoint: None,
         targets: users.iter().enumerate().map(target).collect(),
-        undecided: Vec::new(),
+        without_engine: Vec::new(),
     }
+}
+
+/// Binds a relay whose targets all have their engine.
+async fn bind_with(
+    config: Config,
+    drain: CancellationToken,
+    now: CancellationToken,
+    log: impl std::io::Write + Send + 'static,
+    logins: impl Fn(&Target) -> Result<Logins, tls::TlsConfigError>,
+) -> Result<Relay, StartError> {
+    let targets = config.targets.clone();
+    Relay::bind_with(config, targets, Vec::new(), drain, now, log, logins).await
 }
 
 /// A relay with a password for each target, until the token is cancelled.
 async fn serve(config: Config, password: &'static str) -> (CancellationToken, tokio::task::JoinHandle<Ended>) {
     let drain = CancellationToken::new();
-    let relay =
-        Relay::bind_with(config, Vec::new(), drain.clone(), CancellationToken::new(), std::io::sink(), move |target| {
-            Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))))
-        });
+    let relay = bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), move |target| {
+        Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))))
+    });
     let relay = relay.await.unwrap();
     #[expect(clippy::disallowed_methods, reason = "joined by the test")]
     let serving = tokio::spawn(relay.serve());
@@ -180,10 +190,9 @@ async fn clients_get_tls_where_a_certificate_is_configured_and_too_many_are_told
 async fn serve_with_door(config: Config) -> (CancellationToken, tokio::task::JoinHandle<Ended>, String) {
     let drain = CancellationToken::new();
     let config = Config { local_password: true, ..config };
-    let relay =
-        Relay::bind_with(config, Vec::new(), drain.clone(), CancellationToken::new(), std::io::sink(), |target| {
-            Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD))))))
-        });
+    let relay = bind_with(config, drain.clone(), CancellationToken::new(), std::io::sink(), |target| {
+        Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD))))))
+    });
     let relay = relay.await.unwrap();
     let password = relay.shared.local_password.as_ref().unwrap().reveal();
     #[expect(clippy::disallowed_methods, reason = "joined by the test")]

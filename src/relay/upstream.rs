@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::relay::error::{DialError, UpstreamTlsError};
 use crate::tls;
-use crate::types::Target;
+use crate::types::{Address, Endpoint, Target};
 
 /// First probe after a minute, then every 15 s, dead after four: below the idle limits of NAT gateways (350 s).
 const KEEPALIVE: TcpKeepalive =
@@ -29,10 +29,10 @@ pub(super) fn tune(stream: &TcpStream) {
 /// Connects to the target, in whatever time it takes. The name is looked up anew for each connection: that is how a
 /// failover is followed.
 pub(super) async fn dial(target: &Target) -> Result<TcpStream, DialError> {
-    let (Some(host), Some(port)) = (&target.host, target.port) else { return Err(DialError::NoAddress) };
+    let Endpoint::Fixed(Address { host, port }) = &target.endpoint else { return Err(DialError::NoAddress) };
     let addresses: Vec<SocketAddr> = match target.hostaddr {
-        Some(address) => vec![SocketAddr::new(address, port)],
-        None => tokio::net::lookup_host((host.as_str(), port))
+        Some(address) => vec![SocketAddr::new(address, *port)],
+        None => tokio::net::lookup_host((host.as_str(), *port))
             .await
             .map_err(|error| DialError::Resolve(error.to_string()))?
             .collect(),
@@ -73,7 +73,8 @@ pub(super) async fn start_tls(
     target: &Target,
     config: &Arc<ClientConfig>,
 ) -> Result<(TlsStream<TcpStream>, Option<Vec<u8>>), UpstreamTlsError> {
-    let name = ServerName::try_from(target.host.clone().unwrap_or_default()).map_err(|_| UpstreamTlsError::BadName)?;
+    let host = target.endpoint.host().ok_or(UpstreamTlsError::BadName)?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| UpstreamTlsError::BadName)?;
     let connecting = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
     let stream = connecting.map_err(|error| classify(&error))?;
     let certificates = stream.get_ref().1.peer_certificates();
@@ -108,9 +109,8 @@ mod tests {
             let target = Target {
                 name: "thief".to_owned(),
                 engine: Engine::Tcp,
-                host: Some("thief.example.com".to_owned()),
+                endpoint: Endpoint::Fixed(Address { host: "thief.example.com".to_owned(), port: 80 }),
                 hostaddr: Some(text.parse().unwrap()),
-                port: Some(80),
                 database: None,
                 read_only: false,
                 local_infile: false,

@@ -81,22 +81,22 @@ pub(super) async fn cmd_grant_sql(mut args: GrantSqlArgs, drain: CancellationTok
     if args.check {
         return Box::pin(check_all(&ui, &place, args, &drain)).await;
     }
-    let Access { targets, undecided, .. } = place.access(args.access())?;
-    let undecided: Vec<&str> = undecided.iter().map(|target| target.name.as_str()).collect();
-    let is_named = args.target.as_ref().is_some_and(|wanted| undecided.contains(&wanted.as_str()));
-    if is_named || args.target.is_none() && targets.is_empty() && !undecided.is_empty() {
+    let Access { targets, without_engine, .. } = place.access(args.access())?;
+    let without_engine: Vec<&str> = without_engine.iter().map(|target| target.name.as_str()).collect();
+    let is_named = args.target.as_ref().is_some_and(|wanted| without_engine.contains(&wanted.as_str()));
+    if is_named || args.target.is_none() && targets.is_empty() && !without_engine.is_empty() {
         let message = anyhow::anyhow!(
             "the statements depend on the engine, and the configuration of {} has none",
-            args.target.clone().unwrap_or_else(|| undecided.join(", "))
+            args.target.clone().unwrap_or_else(|| without_engine.join(", "))
         );
         return Err(CommandError::new(Kind::Config, message).hinted(NO_ENGINE));
     }
-    if targets.is_empty() && undecided.is_empty() {
+    if targets.is_empty() && without_engine.is_empty() {
         let message = anyhow::anyhow!("access level {:?} of {} names no targets", args.access(), args.env);
         return Err(CommandError::new(Kind::Config, message)
             .hinted("deploy the environment with its targets, or write them into bastion.toml"));
     }
-    let wanted = wanted(targets.values(), |target| &target.name, &undecided, args)?;
+    let wanted = wanted(targets.values(), |target| &target.name, &without_engine, args)?;
     let named = args.target.is_some();
     if named && wanted.iter().any(|target| target.credential == CredentialConfig::Client) {
         let message = anyhow::anyhow!("clients of {} log in themselves", wanted[0].name);
@@ -111,8 +111,8 @@ pub(super) async fn cmd_grant_sql(mut args: GrantSqlArgs, drain: CancellationTok
     } else {
         ui.data(&scripts.map(|(_, sql)| sql).collect::<Vec<_>>().join("\n"));
     }
-    if args.target.is_none() && !undecided.is_empty() {
-        ui.warn(&format!("  ! nothing for {}: {NO_ENGINE}", undecided.join(", ")));
+    if args.target.is_none() && !without_engine.is_empty() {
+        ui.warn(&format!("  ! nothing for {}: {NO_ENGINE}", without_engine.join(", ")));
     }
     Ok(())
 }

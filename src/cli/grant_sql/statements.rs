@@ -31,7 +31,7 @@ impl Script {
 pub(super) fn script(target: &Target, access: &str, version: Option<u16>) -> String {
     let Target { name, engine, .. } = target;
     let mut script = Script::default();
-    script.note(format_args!("{name}: {engine} at {}, access level {access}", target.address()));
+    script.note(format_args!("{name}: {engine} at {}, access level {access}", target.endpoint));
     match &target.credential {
         CredentialConfig::Client => script.note(format_args!("Clients log in themselves: there is nothing to grant.")),
         CredentialConfig::RdsIam { user, .. } => {
@@ -169,15 +169,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::VaultConfig;
+    use crate::types::{Endpoint, VaultConfig};
 
     fn target(engine: Engine, read_only: bool, credential: CredentialConfig) -> Target {
         Target {
             name: "orders".to_owned(),
             engine,
-            host: Some("orders.example.com".to_owned()),
+            endpoint: Endpoint::FromSecret { host: Some("orders.example.com".to_owned()), port: engine.default_port() },
             hostaddr: None,
-            port: engine.default_port(),
             database: Some("shop_eu".to_owned()),
             read_only,
             local_infile: false,
@@ -371,7 +370,7 @@ mod tests {
                         _ => "{{name}}".to_owned(),
                     };
                     let [name, host, access] = place.clone();
-                    let odd = Target { name, host: Some(host), database: database.clone(), ..target(engine, read_only, with) };
+                    let odd = Target { name, endpoint: Endpoint::FromSecret { host: Some(host), port: engine.default_port() }, database: database.clone(), ..target(engine, read_only, with) };
                     let plain_database = database.as_ref().map(|_| "d".to_owned());
                     let usual = Target { database: plain_database, ..target(engine, read_only, without) };
                     let (odd, usual) = (script(&odd, &access, version), script(&usual, "read", version));

@@ -92,8 +92,8 @@ fn access(level: &str, mut table: Table<'_>, problems: &mut Problems) -> Option<
         security_groups,
         assign_public_ip,
         reason_required,
-        targets: targets.decided,
-        undecided: targets.undecided,
+        targets: targets.resolved,
+        without_engine: targets.without_engine,
     })
 }
 

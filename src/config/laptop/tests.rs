@@ -64,7 +64,10 @@ fn a_full_file_is_resolved_whole() {
     assert_eq!((read.subnets.len(), read.security_groups.len()), (2, 1));
     assert!(read.assign_public_ip && read.reason_required);
     let orders = &read.targets["orders"];
-    assert_eq!((orders.engine, orders.port, orders.local_port), (Engine::Postgres, Some(5433), Some(15_432)));
+    assert_eq!(
+        (orders.engine, orders.endpoint.port(), orders.local_port),
+        (Engine::Postgres, Some(5433), Some(15_432))
+    );
     assert_eq!(orders.credential, CredentialConfig::RdsIam { user: "db_read".to_owned(), region: None });
     let write = &found.access["write"];
     assert_eq!((write.container.as_str(), write.targets.len()), ("bastion", 0));
@@ -76,7 +79,7 @@ fn the_parameter_alone_is_enough() {
     let found = good(&Files::default(), Some(PARAMETER));
     assert_eq!(found.environment.cluster, "platform");
     assert_eq!(found.environment.document, "AWS-StartPortForwardingSession");
-    assert_eq!(found.environment.access["read"].targets["orders"].port, Some(5432));
+    assert_eq!(found.environment.access["read"].targets["orders"].endpoint.port(), Some(5432));
     assert!(found.origins.values().all(|source| source == "SSM parameter /bastion/prod"));
     assert!(found.origins.contains_key("access.read.target.orders.credential"));
     assert!(!found.origins.contains_key("document"), "a default has no origin");
@@ -119,13 +122,13 @@ fn each_key_comes_from_the_highest_source_that_has_it() {
 fn a_credential_is_replaced_whole_and_other_tables_are_mixed() {
     let over = "[env.prod.access.read.target.orders]\nlocal_port = 15432\ncredential = 'client'\n";
     let orders = good(&project(over), Some(PARAMETER)).environment.access["read"].targets["orders"].clone();
-    assert_eq!((orders.local_port, orders.host.as_deref()), (Some(15_432), Some("orders.example.com")));
+    assert_eq!((orders.local_port, orders.endpoint.host()), (Some(15_432), Some("orders.example.com")));
     assert_eq!(orders.credential, CredentialConfig::Client);
     // A level and a target may have that name too; they are tables like others.
     let named = PARAMETER.replace("\"read\":", "\"credential\":").replace("\"orders\":", "\"credential\":");
     let over = "[env.prod.access.credential.target.credential]\nport = 6000\n";
     let found = good(&project(over), Some(&named)).environment;
-    assert_eq!(found.access["credential"].targets["credential"].port, Some(6000));
+    assert_eq!(found.access["credential"].targets["credential"].endpoint.port(), Some(6000));
 }
 
 #[test]

@@ -218,12 +218,12 @@ impl<'a> Driver<'a> {
     /// Lets the secret say where the database is, if the configuration does not.
     async fn complete_target(&mut self) -> Result<(), ConnError> {
         let Some(cache) = self.cache()? else { return Ok(()) };
-        if self.served.target.is_complete() {
+        if !self.served.target.needs_secret() {
             return Ok(());
         }
         let loan = self.lend(cache).await?;
-        let place = &loan.place;
-        let target = self.served.target.completed(place.host.as_deref(), place.port, place.database.as_deref());
+        let said = &loan.endpoint;
+        let target = self.served.target.with_secret(said.host.as_deref(), said.port, said.database.as_deref());
         self.handshake.set_database(target.database.as_deref());
         if target.is_rds_proxy() {
             self.handshake.read_only_by_statement();

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::api::authorize::{self, Audience, Challenge, Claim, Granted, Signed};
 use crate::credential::SignedLogin;
-use crate::relay::fetch::{Endpoint, FetchError, fetch};
+use crate::relay::fetch::{FetchError, HttpEndpoint, fetch};
 use crate::tls;
 
 use claim::ClaimError;
@@ -40,7 +40,7 @@ pub(crate) struct IdentityConfig {
     pub(crate) required: bool,
     /// Who may come besides the owner.
     pub(crate) allow: Vec<Pattern>,
-    pub(crate) sts: Endpoint,
+    pub(crate) sts: HttpEndpoint,
     pub(crate) task: TaskSource,
 }
 

@@ -9,7 +9,7 @@ use http_body_util::Full;
 use rustls::ClientConfig;
 use serde_json::Value;
 
-use crate::relay::fetch::{Endpoint, fetch};
+use crate::relay::fetch::{HttpEndpoint, fetch};
 
 /// The metadata of a task with many containers is some ten kilobytes.
 const METADATA_MAX: usize = 256 * 1024;
@@ -21,7 +21,7 @@ const NAME_MAX: usize = 512;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TaskSource {
     /// `${ECS_CONTAINER_METADATA_URI_V4}/task` (ECS Developer Guide, "task metadata endpoint version 4").
-    Metadata(Endpoint),
+    Metadata(HttpEndpoint),
     Named(String),
     Unknown,
 }
@@ -38,7 +38,7 @@ impl TaskSource {
     }
 }
 
-async fn ask(endpoint: &Endpoint, tls: &Arc<ClientConfig>) -> Result<String, String> {
+async fn ask(endpoint: &HttpEndpoint, tls: &Arc<ClientConfig>) -> Result<String, String> {
     let mut request = Request::new(Full::new(Bytes::new()));
     let path = format!("{}/task", endpoint.path());
     *request.uri_mut() = path.parse::<Uri>().map_err(|error| format!("the path {path:?} of the metadata: {error}"))?;

@@ -18,7 +18,7 @@ pub(super) fn grant(engine: Engine, user: &str) -> String {
 /// The database asks for a password where there is a token.
 pub(super) fn wants_password(what: &str, target: &Target, user: &str) -> ErrorText {
     let Target { name, engine, .. } = target;
-    let host = target.host.as_deref().unwrap_or("the database");
+    let host = target.endpoint.host().unwrap_or("the database");
     let grant = grant(*engine, user);
     let message = format!("bastion: target {name} asks {user} for {what} instead of an IAM token");
     let (detail, hint) = match engine {
@@ -42,7 +42,7 @@ pub(super) fn wants_password(what: &str, target: &Target, user: &str) -> ErrorTe
 /// The database does not accept the token.
 pub(super) fn refused(said: &ErrorText, target: &Target, user: &str) -> ErrorText {
     let Target { name, engine, .. } = target;
-    let host = target.host.as_deref().unwrap_or("the database");
+    let host = target.endpoint.host().unwrap_or("the database");
     let grant = grant(*engine, user);
     let ours = format!("bastion: target {name} refused the IAM login of {user}");
     let (detail, hint) = match engine {
@@ -75,7 +75,7 @@ mod tests {
     use bastion_wire::mysql::packet::ERROR_TEXT_MAX;
 
     use super::*;
-    use crate::types::CredentialConfig;
+    use crate::types::{Address, CredentialConfig, Endpoint};
 
     #[test]
     fn a_mysql_client_shows_the_whole_text() {
@@ -83,9 +83,11 @@ mod tests {
         let target = Target {
             name: "orders-reports".to_owned(),
             engine: Engine::Mysql,
-            host: Some("orders-reports.cluster-ro-abcdefghijkl.ap-northeast-1.rds.amazonaws.com".to_owned()),
+            endpoint: Endpoint::Fixed(Address {
+                host: "orders-reports.cluster-ro-abcdefghijkl.ap-northeast-1.rds.amazonaws.com".to_owned(),
+                port: 3306,
+            }),
             hostaddr: None,
-            port: Some(3306),
             database: None,
             read_only: true,
             local_infile: false,

@@ -36,7 +36,7 @@ impl World {
         config.targets[0].read_only = true;
         config.client_tls = Some(client_certificate(folder.path()));
         let (drain, now) = (CancellationToken::new(), CancellationToken::new());
-        let relay = Relay::bind_with(config, Vec::new(), drain.clone(), now.clone(), std::io::sink(), |target| {
+        let relay = bind_with(config, drain.clone(), now.clone(), std::io::sink(), |target| {
             Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, postgres::PASSWORD))))))
         });
         let relay = relay.await.unwrap();
@@ -169,7 +169,7 @@ async fn every_end_of_the_relays_own_making_is_one_inside_tls_for_mysql_too() {
         let mut config = config_for(Engine::Mysql, mariadb::HOST, database.port, &database.ca_file, listen, &users);
         config.client_tls = Some(client_certificate(folder.path()));
         let (drain, now) = (CancellationToken::new(), CancellationToken::new());
-        let relay = Relay::bind_with(config, Vec::new(), drain.clone(), now.clone(), std::io::sink(), |target| {
+        let relay = bind_with(config, drain.clone(), now.clone(), std::io::sink(), |target| {
             Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, password))))))
         });
         let relay = relay.await.unwrap();

@@ -48,7 +48,7 @@ async fn a_client_that_is_being_let_in_again_hears_why_its_session_ends() {
         let (port, listen) = (listener.local_addr().unwrap().port(), Ipv4Addr::new(127, 63, 100, last));
         let config = config_for(Engine::Mysql, mariadb::HOST, port, &database.ca_file, listen, &["native_user"]);
         let (drain, now) = (CancellationToken::new(), CancellationToken::new());
-        let relay = Relay::bind_with(config, Vec::new(), drain.clone(), now.clone(), std::io::sink(), |target| {
+        let relay = bind_with(config, drain.clone(), now.clone(), std::io::sink(), |target| {
             Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, mariadb::PASSWORD))))))
         });
         let relay = relay.await.unwrap();

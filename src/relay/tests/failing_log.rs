@@ -31,7 +31,7 @@ async fn a_client_hears_why_when_a_record_of_its_session_cannot_be_written() {
     config.audit.statements = true;
     let log = Log::default();
     let (drain, now) = (CancellationToken::new(), CancellationToken::new());
-    let relay = Relay::bind_with(config, Vec::new(), drain.clone(), now.clone(), log.clone(), |target| {
+    let relay = bind_with(config, drain.clone(), now.clone(), log.clone(), |target| {
         Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, mariadb::PASSWORD))))))
     });
     let relay = relay.await.unwrap();

@@ -114,10 +114,9 @@ async fn a_database_gets_no_file_that_its_client_does_not_load() {
         let mut config = config_for(Engine::Mysql, HOST, port, &ca_file, listen, &["anyone"]);
         config.targets[0].local_infile = local_infile;
         let (log, drain) = (Log::default(), CancellationToken::new());
-        let bound =
-            Relay::bind_with(config, Vec::new(), drain.clone(), CancellationToken::new(), log.clone(), |target| {
-                Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, "password"))))))
-            });
+        let bound = bind_with(config, drain.clone(), CancellationToken::new(), log.clone(), |target| {
+            Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, "password"))))))
+        });
         let relay = bound.await.unwrap();
         let (first, second) = answer.split_at(cut);
         let asks = database(listener, TlsAcceptor::from(Arc::clone(&tls)), [first.to_vec(), second.to_vec()]);

@@ -154,7 +154,7 @@ async fn a_database_behind_a_closed_security_group_is_named_in_bounded_time() {
     let stand_in = StandIn::start(folder.path(), Engine::Postgres, INSTANCE, Habits::default()).await;
     let listen = Ipv4Addr::new(127, 63, 103, 13);
     let mut config = config_of(&stand_in, Engine::Postgres, INSTANCE, listen);
-    config.targets[0].port = Some(port);
+    config.targets[0].endpoint = Endpoint::Fixed(Address { host: INSTANCE.to_owned(), port });
     let (drain, serving) = serve(config, postgres::PASSWORD).await;
     let waiting = async {
         // The relay dials by then; nothing but its patience passes.

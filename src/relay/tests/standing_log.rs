@@ -63,7 +63,7 @@ impl Standing {
         let ((stands, is_standing), (go, may_go)) = (channel(), channel());
         let log = Log { written: Arc::clone(&written), stands, go: may_go };
         let (drain, now) = (CancellationToken::new(), CancellationToken::new());
-        let relay = Relay::bind_with(config, Vec::new(), drain.clone(), now.clone(), log, |target| {
+        let relay = bind_with(config, drain.clone(), now.clone(), log, |target| {
             Ok(Logins::Shared(Arc::new(Cache::new(Source::Fixed(Fixed::new(&target.name, mariadb::PASSWORD))))))
         });
         let relay = relay.await.unwrap();

@@ -16,55 +16,55 @@ use crate::api::targets::Unavailable;
 use crate::credential::{Cache, MintError, Sources};
 use crate::relay::reply::credential_advice;
 use crate::relay::{Config, wall_clock};
-use crate::types::Engine;
+use crate::types::{Engine, Target};
 
 /// For all secrets together, with repetitions: by then a health check has not failed three times.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two attempts, of which each is several of the SDK.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// What the secrets have given.
-#[derive(Default)]
-pub(super) struct Decided {
-    /// The logins of the targets that are decided, by name; what was read is in them.
+/// The targets of the configuration, with what the secrets have said.
+pub(super) struct Resolved {
+    /// In the order of their names.
+    pub(super) targets: Vec<Target>,
+    /// The logins of those whose secret named the engine, by name; what was read is in them.
     pub(super) logins: BTreeMap<String, Arc<Cache>>,
     pub(super) unavailable: Vec<Unavailable>,
 }
 
-/// Reads the secrets of `config.undecided` and moves those whose engine is known then to `config.targets`, which stay in the
-/// order of their names.
-pub(super) async fn decide(config: &mut Config, sources: &Sources, drain: &CancellationToken) -> Decided {
+/// Reads the secrets of the targets whose engine the configuration leaves out.
+pub(super) async fn resolve(config: &Config, sources: &Sources, drain: &CancellationToken) -> Resolved {
     let mut reading = JoinSet::new();
-    for target in &config.undecided {
-        let Some(cache) = sources.undecided(target) else { continue };
+    for target in &config.without_engine {
+        let Some(cache) = sources.without_engine(target) else { continue };
         let name = target.name.clone();
         reading.spawn(async move {
-            let read = || async { cache.credential(wall_clock()).await.map(|loan| loan.place.engine) };
+            let read = || async { cache.credential(wall_clock()).await.map(|loan| loan.endpoint.engine) };
             let engine = engine(&name, read).await;
             (name, (cache, engine))
         });
     }
     let read = drain.run_until_cancelled(reading.join_all()).await.unwrap_or_default();
     let mut read: BTreeMap<_, _> = read.into_iter().collect();
-    let fixed = config.undecided.iter().filter_map(|target| target.relay_port);
+    let fixed = config.without_engine.iter().filter_map(|target| target.relay_port);
     let mut taken: BTreeSet<u16> = config.targets.iter().map(|target| target.relay_port).chain(fixed).collect();
     taken.insert(api::PORT);
-    let mut decided = Decided::default();
-    for target in std::mem::take(&mut config.undecided) {
+    let mut resolved = Resolved { targets: config.targets.clone(), logins: BTreeMap::new(), unavailable: Vec::new() };
+    for target in config.without_engine.iter().cloned() {
         let problem = match read.remove(&target.name) {
             Some((cache, Ok(engine))) => {
-                decided.logins.insert(target.name.clone(), cache);
-                config.targets.push(target.decide(engine, &mut taken));
+                resolved.logins.insert(target.name.clone(), cache);
+                resolved.targets.push(target.resolve(engine, &mut taken));
                 continue;
             }
             Some((_, Err(problem))) => problem,
             None => "the relay is stopping and has not read its secret".to_owned(),
         };
         error!(target = target.name, secret = target.credential.secret_id(), problem, "a target is not served");
-        decided.unavailable.push(Unavailable { name: target.name, problem });
+        resolved.unavailable.push(Unavailable { name: target.name, problem });
     }
-    config.targets.sort_by(|a, b| a.name.cmp(&b.name));
-    decided
+    resolved.targets.sort_by(|a, b| a.name.cmp(&b.name));
+    resolved
 }
 
 /// The engine that `read` gives in the end, or what to tell about it.
