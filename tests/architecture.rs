@@ -1,6 +1,6 @@
 //! Who may import whom: rules over the source text, which no lint knows. Protocol code is a crate, so the compiler keeps its rules.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -37,9 +37,22 @@ fn what_the_table_allows_is_needed() {
     assert_eq!(unused(IMPORTS, &sources()), [""; 0]);
 }
 
+/// At every level: modules that stand beside each other do not import each other in a circle. What a parent defines itself is
+/// not looked at, nor are tests.
+#[test]
+fn no_modules_import_each_other_in_a_circle() {
+    for folder in ["src", "crates/wire/src"] {
+        assert_eq!(circles(&sources_below(folder)), [""; 0], "{folder}");
+    }
+}
+
 /// Every file below `src` by its path there.
 fn sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    sources_below("src")
+}
+
+fn sources_below(folder: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut files = Vec::new();
     rust_files(&root, &mut files);
     assert!(files.len() > 20, "only {} source files found", files.len());
@@ -60,6 +73,100 @@ fn unused(table: &[(&str, &[&str])], sources: &[(String, String)]) -> Vec<String
     let rows = table.iter().flat_map(|(module, may)| may.iter().map(move |name| (*module, (*name).to_owned())));
     let idle = rows.filter(|row| !named.contains(row));
     idle.map(|(module, name)| format!("`{module}` does not import `{name}`: take it out of IMPORTS")).collect()
+}
+
+/// Which modules, of all that stand beside each other, import each other in a circle: one sentence for each circle.
+fn circles(sources: &[(String, String)]) -> Vec<String> {
+    let modules: BTreeMap<Vec<&str>, String> = sources
+        .iter()
+        .map(|(path, text)| (module_path(path), text))
+        .filter(|(module, _)| !module.iter().any(|name| name.contains("test") || *name == "world"))
+        .map(|(module, text)| (module, code(text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default())))
+        .collect();
+    // From the folder and a module in it to a module beside that one.
+    let mut imports: BTreeMap<Vec<&str>, BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
+    for (module, text) in &modules {
+        for named in named_paths(module, text) {
+            let known = longest_known(&modules, &named);
+            let shared = module.iter().zip(known).take_while(|(a, b)| a == b).count();
+            if let (Some(from), Some(to)) = (module.get(shared), known.get(shared)) {
+                imports.entry(module[..shared].to_vec()).or_default().entry(from).or_default().insert(to);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for (folder, graph) in &imports {
+        let reach: BTreeMap<&str, BTreeSet<&str>> = graph.keys().map(|name| (*name, reachable(graph, name))).collect();
+        let circle = |name: &str| -> Vec<&str> {
+            let back = |other: &&&str| reach[name].contains(**other) && reach[**other].contains(name);
+            reach.keys().filter(back).copied().collect()
+        };
+        let all: BTreeSet<Vec<&str>> = graph.keys().map(|name| circle(name)).filter(|names| names.len() > 1).collect();
+        let folder = if folder.is_empty() { "the root".to_owned() } else { folder.join("::") };
+        found.extend(all.iter().map(|names| format!("{folder}: {} import each other", names.join(", "))));
+    }
+    found
+}
+
+/// All that can be come to from `start` by imports.
+fn reachable<'t>(graph: &BTreeMap<&'t str, BTreeSet<&'t str>>, start: &str) -> BTreeSet<&'t str> {
+    let (mut found, mut next) = (BTreeSet::new(), vec![start]);
+    while let Some(name) = next.pop() {
+        for other in graph.get(name).into_iter().flatten() {
+            if found.insert(*other) {
+                next.push(other);
+            }
+        }
+    }
+    found
+}
+
+/// `relay/conn/driver.rs` is `relay::conn::driver`.
+fn module_path(path: &str) -> Vec<&str> {
+    let path = path.trim_end_matches(".rs");
+    path.split('/').filter(|name| !["mod", "lib", "main"].contains(name)).collect()
+}
+
+/// The module that a path leads to or into; the root, if nothing of it is a module.
+fn longest_known<'p, 't>(modules: &BTreeMap<Vec<&str>, String>, path: &'p [&'t str]) -> &'p [&'t str] {
+    let length = (0..=path.len()).rev().find(|length| modules.contains_key(&path[..*length]));
+    &path[..length.unwrap_or_default()]
+}
+
+/// The paths that code of `module` names, from the root on.
+fn named_paths<'t>(module: &[&'t str], text: &'t str) -> Vec<Vec<&'t str>> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("::") {
+        let head = &text[..at];
+        let word = &head[head.rfind(|c| !is_ident(c)).map_or(0, |at| at + 1)..];
+        let is_first = !head[..head.len() - word.len()].ends_with("::");
+        let mut path = match word {
+            "crate" if is_first => Vec::new(),
+            "super" if is_first => module[..module.len().saturating_sub(1)].to_vec(),
+            _ => continue,
+        };
+        let mut rest = &text[at + 2..];
+        while let Some(more) = rest.strip_prefix("super::") {
+            (_, rest) = (path.pop(), more);
+        }
+        loop {
+            let name = &rest[..rest.find(|c| !is_ident(c)).unwrap_or(rest.len())];
+            path.extend((!name.is_empty()).then_some(name));
+            match rest[name.len()..].strip_prefix("::") {
+                Some(more) => rest = more,
+                None => break,
+            }
+        }
+        match rest.strip_prefix('{').and_then(|list| list.split_once('}')) {
+            Some((list, _)) => found.extend(list.split(',').map(|item| {
+                let item = item.trim();
+                let name = &item[..item.find(|c| !is_ident(c)).unwrap_or(item.len())];
+                path.iter().copied().chain([name]).collect()
+            })),
+            None => found.push(path),
+        }
+    }
+    found
 }
 
 /// The root module of the file at `path` below `src`.
@@ -234,7 +341,7 @@ fn raw_string(text: &str) -> usize {
 
 #[cfg(test)]
 mod planted {
-    use super::{code, unused, violations};
+    use super::{circles, code, unused, violations};
 
     /// The sentences about one planted line, without their place.
     fn about(path: &str, line: &str) -> Vec<String> {
@@ -280,6 +387,32 @@ mod planted {
         let sources = sources.map(|(path, text)| (path.to_owned(), text.to_owned()));
         let table: &[(&str, &[&str])] = &[("tls", &["types"]), ("tunnel", &["tls"])];
         assert_eq!(unused(table, &sources), ["`tls` does not import `types`: take it out of IMPORTS"]);
+    }
+
+    #[test]
+    fn circles_are_found_at_every_level() {
+        let circles = |files: &[(&str, &str)]| {
+            circles(&files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect::<Vec<_>>())
+        };
+        let one_way = [("lib.rs", "mod a;"), ("a/mod.rs", "mod b;"), ("a/b.rs", "use super::c::D;"), ("a/c.rs", "")];
+        assert_eq!(circles(&one_way), [""; 0]);
+        let back = [("a/mod.rs", ""), ("a/b.rs", "use super::c::D;"), ("a/c.rs", "fn f() { crate::a::b::run() }")];
+        assert_eq!(circles(&back), ["a: b, c import each other"]);
+        let long = [
+            ("a.rs", "use crate::b::{X, Y};"),
+            ("b.rs", "use crate::{c, d};"),
+            ("c.rs", ""),
+            ("d.rs", "super::a::f()"),
+        ];
+        assert_eq!(circles(&long), ["the root: a, b, d import each other"]);
+        // A child and its parent are one house, and tests may look at everything.
+        let child = [("a.rs", "use self::b::X;"), ("a/b.rs", "use super::Y;"), ("a/tests.rs", "use crate::c::Z;")];
+        assert_eq!(circles(&[&child[..], &[("c.rs", "use crate::a::Y;")]].concat()), [""; 0]);
+        let foot = [
+            ("a.rs", "use crate::b::X;\n#[cfg(test)]\nmod tests {"),
+            ("b.rs", "#[cfg(test)]\nmod tests { crate::a::f() }"),
+        ];
+        assert_eq!(circles(&foot), [""; 0]);
     }
 
     #[test]

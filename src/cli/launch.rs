@@ -1,7 +1,6 @@
 //! The steps that `up`, `connect`, `down` and `status` share: who am I, which environment, which task.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,9 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aws::{Aws, AwsError, Caller, TaskOrder, TaskState, Wanted};
 use crate::cli::error::{CommandError, Kind};
-use crate::cli::explain;
-use crate::cli::trust;
 use crate::cli::ui::Ui;
+use crate::cli::{config_files, explain, trust};
 use crate::config::laptop::{self, Files, Flags, Resolved};
 use crate::config::{Env as _, ProcessEnv, vars};
 use crate::types::{Access, Environment};
@@ -116,28 +114,12 @@ impl From<AwsError> for CommandError {
     }
 }
 
-/// The configuration files that apply in the current folder.
-pub(super) fn files() -> Result<Files, CommandError> {
-    let start = std::env::current_dir().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            CommandError::failed(anyhow::anyhow!("the current folder does not exist any more: it was removed or moved"))
-                .hinted("go to another one: cd")
-        }
-        _ => CommandError::failed(anyhow::Error::new(error).context("the current folder cannot be found out")),
-    })?;
-    let home = etcetera::home_dir().ok();
-    let user = ProcessEnv.get("XDG_CONFIG_HOME").filter(|folder| !folder.is_empty()).map(std::path::PathBuf::from);
-    let user = user.or_else(|| home.as_ref().map(|home| home.join(".config")));
-    let found = laptop::find_files(&start, home.as_deref(), user.as_deref().map(Path::new));
-    found.map_err(|problems| CommandError::new(Kind::Config, problems))
-}
-
 /// Reads the files, asks STS who calls, and reads the SSM parameter.
 ///
 /// # Errors
 /// What the files have wrong comes before what AWS says: it may well be why AWS is asked in vain.
 pub(super) async fn place(ui: &Ui, name: &str, args: &AwsArgs) -> Result<Place, CommandError> {
-    let files = files()?;
+    let files = config_files::find()?;
     trust::check(name, &files)?;
     let flags = Flags { region: args.region.clone(), cluster: args.cluster.clone() };
     laptop::certain(&files, &flags, &ProcessEnv).map_err(|problems| CommandError::new(Kind::Config, problems))?;

@@ -7,6 +7,8 @@ mod card;
 #[cfg(feature = "launcher")]
 mod client_command;
 #[cfg(feature = "launcher")]
+mod config_files;
+#[cfg(feature = "launcher")]
 mod down;
 mod error;
 mod escape;

@@ -7,9 +7,9 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::error::{CommandError, Kind};
-use crate::cli::escape;
 use crate::cli::launch::{self, AwsArgs, interruptible};
 use crate::cli::ui::Ui;
+use crate::cli::{config_files, escape};
 use crate::config::laptop;
 
 /// Show your running bastions
@@ -43,7 +43,7 @@ async fn run(args: &StatusArgs) -> Result<(), CommandError> {
     let ui = Ui::new(false, true);
     let names = match &args.env {
         Some(name) => vec![name.clone()],
-        None => laptop::known(&launch::files()?),
+        None => laptop::known(&config_files::find()?),
     };
     if names.is_empty() {
         return Err(CommandError::new(Kind::Config, anyhow::anyhow!("no configuration file names an environment"))

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use crate::cli::config_files;
 use crate::cli::error::{CommandError, Kind};
 use crate::cli::escape::{line, shell};
-use crate::cli::launch;
 use crate::cli::state::StateFolder;
 use crate::cli::ui::Ui;
 use crate::config::laptop::{self, Files, PROJECT_FILE};
@@ -190,7 +190,7 @@ fn revoke(args: &TrustArgs, ui: &Ui, state: &StateFolder, list: &mut List) -> Re
 /// The file that the command line names, or the one that applies here.
 fn file(args: &TrustArgs) -> Result<(PathBuf, String), CommandError> {
     let Some(named) = &args.file else {
-        let Some((path, text)) = launch::files()?.project else {
+        let Some((path, text)) = config_files::find()?.project else {
             let message = anyhow::anyhow!("no {PROJECT_FILE} applies in this folder");
             return Err(CommandError::failed(message).hinted("name one: bastion trust FILE"));
         };

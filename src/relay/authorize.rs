@@ -6,15 +6,15 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, Response, StatusCode};
 use axum::response::IntoResponse as _;
 use tracing::{info, warn};
 
 use crate::api::authorize::{Claim, Granted};
-use crate::relay::http::refusal;
 use crate::relay::identity::{Admitted, AuthorizeError, Person};
 use crate::relay::local_password::LocalPassword;
+use crate::relay::response::{refusal, unauthorized};
 use crate::relay::{Shared, wall_clock};
 
 /// A claim is about 2.5 kB, and a login to a Vault half of one more.
@@ -73,13 +73,6 @@ impl NoToken {
             "prove who you are first: the token of /v1/authorize is missing, unknown or too old; update bastion on the laptop if it did not ask",
         )
     }
-}
-
-/// Whoever hears this proves anew who they are and comes back once.
-pub(super) fn unauthorized(message: &str) -> Response<Body> {
-    let mut response = refusal(StatusCode::UNAUTHORIZED, message);
-    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    response
 }
 
 /// Who opens a lane with these headers: `None` is somebody unknown where that is allowed.

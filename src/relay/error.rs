@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bastion_wire::error_text::ErrorText;
+use bastion_wire::login::Refusal;
 use bastion_wire::memory::Full;
-use bastion_wire::proxy::Refusal;
 use bastion_wire::session::OutOfProtocol;
 
 use crate::credential::MintError;

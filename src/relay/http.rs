@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
-use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
-use axum::response::IntoResponse as _;
+use axum::http::header::{CONTENT_TYPE, UPGRADE};
+use axum::http::{HeaderName, Response, StatusCode};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::server::conn::http1;
@@ -23,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::api::targets::{IDENTITY_OPTIONAL, IDENTITY_REQUIRED};
-use crate::api::{self, HEADER_TARGET, Refusal, Upgrade};
+use crate::api::{self, HEADER_TARGET, Upgrade};
 use crate::credential::Logins;
 use crate::limits::Spare;
 use crate::link::plain::Plain;
@@ -31,13 +30,12 @@ use crate::relay::accept::not_accepted;
 use crate::relay::client_io::Early;
 use crate::relay::conn::NotAdmitted;
 use crate::relay::identity::Person;
+use crate::relay::response::{STOPPING, refusal, switching, unauthorized};
 use crate::relay::{Served, Shared, authorize, conn, lane, leave, upstream, wall_clock};
 use crate::types::{CredentialConfig, Target};
 
 /// A client that opens the port and sends no request is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// To whoever comes during the drain.
-pub(super) const STOPPING: &str = "the relay is stopping; run bastion up again";
 /// Requests of ours are a few hundred bytes.
 const BUFFER: usize = 16 * 1024;
 
@@ -201,7 +199,7 @@ async fn connect(
     };
     let conn = match conn::Conn::admit(Arc::clone(shared), served, conn::TUNNEL.to_owned(), person).await {
         Ok(conn) => conn,
-        Err(NotAdmitted::ProofWanted(sentence)) => return authorize::unauthorized(&sentence),
+        Err(NotAdmitted::ProofWanted(sentence)) => return unauthorized(&sentence),
         Err(NotAdmitted::Stopping) => return refusal(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
     };
     let upgrade = hyper::upgrade::on(&mut request);
@@ -235,24 +233,4 @@ impl Drop for Present {
     fn drop(&mut self) {
         self.0.plain.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// The answer that ends HTTP on this connection.
-pub(super) fn switching(protocol: Upgrade) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol.token()));
-    response
-}
-
-pub(super) fn refusal(status: StatusCode, message: &str) -> Response<Body> {
-    let mut response = (status, Json(Refusal { error: message.to_owned() })).into_response();
-    if status == StatusCode::UPGRADE_REQUIRED {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Ok(offered) = HeaderValue::from_str(&Upgrade::ALL.map(Upgrade::token).join(", ")) {
-            response.headers_mut().insert(UPGRADE, offered);
-        }
-    }
-    response
 }

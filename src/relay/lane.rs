@@ -17,8 +17,8 @@ use tracing::{debug, info};
 use crate::api::{HEADER_LANE, HEADER_LINK, LaneIntent, Upgrade};
 use crate::link::Link;
 use crate::relay::conn::NotAdmitted;
-use crate::relay::http::{STOPPING, refusal, switching};
 use crate::relay::identity::Person;
+use crate::relay::response::{STOPPING, refusal, switching};
 use crate::relay::{Shared, conn};
 
 /// Links at once: a person needs one for each terminal that is connected.

@@ -11,7 +11,7 @@ use axum::response::IntoResponse as _;
 use tracing::info;
 
 use crate::api::{HEADER_LEAVE, Others, Part};
-use crate::relay::http::refusal;
+use crate::relay::response::refusal;
 use crate::relay::{Shared, authorize, lane};
 
 /// Notes that the caller goes, and says how many others stay and whether the last of them stops the task.

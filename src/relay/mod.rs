@@ -22,6 +22,7 @@ mod local_password;
 mod metrics;
 mod reply;
 mod resolve;
+mod response;
 mod splice;
 mod upstream;
 

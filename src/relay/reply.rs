@@ -15,9 +15,9 @@ pub(super) use farewell::{lease_ending, lease_over, stopping};
 use std::borrow::Cow;
 
 use bastion_wire::error_text::ErrorText;
+use bastion_wire::login::Refusal;
 use bastion_wire::pg::parameters::READ_ONLY;
 use bastion_wire::pg::startup::STARTUP_MAX;
-use bastion_wire::proxy::Refusal;
 
 use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
 use crate::types::{CredentialConfig, Engine, Target};

@@ -4,6 +4,7 @@
 //! Each further lane has a session of its own. One that is lost is opened again in the background. A relay that knows no
 //! lanes is served the plain way: every client has a stream of the first tunnel.
 
+mod spare;
 mod supervisor;
 
 use std::future::Future;
@@ -17,8 +18,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::spare::Spares;
 use crate::link::{self, Link};
-use crate::tunnel::spare::Spares;
 use crate::tunnel::{BoxFuture, ConnectError, ControlError, OpenError, Pass, State, Stats, Tunnel};
 use crate::types::shortened;
 

@@ -12,7 +12,6 @@ mod outage;
 pub(crate) mod peer;
 mod shared;
 mod socket;
-mod spare;
 mod stream;
 mod upgrade;
 

@@ -33,6 +33,7 @@ pub mod error_text;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod lane;
+pub mod login;
 pub mod memory;
 pub mod mysql;
 pub mod pg;

@@ -4,7 +4,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bastion_wire::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
+use bastion_wire::login::{Action, Peer, Refusal, SecretKind};
+use bastion_wire::proxy::Handshake;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

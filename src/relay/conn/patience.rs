@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use bastion_wire::proxy::{Action, Peer};
+use bastion_wire::login::{Action, Peer};
 use tokio::time::{Instant, timeout};
 use tracing::info;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bastion_wire::end::{End, How, Notice, ResetReason, Who};
 use bastion_wire::error_text::ErrorText;
-use bastion_wire::proxy::Refusal;
+use bastion_wire::login::Refusal;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;

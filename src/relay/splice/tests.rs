@@ -2,7 +2,7 @@ use bastion_wire::error_text::ErrorText;
 use bastion_wire::memory::Memory;
 use bastion_wire::mysql::agreed::Agreed;
 use bastion_wire::mysql::capability::PROGRESS;
-use bastion_wire::mysql::session_steps::Server;
+use bastion_wire::mysql::server::Server;
 use bastion_wire::session::Session;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::Input;
+use crate::login::{Action, Peer};
 use crate::memory::Memory;
 use crate::mysql::agreed::Agreed;
 use crate::mysql::capability::{NEEDED, PLUGIN_AUTH};
 use crate::mysql::change_user::{ChangeUser, Session};
 use crate::mysql::door::Verifier;
-use crate::mysql::session_steps::Server;
-use crate::proxy::{Action, Peer};
+use crate::mysql::server::Server;
 use crate::session::{Session as Followed, Stop};
 
 /// What an exchange may do without hearing from a peer.

@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::Input;
 use crate::error_text::ErrorText;
-use crate::proxy::{Action, Handshake, Peer, Refusal, SecretKind};
+use crate::login::{Action, Peer, Refusal, SecretKind};
+use crate::proxy::Handshake;
 
 /// What the relay logs in with.
 pub(super) const USER: &str = "db_read";

@@ -9,7 +9,7 @@ use crate::mysql::agreed::Agreed;
 use crate::mysql::capability::{
     CACHE_METADATA, DEPRECATE_EOF, LOCAL_FILES, NEEDED, OPTIONAL_METADATA, PROGRESS, QUERY_ATTRIBUTES,
 };
-use crate::mysql::session_steps::Server;
+use crate::mysql::server::Server;
 use crate::session::text::{ARGUMENT_MAX, Key, Kind, Limits};
 use crate::session::{Event, Pass, Session, Stop};
 

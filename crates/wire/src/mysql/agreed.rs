@@ -1,6 +1,6 @@
 //! What a login has agreed on, as far as it decides what the packets behind it mean.
 
-use super::session_steps::Server;
+use super::server::Server;
 
 /// See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

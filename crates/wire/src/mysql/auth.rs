@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::greeting::SCRAMBLE;
 use crate::Malformed;
-use crate::proxy::{Refusal, Secret, SecretKind};
+use crate::login::{Refusal, Secret, SecretKind};
 
 pub const CACHING_SHA2: &str = "caching_sha2_password";
 pub const CLEAR: &str = "mysql_clear_password";

@@ -17,12 +17,11 @@ use super::capability::{PLUGIN_AUTH, SECURE_CONNECTION};
 use super::commands::RESET_CONNECTION;
 use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, SCRAMBLE};
-use super::handshake::said;
-use super::packet::{self, OK, Packet, Reader};
+use super::packet::{self, OK, Packet, Reader, said};
 use super::session_steps::{Answered, SessionSteps};
 use crate::Malformed;
 use crate::error_text::ErrorText;
-use crate::proxy::{Action, Peer, Refusal};
+use crate::login::{Action, Peer, Refusal};
 
 /// Number of the packet that answers a step.
 const FIRST: u8 = 1;

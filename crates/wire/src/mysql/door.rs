@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::auth::{CACHING_SHA2, FAST_AUTH_SUCCESS, NATIVE, xor};
 use super::greeting::SCRAMBLE;
 use super::packet::encode;
-use crate::proxy::Refusal;
+use crate::login::Refusal;
 
 /// What the greeting announces: every client of protocol 4.1 knows it, or names another one.
 pub const ANNOUNCED: &str = NATIVE;

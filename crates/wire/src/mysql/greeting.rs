@@ -7,7 +7,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::capability::{LONG_PASSWORD, PLUGIN_AUTH};
 use super::packet::Reader;
-use super::session_steps::Server;
+use super::server::Server;
 use crate::Malformed;
 
 /// Length of the challenge (`SCRAMBLE_LENGTH` in `mysql_com.h`).

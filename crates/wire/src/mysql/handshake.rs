@@ -19,12 +19,13 @@ use super::capability::{
 use super::change_user::{ChangeUser, Session};
 use super::door::{self, Admitted, Verifier};
 use super::greeting::{self, Greeting, SCRAMBLE};
-use super::packet::{self, ERR, ErrPacket, OK, Packet, Reader};
+use super::packet::{self, ERR, OK, Packet, Reader, said};
 use super::response::{Head, Opening, Response};
-use super::session_steps::Server;
+use super::server::Server;
+use super::session_steps::READ_ONLY;
 use crate::Malformed;
 use crate::error_text::ErrorText;
-use crate::proxy::{Action, Peer, Refusal, Secret, SecretKind};
+use crate::login::{Action, Peer, Refusal, Secret, SecretKind};
 
 /// Most packets that an upstream may send during its login; MariaDB switches once for each plugin of a user.
 const ROUNDS_MAX: u8 = 16;
@@ -582,17 +583,8 @@ fn is_ours(name: &[u8]) -> bool {
     name.get(..OUR_ATTRIBUTES.len()).is_some_and(|front| front.eq_ignore_ascii_case(OUR_ATTRIBUTES.as_bytes()))
 }
 
-/// Makes the transactions of the session read-only.
-pub const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
-
 /// First byte of the packet that asks for another factor.
 const NEXT_FACTOR: u8 = 0x02;
-
-pub(super) fn said(payload: &[u8]) -> ErrorText {
-    let ErrPacket { number, sqlstate, message } = ErrPacket::parse(payload);
-    let sqlstate = sqlstate.unwrap_or_else(|| "HY000".to_owned());
-    ErrorText { number, sqlstate, message, ..ErrorText::default() }
-}
 
 #[cfg(test)]
 mod tests;

@@ -17,4 +17,5 @@ pub mod handshake;
 pub mod local_infile;
 pub mod packet;
 pub mod response;
+pub mod server;
 pub mod session_steps;

@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::capability::QUERY_ATTRIBUTES;
 use crate::Malformed;
+use crate::error_text::ErrorText;
 
 /// Longest packet of a login. Servers take longer ones, but none that lets anybody in: connection attributes may be 65,535
 /// bytes long ("impose an artificial length limit of 64k", `sql_authentication.cc`), all names are short.
@@ -90,6 +91,30 @@ pub struct ErrPacket {
     /// Missing in errors before the login: nobody has agreed on protocol 4.1 yet.
     pub sqlstate: Option<String>,
     pub message: String,
+}
+
+/// `ER_UNKNOWN_ERROR`, for errors without a number.
+const UNKNOWN_ERROR: u16 = 1105;
+
+impl ErrorText {
+    /// As an ERR packet of MySQL, one sentence after the other. Before the greeting it is to have no SQLSTATE, because
+    /// nobody has agreed on protocol 4.1.
+    pub fn packet(&self, sequence: u8, with_state: bool) -> Bytes {
+        let parts = [&self.message, &self.hint, &self.detail];
+        let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+        let number = if self.number == 0 { UNKNOWN_ERROR } else { self.number };
+        let sqlstate = with_state.then(|| self.sqlstate.clone());
+        let mut out = BytesMut::new();
+        ErrPacket { number, sqlstate, message: parts.join(". ") }.encode(sequence, &mut out);
+        out.freeze()
+    }
+}
+
+/// What an ERR packet says.
+pub(super) fn said(payload: &[u8]) -> ErrorText {
+    let ErrPacket { number, sqlstate, message } = ErrPacket::parse(payload);
+    let sqlstate = sqlstate.unwrap_or_else(|| "HY000".to_owned());
+    ErrorText { number, sqlstate, message, ..ErrorText::default() }
 }
 
 impl ErrPacket {

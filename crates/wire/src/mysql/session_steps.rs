@@ -11,11 +11,13 @@ use std::collections::VecDeque;
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::commands::RESET_CONNECTION;
-use super::handshake::{READ_ONLY, said};
-use super::packet::{self, ERR, ErrPacket, OK, Reader};
+use super::packet::{self, ERR, ErrPacket, OK, Reader, said};
+use super::server::Server;
 use crate::Malformed;
-use crate::proxy::Refusal;
+use crate::login::Refusal;
 
+/// Makes the transactions of the session read-only.
+pub const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
 /// `COM_INIT_DB`.
 const INIT_DB: u8 = 0x02;
 /// Errors for a collation that the server does not know: `ER_UNKNOWN_CHARACTER_SET`, `ER_UNKNOWN_COLLATION`.
@@ -37,13 +39,6 @@ const CHARACTER_SETS_OF_MYSQL: &str = "SET @@session.character_set_client=IF(\
 const GLOBAL_VALUES: &str = "SET @@session.character_set_client=@@global.character_set_client,\
                              @@session.character_set_results=@@global.character_set_results,\
                              @@session.collation_connection=@@global.collation_connection";
-
-/// Whose ways a server has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Server {
-    MariaDb,
-    MySql,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::message::{Message, encode};
 use crate::Malformed;
-use crate::proxy::Refusal;
+use crate::login::Refusal;
 
 /// `SCRAM_SHA_256_DEFAULT_ITERATIONS`; the password is random, so more would only slow clients down.
 const ITERATIONS: u32 = 4096;

@@ -17,7 +17,7 @@ use super::settling::{Settled, Settling, said};
 use super::startup::{self, Startup};
 use crate::Malformed;
 use crate::error_text::ErrorText;
-use crate::proxy::{Action, Peer, Refusal, Secret, SecretKind};
+use crate::login::{Action, Peer, Refusal, Secret, SecretKind};
 
 /// `feature_not_supported`, with which RDS Proxy refuses parameters of a startup packet that it does not know.
 const NOT_SUPPORTED: &str = "0A000";

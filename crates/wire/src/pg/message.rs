@@ -5,6 +5,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::Malformed;
+use crate::error_text::ErrorText;
 
 /// Longest message of a login that is kept. Before authentication longer ones are refused, as libpq does (`fe-connect.c`:
 /// 2,000 for authentication, 30,000 for errors; SASL data may be longer); after it they pass.
@@ -93,6 +94,19 @@ pub struct ErrorFields {
     pub message: String,
     pub detail: String,
     pub hint: String,
+}
+
+impl ErrorText {
+    /// As the fields of a PostgreSQL message.
+    pub fn fields(&self, severity: &str) -> ErrorFields {
+        ErrorFields {
+            severity: severity.to_owned(),
+            code: self.sqlstate.clone(),
+            message: self.message.clone(),
+            detail: self.detail.clone(),
+            hint: self.hint.clone(),
+        }
+    }
 }
 
 impl ErrorFields {

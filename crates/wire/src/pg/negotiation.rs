@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::startup::{self, GSSENC_REQUEST, Opening, SSL_REQUEST, Startup};
 use crate::Malformed;
-use crate::proxy::{Action, Peer, Refusal};
+use crate::login::{Action, Peer, Refusal};
 
 /// Where the client stands.
 #[derive(Debug)]

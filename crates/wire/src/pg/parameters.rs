@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::startup::{STARTUP_MAX, Startup};
-use crate::proxy::Refusal;
+use crate::login::Refusal;
 
 /// The setting with which transactions are read-only unless the client asks for another one.
 pub const READ_ONLY: &str = "default_transaction_read_only";

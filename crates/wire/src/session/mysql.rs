@@ -5,6 +5,7 @@
 //! A server that closes a session may send an error that nobody has asked for; so may the relay.
 
 mod answer;
+mod command;
 mod login;
 #[cfg(test)]
 mod model {

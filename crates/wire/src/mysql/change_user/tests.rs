@@ -1,8 +1,8 @@
 use super::super::auth::{self, CACHING_SHA2, NATIVE};
 use super::super::capability::{NEEDED, QUERY_ATTRIBUTES};
 use super::super::commands::CHANGE_USER;
-use super::super::handshake::READ_ONLY;
-use super::super::session_steps::Server;
+use super::super::server::Server;
+use super::super::session_steps::READ_ONLY;
 use super::*;
 
 const FINE: &[u8] = &[0, 0, 0, 2, 0, 0, 0];

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::answer::{At, Kind, Metadata, Rules};
+use super::command::Command;
 use super::statements::{Effect, Statements};
 use crate::error_text::ErrorText;
 use crate::memory::Budget;
@@ -19,7 +20,7 @@ use crate::mysql::commands::{
 };
 use crate::mysql::local_infile::LocalFiles;
 use crate::mysql::packet::{PAYLOAD_MAX, Reader};
-use crate::mysql::session_steps::Server;
+use crate::mysql::server::Server;
 use crate::session::text::Limits;
 use crate::session::waiting::{TOLD, Waiting};
 use crate::session::{Event, OutOfProtocol, Pass, Stop};
@@ -75,16 +76,6 @@ pub(super) fn length([a, b, c]: [u8; 3]) -> usize {
 
 pub(super) fn out(from: &'static str, what: String) -> Stop {
     Stop::OutOfProtocol(OutOfProtocol { from, what })
-}
-
-/// A command of the client that is not whole.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Command {
-    pub(super) code: u8,
-    /// Of a statement or a connection, where the command has one.
-    pub(super) id: Option<u32>,
-    /// Its text cannot be told from what stands before it.
-    pub(super) is_hidden: bool,
 }
 
 /// What the client has asked of the server that has no answer so far.

@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::session::Command;
+use super::command::Command;
 use crate::mysql::commands::{
     INIT_DB, PROCESS_KILL, QUERY, RESET_CONNECTION, STMT_BULK_EXECUTE, STMT_CLOSE, STMT_EXECUTE, STMT_PREPARE,
     only_looks, word,
 };
-use crate::mysql::session_steps::Server;
+use crate::mysql::server::Server;
 use crate::redact::{Dialect, Modes, NO_BACKSLASH_ESCAPES};
 use crate::session::Event;
 use crate::session::text::{ARGUMENT_MAX, Collector, Kind, Limits, Statement, Text};

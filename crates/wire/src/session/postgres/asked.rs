@@ -2,9 +2,24 @@
 
 use std::sync::Arc;
 
-use super::effects::Names as Forgets;
+use super::effects::{Effects, Names as Forgets};
 use super::names::Name;
-use super::statements::{Known, Run};
+use crate::session::text::Text;
+
+/// A text that was prepared.
+pub(super) struct Known {
+    pub(super) text: Arc<Text>,
+    pub(super) name: Option<String>,
+    pub(super) effects: Effects,
+}
+
+/// What a portal runs.
+#[derive(Clone)]
+pub(super) struct Run {
+    pub(super) known: Arc<Known>,
+    /// It has a record already.
+    pub(super) told: bool,
+}
 
 /// A message of the client, or its part that matters here.
 pub(super) enum Asked {

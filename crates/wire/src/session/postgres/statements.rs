@@ -13,8 +13,8 @@ mod server;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::asked::{After, Asked};
-use super::effects::{Effects, Names as Forgets, Scanner};
+use super::asked::{After, Asked, Known, Run};
+use super::effects::{Names as Forgets, Scanner};
 use super::names::{Name, Names};
 use crate::memory::Full;
 use crate::redact::{Dialect, Modes};
@@ -28,21 +28,6 @@ const FULL: usize = 4096;
 const UNTOLD_MAX: usize = 8;
 /// Start of a server's message that is looked at.
 const START: usize = 64;
-
-/// A text that was prepared.
-pub(super) struct Known {
-    text: Arc<Text>,
-    name: Option<String>,
-    effects: Effects,
-}
-
-/// What a portal runs.
-#[derive(Clone)]
-pub(super) struct Run {
-    known: Arc<Known>,
-    /// It has a record already.
-    told: bool,
-}
 
 /// What goes into a COPY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use crate::error_text::ErrorText;
 use crate::memory::Memory;
 use crate::mysql::capability::{CACHE_METADATA, DEPRECATE_EOF, LOCAL_FILES, NEEDED, OPTIONAL_METADATA, PROGRESS};
 use crate::mysql::packet::{self, PAYLOAD_MAX};
-use crate::mysql::{agreed, session_steps};
+use crate::mysql::{agreed, server};
 use crate::session::text::{Kind, Limits, Statement};
 use crate::session::{Event, Pass, Session, Stop};
 
@@ -546,7 +546,7 @@ fn session(agreed: Agreed, stops_at_reset: bool) -> Session {
             | has(agreed.files, LOCAL_FILES)
             | has(optional_metadata && !is_mariadb, OPTIONAL_METADATA),
         extended: has(is_mariadb && agreed.progress, PROGRESS) | has(is_mariadb && optional_metadata, CACHE_METADATA),
-        server: if is_mariadb { session_steps::Server::MariaDb } else { session_steps::Server::MySql },
+        server: if is_mariadb { server::Server::MariaDb } else { server::Server::MySql },
         stops_at_reset,
     };
     Session::mysql(agreed, &Memory::relay().asked, Some(Limits::new(KEPT, None, &Memory::relay())))

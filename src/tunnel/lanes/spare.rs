@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 
-use super::lanes::{Inner, Lanes};
-use super::{State, Tunnel};
+use super::{Inner, Lanes};
+use crate::tunnel::{State, Tunnel};
 
 /// A session in which something has waited for so long is held up.
 const HELD_UP: Duration = Duration::from_secs(6);
@@ -27,7 +27,7 @@ pub(super) type Spares = tokio::sync::Mutex<Vec<Tunnel>>;
 
 impl Lanes {
     /// The tunnel for a new client of the plain way.
-    pub(super) async fn plain(&self) -> Tunnel {
+    pub(in crate::tunnel) async fn plain(&self) -> Tunnel {
         let inner = self.inner();
         if !inner.first().is_held_up(HELD_UP) {
             inner.tell("");
