@@ -1,15 +1,16 @@
 //! Listeners: who comes in on a plain port, and what happens when nobody can.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
 use tracing::warn;
 
 use crate::limits::{self, Spare};
-use crate::relay::{Served, Shared, StartError, conn, upstream};
+use crate::relay::start_error::StartError;
+use crate::relay::state::{RelayState, Served};
+use crate::relay::{conn, upstream};
 
 /// Pause after a failed accept: trying at once would only burn the CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -20,7 +21,7 @@ pub(super) async fn listen(address: IpAddr, port: u16) -> Result<TcpListener, St
 }
 
 /// Accepts clients of a plain port until the drain.
-pub(super) async fn accept(listener: TcpListener, served: Arc<Served>, shared: Arc<Shared>) {
+pub(super) async fn accept(listener: TcpListener, served: Arc<Served>, shared: Arc<RelayState>) {
     let mut spare = Spare::new();
     loop {
         let accepted = tokio::select! {
@@ -38,7 +39,12 @@ pub(super) async fn accept(listener: TcpListener, served: Arc<Served>, shared: A
 }
 
 /// Says once in a while why nobody is accepted, closes those that wait if that is a limit, and waits a little.
-pub(super) async fn not_accepted(shared: &Shared, error: &std::io::Error, listener: &TcpListener, spare: &mut Spare) {
+pub(super) async fn not_accepted(
+    shared: &RelayState,
+    error: &std::io::Error,
+    listener: &TcpListener,
+    spare: &mut Spare,
+) {
     let limit = limits::reached(error);
     if shared.shortage.may_be_told() {
         match &limit {
@@ -52,27 +58,8 @@ pub(super) async fn not_accepted(shared: &Shared, error: &std::io::Error, listen
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// When somebody was told last that connections cannot be accepted.
-#[derive(Default)]
-pub(super) struct Shortage(Mutex<Option<Instant>>);
-
-impl Shortage {
-    /// One line a minute says as much as ten a second.
-    const EVERY: Duration = Duration::from_secs(60);
-
-    fn may_be_told(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let due = last.is_none_or(|last| now.duration_since(last) >= Self::EVERY);
-        if due {
-            *last = Some(now);
-        }
-        due
-    }
-}
-
 /// Serves a client of a plain port on its own task. Nobody has proven who it is, so nobody can be asked for another proof.
-fn serve_client(stream: TcpStream, from: String, served: &Arc<Served>, shared: &Arc<Shared>) {
+fn serve_client(stream: TcpStream, from: String, served: &Arc<Served>, shared: &Arc<RelayState>) {
     let (shared_by_task, served) = (Arc::clone(shared), Arc::clone(served));
     shared.conns.spawn(async move {
         if let Ok(conn) = conn::Conn::admit(shared_by_task, served, from, None).await {

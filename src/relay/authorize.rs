@@ -12,10 +12,11 @@ use axum::response::IntoResponse as _;
 use tracing::{info, warn};
 
 use crate::api::authorize::{Claim, Granted};
+use crate::relay::clock::wall_clock;
 use crate::relay::identity::{Admitted, AuthorizeError, Person};
 use crate::relay::local_password::LocalPassword;
 use crate::relay::response::{refusal, unauthorized};
-use crate::relay::{Shared, wall_clock};
+use crate::relay::state::RelayState;
 
 /// A claim is about 2.5 kB, and a login to a Vault half of one more.
 const CLAIM_MAX: usize = 16 * 1024;
@@ -24,7 +25,7 @@ const LOGIN_MAX: usize = 2 * 1024;
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `GET`: what to sign.
-pub(super) async fn challenge(State(shared): State<Arc<Shared>>) -> Response<Body> {
+pub(super) async fn challenge(State(shared): State<Arc<RelayState>>) -> Response<Body> {
     match shared.identity.challenge().await {
         Ok(challenge) => Json(challenge).into_response(),
         Err(error) => refuse(&shared, &error).await,
@@ -32,7 +33,7 @@ pub(super) async fn challenge(State(shared): State<Arc<Shared>>) -> Response<Bod
 }
 
 /// `POST`: the signed answer; gives the token.
-pub(super) async fn authorize(State(shared): State<Arc<Shared>>, body: Body) -> Response<Body> {
+pub(super) async fn authorize(State(shared): State<Arc<RelayState>>, body: Body) -> Response<Body> {
     let longest = CLAIM_MAX.saturating_add(LOGIN_MAX.saturating_mul(shared.identity.vaults().len()));
     let body = tokio::time::timeout(CLAIM_TIMEOUT, axum::body::to_bytes(body, longest)).await;
     let Ok(Ok(body)) = body else {
@@ -76,7 +77,7 @@ impl NoToken {
 }
 
 /// Who opens a lane with these headers: `None` is somebody unknown where that is allowed.
-pub(super) async fn caller(shared: &Shared, headers: &HeaderMap) -> Result<Option<Arc<Person>>, NoToken> {
+pub(super) async fn caller(shared: &RelayState, headers: &HeaderMap) -> Result<Option<Arc<Person>>, NoToken> {
     let token = match headers.get(AUTHORIZATION) {
         None if !shared.identity.is_required() => return Ok(None),
         None => None,
@@ -91,7 +92,7 @@ pub(super) async fn caller(shared: &Shared, headers: &HeaderMap) -> Result<Optio
     Err(NoToken)
 }
 
-async fn refuse(shared: &Shared, error: &AuthorizeError) -> Response<Body> {
+async fn refuse(shared: &RelayState, error: &AuthorizeError) -> Response<Body> {
     shared.metrics.authorized(error.kind());
     let caller = error.caller();
     warn!(error.kind = error.kind(), person = caller.map(tracing::field::display), %error, "a caller was refused");
@@ -99,7 +100,7 @@ async fn refuse(shared: &Shared, error: &AuthorizeError) -> Response<Body> {
     refusal(error.status(), &error.to_string())
 }
 
-async fn refuse_claim(shared: &Shared, message: &str) -> Response<Body> {
+async fn refuse_claim(shared: &RelayState, message: &str) -> Response<Body> {
     shared.metrics.authorized("malformed");
     warn!(error.kind = "malformed", error = message, "a caller was refused");
     shared.audit.identity_refused(None, "malformed", message).await;

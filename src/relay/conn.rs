@@ -20,11 +20,14 @@ use tracing::{debug, info};
 
 use crate::credential::{Admission, Loan};
 use crate::relay::audit::ConnRecord;
+use crate::relay::client_io::ClientIo;
+use crate::relay::clock::wall_clock;
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, TUNNEL_OPENING_TIMEOUT, Upstream};
 use crate::relay::conn::patience::{Patience, TooLate, UPSTREAM_TIMEOUT};
 use crate::relay::error::{ConnError, DialError};
 use crate::relay::identity::Person;
-use crate::relay::{ClientIo, Served, Shared, upstream, wall_clock};
+use crate::relay::state::{RelayState, Served};
+use crate::relay::upstream;
 use crate::tls;
 use crate::types::{CredentialConfig, Engine, Target};
 
@@ -35,7 +38,7 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client connection before and during its service.
 pub(super) struct Conn {
-    shared: Arc<Shared>,
+    shared: Arc<RelayState>,
     served: Arc<Served>,
     id: u64,
     from: String,
@@ -71,7 +74,7 @@ struct Login {
 impl Conn {
     /// Finds out what the connection may log in with, before anything of it is read.
     pub(super) async fn admit(
-        shared: Arc<Shared>,
+        shared: Arc<RelayState>,
         served: Arc<Served>,
         from: String,
         person: Option<Arc<Person>>,

@@ -28,10 +28,12 @@ use crate::limits::Spare;
 use crate::link::plain::Plain;
 use crate::relay::accept::not_accepted;
 use crate::relay::client_io::Early;
+use crate::relay::clock::wall_clock;
 use crate::relay::conn::NotAdmitted;
 use crate::relay::identity::Person;
 use crate::relay::response::{STOPPING, refusal, switching, unauthorized};
-use crate::relay::{Served, Shared, authorize, conn, lane, leave, upstream, wall_clock};
+use crate::relay::state::{RelayState, Served};
+use crate::relay::{authorize, conn, lane, leave, upstream};
 use crate::types::{CredentialConfig, Target};
 
 /// A client that opens the port and sends no request is closed.
@@ -43,7 +45,7 @@ const BUFFER: usize = 16 * 1024;
 const SECRETS_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Serves until `stop`; the relay keeps it up through the drain so that health and metrics stay readable.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+pub(super) async fn serve(listener: TcpListener, shared: Arc<RelayState>, stop: CancellationToken) {
     let router = router(Arc::clone(&shared));
     let open = TaskTracker::new();
     let mut spare = Spare::new();
@@ -78,7 +80,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
     open.wait().await;
 }
 
-fn router(shared: Arc<Shared>) -> Router {
+fn router(shared: Arc<RelayState>) -> Router {
     Router::new()
         .route(api::HEALTH, get(healthz))
         .route(api::READY, get(readyz))
@@ -96,7 +98,7 @@ async fn healthz() -> Result<&'static str, Infallible> {
 }
 
 /// Ready: every port listens and no drain has begun.
-async fn readyz(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
+async fn readyz(State(shared): State<Arc<RelayState>>) -> (StatusCode, &'static str) {
     let ready = shared.ready.load(Ordering::Acquire) && !shared.drain.is_cancelled();
     std::future::ready(match ready {
         true => (StatusCode::OK, "ready\n"),
@@ -105,12 +107,12 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str)
     .await
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> ([(HeaderName, &'static str); 1], String) {
+async fn metrics(State(shared): State<Arc<RelayState>>) -> ([(HeaderName, &'static str); 1], String) {
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     std::future::ready(([(CONTENT_TYPE, OPENMETRICS)], shared.metrics.text())).await
 }
 
-async fn targets(State(shared): State<Arc<Shared>>) -> Json<api::targets::Relay> {
+async fn targets(State(shared): State<Arc<RelayState>>) -> Json<api::targets::Relay> {
     let config = &shared.config;
     let mut targets = Vec::with_capacity(shared.served.len());
     let deadline = Instant::now() + SECRETS_TIMEOUT;
@@ -168,7 +170,7 @@ async fn known(served: &Served, deadline: Instant) -> (Target, Option<String>, O
 }
 
 /// Turns this HTTP connection into a lane of a link, or into one client connection to the target that it names.
-async fn upgrade(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+async fn upgrade(State(shared): State<Arc<RelayState>>, request: Request) -> Response<Body> {
     let wanted = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let Some(protocol) = Upgrade::ALL.into_iter().find(|known| wanted.eq_ignore_ascii_case(known.token())) else {
         let known = Upgrade::ALL.map(Upgrade::token).join(", ");
@@ -185,7 +187,7 @@ async fn upgrade(State(shared): State<Arc<Shared>>, request: Request) -> Respons
 
 /// One client connection.
 async fn connect(
-    shared: &Arc<Shared>,
+    shared: &Arc<RelayState>,
     person: Option<Arc<Person>>,
     protocol: Upgrade,
     mut request: Request,
@@ -220,10 +222,10 @@ async fn connect(
 }
 
 /// An open connection without a link.
-struct Present(Arc<Shared>);
+struct Present(Arc<RelayState>);
 
 impl Present {
-    fn new(shared: &Arc<Shared>) -> Self {
+    fn new(shared: &Arc<RelayState>) -> Self {
         shared.plain.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(shared))
     }

@@ -1,100 +1,27 @@
-//! Links: the byte pipes that join one, and the client connections that come out of it.
+//! The byte pipes that join a link, and the client connections that come out of it.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, Response, StatusCode};
 use bastion_wire::end::ResetReason;
 use hyper_util::rt::TokioIo;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use crate::api::{HEADER_LANE, HEADER_LINK, LaneIntent, Upgrade};
 use crate::link::Link;
+use crate::relay::conn;
 use crate::relay::conn::NotAdmitted;
 use crate::relay::identity::Person;
+use crate::relay::links::{Entry, Secret};
 use crate::relay::response::{STOPPING, refusal, switching};
-use crate::relay::{Shared, conn};
+use crate::relay::state::RelayState;
 
 /// Links at once: a person needs one for each terminal that is connected.
 const LINKS_MAX: usize = 32;
-/// At the end of the relay, what was sent last has so long to arrive.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// The number of a link, which only its owner knows. Never printed.
-pub(super) type Secret = [u8; 16];
-
-/// Every open link.
-#[derive(Default)]
-pub(super) struct Links {
-    links: Mutex<HashMap<Secret, Entry>>,
-    tasks: TaskTracker,
-    /// Whoever has started the task has left it to others: it ends with the last of them.
-    last_stops: AtomicBool,
-    /// The last of them is gone.
-    left: CancellationToken,
-}
-
-#[derive(Clone)]
-struct Entry {
-    link: Link,
-    person: Option<Arc<Person>>,
-    /// Its launcher has said that it goes.
-    leaves: bool,
-}
-
-impl Links {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Secret, Entry>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes that the launcher of this link goes; how many others there are. Both at once, so that of two that go together
-    /// the second one knows that it is the last.
-    pub(super) fn leave(&self, secret: Option<Secret>) -> usize {
-        let mut links = self.lock();
-        if let Some(entry) = secret.and_then(|secret| links.get_mut(&secret)) {
-            entry.leaves = true;
-        }
-        links.values().filter(|entry| !entry.leaves && entry.link.is_used()).count()
-    }
-
-    pub(super) fn set_last_stops(&self, stops: bool) {
-        self.last_stops.store(stops, Ordering::Relaxed);
-    }
-
-    pub(super) fn last_stops(&self) -> bool {
-        self.last_stops.load(Ordering::Relaxed)
-    }
-
-    /// Waits until the last user of a task is gone that was left to its users. Most stop it themselves; one whose laptop was
-    /// switched off, or is older, does not.
-    pub(super) async fn left(&self) {
-        self.left.cancelled().await;
-    }
-
-    /// Lets what was sent arrive, then ends every link.
-    pub(super) async fn close(&self) {
-        self.tasks.close();
-        let links: Vec<Link> = self.lock().values().map(|entry| entry.link.clone()).collect();
-        let last_words = async {
-            for link in &links {
-                link.drained().await;
-            }
-            links.iter().for_each(Link::close);
-            self.tasks.wait().await;
-        };
-        // A laptop that is away takes nothing.
-        let _in_time = tokio::time::timeout(LAST_WORDS, last_words).await;
-    }
-}
-
 /// Turns this HTTP connection into a lane.
-pub(super) fn join(shared: &Arc<Shared>, person: Option<Arc<Person>>, mut request: Request) -> Response<Body> {
+pub(super) fn join(shared: &Arc<RelayState>, person: Option<Arc<Person>>, mut request: Request) -> Response<Body> {
     let (secret, intent) = match wish(request.headers()) {
         Ok(wish) => wish,
         Err(message) => return refusal(StatusCode::BAD_REQUEST, &message),
@@ -146,7 +73,7 @@ fn wish(headers: &HeaderMap) -> Result<(Secret, LaneIntent), String> {
     Ok((secret, known))
 }
 
-fn known(shared: &Shared, secret: &Secret, person: Option<&Person>) -> Result<Link, (StatusCode, &'static str)> {
+fn known(shared: &RelayState, secret: &Secret, person: Option<&Person>) -> Result<Link, (StatusCode, &'static str)> {
     match shared.links.lock().get(secret) {
         Some(entry) if entry.person.as_deref() == person => Ok(entry.link.clone()),
         _ => Err((StatusCode::GONE, "this link is over; begin a new one")),
@@ -154,7 +81,7 @@ fn known(shared: &Shared, secret: &Secret, person: Option<&Person>) -> Result<Li
 }
 
 fn begin(
-    shared: &Arc<Shared>,
+    shared: &Arc<RelayState>,
     secret: Secret,
     person: Option<Arc<Person>>,
 ) -> Result<Link, (StatusCode, &'static str)> {
@@ -196,7 +123,7 @@ fn begin(
 }
 
 /// Serves what the laptop opens until the link is over.
-async fn serve(shared: &Arc<Shared>, entry: &Entry) {
+async fn serve(shared: &Arc<RelayState>, entry: &Entry) {
     while let Some((stream, target)) = entry.link.accept().await {
         if shared.drain.is_cancelled() {
             stream.reset(STOPPING);

@@ -12,10 +12,11 @@ use tracing::info;
 
 use crate::api::{HEADER_LEAVE, Others, Part};
 use crate::relay::response::refusal;
-use crate::relay::{Shared, authorize, lane};
+use crate::relay::state::RelayState;
+use crate::relay::{authorize, lane};
 
 /// Notes that the caller goes, and says how many others stay and whether the last of them stops the task.
-pub(super) async fn leave(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response<Body> {
+pub(super) async fn leave(State(shared): State<Arc<RelayState>>, headers: HeaderMap) -> Response<Body> {
     if let Err(no_token) = authorize::caller(&shared, &headers).await {
         return no_token.response();
     }

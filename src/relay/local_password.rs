@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bastion_wire::{mysql, pg};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::relay::StartError;
+use crate::relay::start_error::StartError;
 use crate::tls;
 
 pub(super) struct LocalPassword {

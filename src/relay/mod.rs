@@ -1,14 +1,18 @@
 //! The relay: the program in the task. Accepts clients on loopback, logs in to the database for them, copies bytes.
 //!
-//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (idle stop, maximum age, drain), `accept` (clients), `resolve` (the
-//! engines that only secrets say), `conn` (one client: drive the login, then splice), `upstream` (dial, TLS), `reply` (what a
-//! client is told when it fails), `http` (health, metrics, targets, upgrade to a connection), `identity` (who the caller is).
+//! Read in this order: [`Relay::bind`] and [`Relay::serve`] here (idle stop, maximum age, drain), `state` (what all parts share),
+//! `accept` (clients), `resolve` (the engines that only secrets say), `conn` (one client: drive the login, then splice),
+//! `upstream` (dial, TLS), `reply` (what a client is told when it fails), `http` (health, metrics, targets, upgrade to a
+//! connection), `identity` (who the caller is).
 
 mod accept;
 mod audit;
 mod authorize;
 mod client_io;
+mod clock;
+mod config;
 mod conn;
+mod emf;
 mod error;
 mod fetch;
 mod greeting;
@@ -18,26 +22,30 @@ mod identity;
 mod lane;
 mod leave;
 mod lifetime;
+mod links;
 mod local_password;
 mod metrics;
 mod reply;
 mod resolve;
 mod response;
+mod shortage;
 mod splice;
+mod start_error;
+mod state;
 mod upstream;
 
+pub(crate) use config::{AuditConfig, ClientTls, Config};
 pub(crate) use fetch::HttpEndpoint;
 pub(crate) use health::healthy;
 pub(crate) use identity::{IdentityConfig, Pattern, TaskSource, is_task_name};
+pub(crate) use lifetime::Ended;
+pub(crate) use start_error::StartError;
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bastion_wire::memory::{self, Memory};
-use rustls::{ClientConfig, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -48,19 +56,20 @@ use crate::api;
 use crate::api::authorize::Audience;
 use crate::api::targets::Unavailable;
 use crate::credential::{Logins, Sources};
-use crate::relay::audit::{Audit, Emf};
-use crate::relay::client_io::ClientIo;
+use crate::relay::audit::Audit;
+use crate::relay::clock::wall_clock;
+use crate::relay::emf::Emf;
 use crate::relay::greeting::RememberedGreeting;
 use crate::relay::identity::Identity;
-use crate::relay::lane::Links;
 use crate::relay::lifetime::Lifetime;
+use crate::relay::links::Links;
 use crate::relay::local_password::LocalPassword;
-use crate::relay::metrics::{Metrics, TargetMetrics};
+use crate::relay::metrics::Metrics;
 use crate::relay::resolve::Resolved;
+use crate::relay::shortage::Shortage;
+use crate::relay::state::{RelayState, Served};
 use crate::tls;
-use crate::types::{ExtraCa, Target, TargetSpec, lowered};
-
-pub(crate) use lifetime::Ended;
+use crate::types::{Target, lowered};
 
 /// How long open connections may go on after the drain began. ECS sends SIGKILL 30 s after SIGTERM by default; a second
 /// and a quarter goes to farewells, four to Vault's leases and the laptops' last bytes.
@@ -69,130 +78,9 @@ const DRAIN_GRACE: Duration = Duration::from_secs(24);
 /// CloudWatch keeps metrics by the minute.
 const EMF_EVERY: Duration = Duration::from_secs(60);
 
-/// Certificate for clients that want TLS on the loopback port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ClientTls {
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-}
-
-/// What goes into the audit log besides connections and callers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct AuditConfig {
-    /// The SQL of the clients.
-    pub(crate) statements: bool,
-    /// Without its literals.
-    pub(crate) redact: bool,
-    /// The key of the hashes of such SQL is in the first record.
-    pub(crate) log_hash_key: bool,
-    /// Metrics for CloudWatch, once a minute.
-    pub(crate) emf: bool,
-}
-
-/// The resolved configuration of a relay.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Config {
-    pub(crate) environment: String,
-    pub(crate) access: String,
-    pub(crate) region: String,
-    pub(crate) owner: Option<String>,
-    pub(crate) reason: Option<String>,
-    pub(crate) audit: AuditConfig,
-    pub(crate) identity: IdentityConfig,
-    /// Clients must show a password that is made at the start and told to proven callers.
-    pub(crate) local_password: bool,
-    pub(crate) listen: IpAddr,
-    /// No database connection for so long: the relay ends itself.
-    pub(crate) idle_stop: Option<Duration>,
-    /// So old: the relay ends itself whatever is open.
-    pub(crate) max_age: Option<Duration>,
-    pub(crate) max_connections: usize,
-    pub(crate) extra_ca: ExtraCa,
-    pub(crate) client_tls: Option<ClientTls>,
-    /// Another endpoint of Secrets Manager than that of the region.
-    pub(crate) secrets_manager_endpoint: Option<String>,
-    pub(crate) targets: Vec<Target>,
-    /// Targets whose engine only their secrets say.
-    pub(crate) without_engine: Vec<TargetSpec>,
-}
-
-/// Why a relay did not start.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
-    #[error("there is no audit log: {0}")]
-    Audit(#[from] audit::StartError),
-    #[error("cannot listen on {address}: {reason}")]
-    Bind { address: SocketAddr, reason: std::io::Error },
-    #[error("the operating system gives no random bytes for the local password")]
-    NoRandom,
-    #[error(transparent)]
-    Tls(#[from] tls::TlsConfigError),
-}
-
-/// A target with all that serving it needs.
-struct Served {
-    target: Target,
-    /// One permit a connection to this target.
-    room: Semaphore,
-    logins: Logins,
-    metrics: TargetMetrics,
-    /// Of MySQL.
-    greeting: RememberedGreeting,
-}
-
-/// What every connection shares.
-struct Shared {
-    config: Config,
-    served: Vec<Arc<Served>>,
-    unavailable: Vec<Unavailable>,
-    upstream_tls: Arc<ClientConfig>,
-    client_tls: Option<Arc<ServerConfig>>,
-    /// The `tls-server-end-point` hash of the certificate for clients.
-    client_binding: Option<Vec<u8>>,
-    local_password: Option<LocalPassword>,
-    audit: Audit,
-    identity: Identity,
-    metrics: Metrics,
-    /// One permit a connection.
-    room: Semaphore,
-    lifetime: Lifetime,
-    started_at: std::time::SystemTime,
-    next_conn: AtomicU64,
-    ready: AtomicBool,
-    /// Cancelled when no new connection may start.
-    drain: CancellationToken,
-    /// Cancelled when open connections must end.
-    cut: CancellationToken,
-    conns: TaskTracker,
-    links: Links,
-    memory: Memory,
-    /// Open connections of launchers without a link.
-    plain: AtomicUsize,
-    shortage: accept::Shortage,
-}
-
-impl Shared {
-    /// The target of this name, or a sentence for whoever asked.
-    fn wanted(&self, name: &str) -> Result<&Arc<Served>, String> {
-        if let Some(served) = self.served.iter().find(|served| served.target.name == name) {
-            return Ok(served);
-        }
-        if let Some(Unavailable { problem, .. }) = self.unavailable.iter().find(|target| target.name == name) {
-            return Err(format!("target {name} is not served: {problem}"));
-        }
-        let served = self.served.iter().map(|served| served.target.name.as_str());
-        let known: Vec<&str> = served.chain(self.unavailable.iter().map(|target| target.name.as_str())).collect();
-        Err(format!("there is no target {name:?} here; the targets are {}", known.join(", ")))
-    }
-
-    fn conn_id(&self) -> u64 {
-        self.next_conn.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
 /// A relay that listens.
 pub(crate) struct Relay {
-    shared: Arc<Shared>,
+    shared: Arc<RelayState>,
     http: TcpListener,
     plain: Vec<(TcpListener, Arc<Served>)>,
 }
@@ -254,7 +142,7 @@ impl Relay {
         let vaults = vaults(&served);
         let identity = Identity::new(config.identity.clone(), &config.region, config.owner.as_deref(), vaults, aws_tls);
         let audit = Audit::start(&config, log).await?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(RelayState {
             audit,
             identity,
             room: Semaphore::new(config.max_connections),
@@ -276,7 +164,7 @@ impl Relay {
             links: Links::default(),
             memory: Memory::relay_of(lowered("BASTION_TEST_ARRIVED", memory::ARRIVED)),
             plain: AtomicUsize::new(0),
-            shortage: accept::Shortage::default(),
+            shortage: Shortage::default(),
         });
         Ok(Self { shared, http, plain })
     }
@@ -364,7 +252,7 @@ async fn prepare_identity(identity: &Identity) {
 }
 
 /// Metrics for CloudWatch once a minute and at the end.
-async fn tell_metrics(shared: Arc<Shared>, end: CancellationToken) {
+async fn tell_metrics(shared: Arc<RelayState>, end: CancellationToken) {
     let mut emf = Emf::default();
     let mut last = false;
     while !last {
@@ -376,7 +264,7 @@ async fn tell_metrics(shared: Arc<Shared>, end: CancellationToken) {
     }
 }
 
-async fn drain(shared: &Shared, ended: Ended) {
+async fn drain(shared: &RelayState, ended: Ended) {
     let open = shared.lifetime.open();
     info!(cause = %ended, open, "draining");
     shared.lifetime.drained_by(ended);
@@ -389,12 +277,6 @@ async fn drain(shared: &Shared, ended: Ended) {
     warn!(open = shared.lifetime.open(), "cutting open connections");
     shared.cut.cancel();
     shared.conns.wait().await;
-}
-
-/// The time of day, for token signatures and for people; everything that measures uses the runtime's clock.
-#[expect(clippy::disallowed_methods, reason = "the one wall-clock read of the relay")]
-fn wall_clock() -> std::time::SystemTime {
-    std::time::SystemTime::now()
 }
 
 #[cfg(test)]

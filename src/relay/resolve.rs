@@ -14,8 +14,9 @@ use tracing::{error, warn};
 use crate::api;
 use crate::api::targets::Unavailable;
 use crate::credential::{Cache, MintError, Sources};
+use crate::relay::clock::wall_clock;
+use crate::relay::config::Config;
 use crate::relay::reply::credential_advice;
-use crate::relay::{Config, wall_clock};
 use crate::types::{Engine, Target};
 
 /// For all secrets together, with repetitions: by then a health check has not failed three times.

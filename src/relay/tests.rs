@@ -1,7 +1,7 @@
 //! The relay in this process against a real PostgreSQL, with password credentials: what Vault and Secrets Manager give.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use bastion_sandbox::mariadb::{self, MariaDb};
 use bastion_sandbox::postgres::{self, Flaws, Postgres};

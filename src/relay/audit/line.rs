@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
-use crate::relay::wall_clock;
+use crate::relay::clock::wall_clock;
 
 /// Bytes of a line with its end: the `awslogs` driver splits what is longer than 16 KiB.
 pub(super) const LINE_MAX: usize = 15 * 1024;

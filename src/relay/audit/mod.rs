@@ -2,7 +2,6 @@
 //! statements go on once they are on their way there. `docs/audit.md` is the schema. Nothing else writes to stdout, and no
 //! secret can get here: a record has names and numbers only.
 
-mod emf;
 mod line;
 mod queue;
 mod record;
@@ -17,11 +16,10 @@ use bastion_wire::memory::{Budget, Memory};
 use bastion_wire::session::text::{Key, Limits, TEXT_MAX};
 use tracing::error;
 
-use crate::relay::Config;
+use crate::relay::config::Config;
 use crate::relay::identity::Person;
 use crate::tls;
 
-pub(super) use emf::Emf;
 use line::{Fields, limit};
 pub(super) use queue::NotWritten;
 use queue::{Number, Queue, Stream};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::relay::Config;
 use crate::relay::audit::line::{Fields, first_characters, limit};
 use crate::relay::audit::millis;
+use crate::relay::config::Config;
 use crate::relay::identity::Person;
 use crate::types::Target;
 

@@ -17,9 +17,11 @@ use tracing::debug;
 
 use crate::credential::{Admission, Cache, Kind, Loan};
 use crate::relay::client_io::{ClientIo, Early};
+use crate::relay::clock::wall_clock;
 use crate::relay::conn::patience::{Patience, TooLate};
 use crate::relay::error::ConnError;
-use crate::relay::{Served, Shared, upstream, wall_clock};
+use crate::relay::state::{RelayState, Served};
+use crate::relay::upstream;
 use crate::tls;
 use crate::types::Target;
 
@@ -67,7 +69,7 @@ pub(super) enum Outcome {
 
 /// One login under way. What it holds at the end belongs to whoever goes on with the connection.
 pub(super) struct Driver<'a> {
-    shared: &'a Shared,
+    shared: &'a RelayState,
     served: &'a Served,
     admission: &'a Admission,
     conn_id: u64,
@@ -90,7 +92,7 @@ pub(super) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     pub(super) fn new(
-        shared: &'a Shared,
+        shared: &'a RelayState,
         served: &'a Served,
         admission: &'a Admission,
         conn_id: u64,

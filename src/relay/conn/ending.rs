@@ -7,7 +7,7 @@ use std::time::Duration;
 use bastion_wire::end::{End, How};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::relay::ClientIo;
+use crate::relay::client_io::ClientIo;
 use crate::relay::conn::driver::Upstream;
 
 /// For a client that may have stopped reading.

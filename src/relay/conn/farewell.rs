@@ -13,10 +13,12 @@ use tracing::info;
 
 use crate::credential::Loan;
 use crate::relay::audit::Watch;
+use crate::relay::client_io::ClientIo;
+use crate::relay::clock::wall_clock;
 use crate::relay::conn::driver::Upstream;
 use crate::relay::conn::{Conn, Login, ending};
+use crate::relay::reply;
 use crate::relay::splice::Followed;
-use crate::relay::{ClientIo, reply, wall_clock};
 
 /// For the rest of a message, and for the error and a client that is still sending. At the end of a drain they are part of
 /// what ECS leaves until its SIGKILL.

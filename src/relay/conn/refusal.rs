@@ -4,9 +4,10 @@ use bastion_wire::proxy::Handshake;
 use tracing::{debug, error, warn};
 
 use crate::relay::audit::Refused;
+use crate::relay::client_io::ClientIo;
 use crate::relay::conn::{Conn, ending};
 use crate::relay::error::{ConnError, ErrorKind};
-use crate::relay::{ClientIo, reply};
+use crate::relay::reply;
 use crate::types::Target;
 
 impl Conn {

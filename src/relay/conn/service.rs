@@ -15,11 +15,12 @@ use tracing::{info, warn};
 use crate::credential::Loan;
 use crate::link::end;
 use crate::relay::audit::{Ended, NotWritten};
+use crate::relay::client_io::ClientIo;
 use crate::relay::conn::driver::{Driver, OPENING_TIMEOUT, Outcome, Upstream};
 use crate::relay::conn::{Conn, Login, ending};
 use crate::relay::error::ConnError;
+use crate::relay::reply;
 use crate::relay::splice::{ANSWER_TIMEOUT, Breach, Followed, Spliced, splice};
-use crate::relay::{ClientIo, reply};
 use crate::tls;
 
 /// For the end of the login to reach the client.

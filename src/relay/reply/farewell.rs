@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use bastion_wire::error_text::ErrorText;
 
 use super::{Class, error, in_its_words};
-use crate::relay::Ended;
+use crate::relay::lifetime::Ended;
 use crate::types::{Engine, Target};
 
 const NEW_USER: &str = "a new connection gets a new user.";

@@ -92,7 +92,7 @@ async fn a_database_gets_no_file_that_its_client_does_not_load() {
     let chain = vec![CertificateDer::from_pem_slice(certificate.pem().as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let tls = Arc::new(tls.with_no_client_auth().with_single_cert(chain, key).unwrap());
     let load = b"\x03load data local infile '/tmp/rows.csv' into table t";
     let request = packed(1, b"\xfb/etc/passwd");

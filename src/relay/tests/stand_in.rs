@@ -72,7 +72,7 @@ impl StandIn {
             startups: Arc::default(),
             statements: Arc::default(),
         };
-        let tls = ServerConfig::builder_with_provider(tls::provider())
+        let tls = rustls::ServerConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()

@@ -42,7 +42,7 @@ impl std::io::Write for Log {
 struct Standing {
     folder: tempfile::TempDir,
     database: MariaDb,
-    shared: Arc<Shared>,
+    shared: Arc<RelayState>,
     serving: tokio::task::JoinHandle<Ended>,
     drain: CancellationToken,
     now: CancellationToken,

@@ -6,21 +6,21 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use crate::relay::Shared;
 use crate::relay::metrics::Counts;
+use crate::relay::state::RelayState;
 
 const NAMESPACE: &str = "Bastion";
 
 /// Remembers what was told, so that each line has what came since.
 #[derive(Default)]
-pub(in crate::relay) struct Emf {
+pub(super) struct Emf {
     targets: BTreeMap<String, Counts>,
     callers: (u64, u64),
 }
 
 impl Emf {
     /// The lines of now.
-    pub(in crate::relay) fn lines(&mut self, shared: &Shared, now: SystemTime) -> Vec<u8> {
+    pub(super) fn lines(&mut self, shared: &RelayState, now: SystemTime) -> Vec<u8> {
         let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
         let (env, access) = (&shared.config.environment, &shared.config.access);
