@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::*;
@@ -72,6 +73,39 @@ fn a_full_file_is_resolved_whole() {
     let write = &found.access["write"];
     assert_eq!((write.container.as_str(), write.targets.len()), ("bastion", 0));
     assert!(!write.assign_public_ip && !write.reason_required && write.security_groups.is_empty());
+}
+
+/// The key names of every table of `value`, at any depth.
+fn keys(value: &toml::Value, into: &mut BTreeSet<String>) {
+    for (key, value) in value.as_table().into_iter().flatten() {
+        into.insert(key.clone());
+        keys(value, into);
+    }
+}
+
+#[test]
+fn the_example_has_every_key_and_no_mistake() {
+    const EXAMPLE: &str = include_str!("../../../docs/example-bastion.toml");
+    const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
+    const CREDENTIALS: &str = include_str!("../../../docs/credentials.md");
+    for name in known(&project(EXAMPLE)) {
+        let found = resolve(&name, &project(EXAMPLE), None, &Flags::default(), &no_env()).unwrap();
+        assert_eq!(found.environment.name, name);
+    }
+    let mut there = BTreeSet::new();
+    keys(&toml::Value::Table(EXAMPLE.parse().unwrap()), &mut there);
+    // The environment's keys, the targets' in the relay's table, and those of Vault.
+    let section = |text: &'static str, from: &str, to: &str| text.split_once(from).unwrap().1.split_once(to).unwrap().0;
+    let rows = section(DOCUMENT, "### Keys", "\n## ").lines();
+    let rows =
+        rows.chain(section(DOCUMENT, "## The relay", "\n### ").lines().filter(|row| row.starts_with("| `target.")));
+    let rows = rows.chain(section(CREDENTIALS, "## `vault`", "\n- ").lines());
+    let first = rows.filter(|row| row.starts_with("| `")).filter_map(|row| row.split(" | ").next());
+    let named = first.flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter_map(|key| key.rsplit('.').next());
+    let named: Vec<&str> = named.filter(|key| *key != "…").collect();
+    assert!(named.len() > 30, "{named:?}");
+    let missing: Vec<&&str> = named.iter().filter(|key| !there.contains(**key)).collect();
+    assert!(missing.is_empty(), "docs/example-bastion.toml has no {missing:?}");
 }
 
 #[test]
