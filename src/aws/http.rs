@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_smithy_http_client::proxy::ProxyConfig;
@@ -16,6 +16,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use http::Uri;
+use parking_lot::Mutex;
 
 use crate::network::{Network, Proxy};
 
@@ -93,7 +94,7 @@ impl HttpConnector for Chooser {
 impl Chooser {
     fn connector(&self, proxy: Option<Proxy>) -> SharedHttpConnector {
         let (connect, read) = (self.settings.connect_timeout(), self.settings.read_timeout());
-        let mut connectors = self.inner.connectors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connectors = self.inner.connectors.lock();
         let key = (proxy.map(|proxy| proxy.full), connect, read);
         let known = connectors.entry(key).or_insert_with_key(|(proxy, ..)| self.build(proxy.as_ref()));
         known.clone()

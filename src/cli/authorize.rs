@@ -1,12 +1,13 @@
 //! Proves to the relay who is calling, and keeps the token that it gives for lanes (`docs/identity.md`).
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response, StatusCode};
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 
@@ -90,20 +91,20 @@ impl Badge {
         let claim = serde_json::to_vec(&self.sign(challenge).await?)?;
         let claim = Request::post(api::AUTHORIZE).header(CONTENT_TYPE, "application/json").body(claim.into())?;
         let granted: Granted = answer(&relay_client::send(&self.tunnel, claim).await?)?;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(granted.token.into());
+        *self.token.lock() = Some(granted.token.into());
         let password = granted.local_password.map(SecretString::from);
-        *self.local_password.lock().unwrap_or_else(PoisonError::into_inner) = password;
+        *self.local_password.lock() = password;
         Ok(granted.arn)
     }
 
     /// Looks once at the relay of each task: a task that was started for a client may be of another revision.
     async fn meet(&self) -> anyhow::Result<()> {
         let task = self.sessions.task().arn;
-        if *self.expected.lock().unwrap_or_else(PoisonError::into_inner) == task {
+        if *self.expected.lock() == task {
             return Ok(());
         }
         self.sessions.is_expected(&describe(&self.tunnel).await?).map_err(|error| error.source)?;
-        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = task;
+        *self.expected.lock() = task;
         Ok(())
     }
 
@@ -121,7 +122,7 @@ impl Badge {
 
     /// What clients must show, if the relay has asked for something and told it.
     pub(super) fn local_password(&self) -> Option<SecretString> {
-        self.local_password.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.local_password.lock().clone()
     }
 
     /// The answer to `challenge`: a proof, and logins to Vaults of the environment.
@@ -153,7 +154,7 @@ impl Badge {
     fn vaults(&self, asked: Option<&[Audience]>) -> Vec<Audience> {
         let (environment, known) = self.sessions.vaults();
         let (signed_for, warnings) = may_be_signed_for(asked, known, environment);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         for warning in warnings {
             if !told.contains(&warning) {
                 self.ui.warn(&format!("  ! {warning}"));
@@ -201,7 +202,7 @@ fn value(headers: &[(String, SecretString)], wanted: &str) -> Option<String> {
 
 impl Pass for Badge {
     fn token(&self) -> Option<SecretString> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.token.lock().clone()
     }
 
     fn renew<'a>(&'a self, refused: Option<&'a SecretString>) -> BoxFuture<'a, Result<(), ControlError>> {

@@ -1,6 +1,6 @@
 //! The tasks that this process has started and has to stop, whatever ends it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::aws::{Aws, TaskState};
 use crate::cli::launch::Place;
@@ -29,7 +29,7 @@ struct Debt {
 
 impl Owed {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Runs `start`, and remembers the task that comes of it.

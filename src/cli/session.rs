@@ -1,8 +1,9 @@
 //! The Session Manager sessions of one tunnel: the first, the next when one is over, and the task behind them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use secrecy::SecretString;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -194,7 +195,7 @@ impl Sessions {
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        self.current.lock()
     }
 
     /// The Session Manager target of a task.
@@ -253,7 +254,7 @@ impl Sessions {
             let owed = Arc::clone(&self.owed);
             let start = self.starts.spawn(async move {
                 let task = owed.start(&place, place.run(&purpose.access, purpose.reason.as_deref())).await?;
-                let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut current = current.lock();
                 (current.task, current.woken) = (task, true);
                 Ok::<(), CommandError>(())
             });

@@ -1,9 +1,10 @@
 //! Clients that other users of this machine open: they are not served, and the person hears of them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -44,7 +45,7 @@ impl Strangers {
     /// What to tell of a client that was refused.
     fn line(&self, name: &str, refused: Refused) -> Option<String> {
         let Refused::OtherUser(user) = refused else { return None };
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let more = match told.get_mut(&user) {
             Some((last, more)) if last.elapsed() < STRANGERS_EVERY => {
                 *more = more.saturating_add(1);

@@ -4,10 +4,10 @@
 //! talk no line but the first begins at the margin. Who puts together data of several lines makes a line of each value.
 
 use std::io::IsTerminal as _;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -92,14 +92,14 @@ impl Ui {
     /// Shows `text` in the line that stays below everything else, on a terminal only.
     pub(super) fn status(&self, text: &str) {
         if self.moves() {
-            let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut line = self.line.lock();
             line.get_or_insert_with(|| self.bars.add(spinner("  {wide_msg}"))).set_message(escape::line(text));
         }
     }
 
     /// Takes the line away.
     pub(super) fn end_status(&self) {
-        if let Some(line) = self.line.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(line) = self.line.lock().take() {
             line.finish_and_clear();
         }
     }

@@ -1,9 +1,10 @@
 //! How the connections of a target get their login: everybody the same one, or each person their own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::api::authorize::Audience;
@@ -105,7 +106,7 @@ impl Personal {
         let Some(person) = person else { return Ok((Admission::Refused(MintError::Nobody), None)) };
         let server_id = || self.audience.server_id.clone();
         let own = {
-            let people = self.people.lock().unwrap_or_else(PoisonError::into_inner);
+            let people = self.people.lock();
             people.get(person).map(|own| (Arc::clone(&own.slot), Arc::clone(&own.cache)))
         };
         let (slot, cache) = own.ok_or_else(|| ProofWanted::Unknown(server_id()))?;
@@ -123,7 +124,7 @@ impl Personal {
     }
 
     fn hand_in(&self, person: &str, signed: &Arc<SignedLogin>) {
-        let mut people = self.people.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut people = self.people.lock();
         if !people.contains_key(person) && people.len() >= PEOPLE_MAX {
             people.retain(|_, own| own.slot.standing() == Standing::Signed || own.cache.has_lease());
             if people.len() >= PEOPLE_MAX {
@@ -243,6 +244,6 @@ mod tests {
             cache(&logins, &number.to_string()).await.unwrap();
         }
         let Logins::Personal(personal) = &logins else { panic!() };
-        assert!(personal.people.lock().unwrap().len() <= PEOPLE_MAX);
+        assert!(personal.people.lock().len() <= PEOPLE_MAX);
     }
 }

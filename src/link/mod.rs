@@ -10,13 +10,14 @@ mod stream;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bastion_wire::lane::budget::Filling;
 use bastion_wire::lane::link::{Config, Event, Link as Machine, Side};
 use bastion_wire::memory::Memory;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -268,7 +269,7 @@ impl Link {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// After anything that happened: puts out what may go, and wakes whom it concerns.

@@ -7,9 +7,9 @@
 //! because it is not known yet.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use bastion_wire::mysql::greeting::Greeting;
+use parking_lot::Mutex;
 
 /// So many connections since the last login may have dialled the database before their clients had said anything.
 const EARLY_DIALS_MAX: u32 = 20;
@@ -25,7 +25,7 @@ impl RememberedGreeting {
     /// What a new client is to see, if the database is not to be asked; `proves` is whether it must prove a password.
     pub(super) fn for_client(&self, proves: bool) -> Option<Greeting> {
         let from_memory = proves || self.early_dials.load(Ordering::Relaxed) >= EARLY_DIALS_MAX;
-        from_memory.then(|| self.greeting.lock().unwrap_or_else(PoisonError::into_inner).clone()).flatten()
+        from_memory.then(|| self.greeting.lock().clone()).flatten()
     }
 
     /// The database is dialled for a client that has said nothing.
@@ -41,7 +41,7 @@ impl RememberedGreeting {
 
     /// What the database has said just now.
     pub(super) fn learn(&self, greeting: &Greeting) {
-        let mut known = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.greeting.lock();
         *known = Some(greeting.clone());
     }
 }

@@ -1,10 +1,11 @@
 //! Every open link, and who has one.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -38,7 +39,7 @@ pub(super) struct Entry {
 
 impl Links {
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<Secret, Entry>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.links.lock()
     }
 
     /// Notes that the launcher of this link goes; how many others there are. Both at once, so that of two that go together

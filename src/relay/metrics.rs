@@ -1,8 +1,8 @@
 //! Prometheus metrics of the relay.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -68,7 +68,7 @@ impl Metrics {
             not_granted: Counter::default(),
         };
         {
-            let mut registry = metrics.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut registry = metrics.registry.lock();
             registry.register(
                 "connections",
                 "Database connections that came to their login",
@@ -124,7 +124,7 @@ impl Metrics {
     /// The text of `/metrics` (OpenMetrics 1.0).
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let registry = self.registry.lock();
         // Writing to a String cannot fail.
         let _infallible = encode(&mut text, &registry);
         text

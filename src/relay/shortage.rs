@@ -1,8 +1,8 @@
 //! A limit of open files or sockets that is reached is told now and then.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// When somebody was told last that connections cannot be accepted.
@@ -14,7 +14,7 @@ impl Shortage {
     const EVERY: Duration = Duration::from_secs(60);
 
     pub(super) fn may_be_told(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         let now = Instant::now();
         let due = last.is_none_or(|last| now.duration_since(last) >= Self::EVERY);
         if due {

@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 use tokio_util::sync::CancellationToken;
 
+use crate::tunnel::backoff::{Backoff, jittered};
 use crate::tunnel::outage::{BACKOFF, Lost, Outage, STEADY};
 use crate::tunnel::shared::{Inner, Shared, now};
 use crate::tunnel::socket::{self, Socket, SocketError};
@@ -93,7 +94,7 @@ impl Driver {
 
     /// One session after the other. What opened once is opened again for as long as there is something to open it to.
     async fn run_sessions(&self, mut grant: SessionGrant) -> String {
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::new(BACKOFF);
         let mut ever_opened = false;
         loop {
             let cause = match self.run_session(grant).await {
@@ -105,10 +106,14 @@ impl Driver {
             if !ever_opened {
                 return cause;
             }
-            wait = if opened { BACKOFF.0 } else { wait.saturating_mul(2).min(BACKOFF.1) };
+            if opened {
+                backoff.reset();
+            } else {
+                backoff.grow();
+            }
             self.shared.lock().renew(&cause, &self.config);
             let restarted = tokio::select! {
-                restarted = self.restart(cause, wait) => restarted,
+                restarted = self.restart(cause, backoff.clone()) => restarted,
                 () = self.close_requested() => return "closed".to_owned(),
             };
             match restarted {
@@ -119,7 +124,7 @@ impl Driver {
     }
 
     /// A new session, tried until it is there or there is nothing to open one to.
-    async fn restart(&self, mut cause: String, mut wait: Duration) -> Result<SessionGrant, String> {
+    async fn restart(&self, mut cause: String, mut backoff: Backoff) -> Result<SessionGrant, String> {
         let mut since = Instant::now();
         let (mut wanted, mut waking) = (false, false);
         loop {
@@ -141,11 +146,11 @@ impl Driver {
                 Err(StartError::Later(error)) => cause = error.to_string(),
             }
             tokio::select! {
-                () = tokio::time::sleep(jittered(wait)) => {}
+                () = tokio::time::sleep(backoff.wait()) => {}
                 // Somebody in front of the machine is more patient than the back-off is quick.
                 () = self.shared.demand.notified() => wanted = true,
             }
-            wait = wait.saturating_mul(2).min(BACKOFF.1);
+            backoff.grow();
         }
     }
 
@@ -576,12 +581,6 @@ impl Turn<'_> {
         let since = self.heard_at.max(at.checked_sub(open_for)?);
         Some(since + self.driver.config.quiet)
     }
-}
-
-/// Between half of `wait` and all of it.
-pub(super) fn jittered(wait: Duration) -> Duration {
-    let [random, ..] = *uuid::Uuid::new_v4().as_bytes();
-    wait.mul_f64(0.5 + f64::from(random) / 512.0)
 }
 
 /// The time of day: for the date of messages, which the agent drops without one, and to notice a sleep.

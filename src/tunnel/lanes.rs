@@ -9,9 +9,10 @@ mod supervisor;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use secrecy::SecretString;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -294,7 +295,7 @@ impl Lanes {
         let tunnels = self.inner.used().tunnels.iter().map(Tunnel::stats).collect::<Vec<_>>();
         let mut stats = self.inner.first.stats();
         stats.reconnects = tunnels.iter().map(|stats| stats.reconnects).sum();
-        let past = *self.inner.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = *self.inner.past.lock();
         let now = match &*self.inner.way.borrow() {
             Way::Link(current) => current.link.stats(),
             Way::None | Way::Plain => link::Stats::default(),
@@ -362,7 +363,7 @@ impl Inner {
     }
 
     fn used(&self) -> MutexGuard<'_, Used> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+        self.used.lock()
     }
 
     /// What a client may use now; the outer `None`: nothing.

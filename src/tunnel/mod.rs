@@ -4,6 +4,7 @@
 //! client over that. `driver` owns the websocket and drives [`bastion_wire::port::PortSession`]; `socket` connects and
 //! signs; `stream` is one byte stream in a session; `listener` is a port on the laptop.
 
+mod backoff;
 pub(crate) mod client;
 mod driver;
 pub(crate) mod lanes;

@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Seek as _};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
@@ -74,7 +75,7 @@ impl Peers {
         let tables = Arc::clone(&self.tables);
         let reading = tokio::task::spawn_blocking(move || {
             let found = {
-                let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut tables = tables.lock();
                 tables.owners(all.iter().map(|waiting| waiting.ends))
             };
             for Waiting { ends, answer } in all {
@@ -89,8 +90,8 @@ impl Peers {
         answered.await.unwrap_or(Err(Refused::Unknown))
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> parking_lot::MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock()
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a person has signed for the Vault of a target: good for one database user, and for some minutes.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use secrecy::SecretString;
 use tokio::time::Instant;
 
@@ -59,7 +60,7 @@ pub(crate) struct Slot(Mutex<State>);
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(crate) fn put(&self, signed: Arc<SignedLogin>) {

@@ -7,12 +7,13 @@
 
 use std::io::Write;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bastion_wire::memory::{Budget, Full, Share};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Sleep;
@@ -109,7 +110,7 @@ struct Shared {
 
 impl Shared {
     fn next(&self) -> MutexGuard<'_, Next> {
-        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+        self.next.lock()
     }
 }
 
@@ -296,7 +297,7 @@ mod tests {
 
     impl Write for Log {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut log = self.0.lock().unwrap();
+            let mut log = self.0.lock();
             if log.1 {
                 log.0.extend(bytes.first());
                 return Err(io::ErrorKind::BrokenPipe.into());
@@ -312,7 +313,7 @@ mod tests {
 
     impl Log {
         fn bytes(&self) -> Vec<u8> {
-            self.0.lock().unwrap().0.clone()
+            self.0.lock().0.clone()
         }
 
         /// Without the numbers of the records, which follow one another.
@@ -357,9 +358,9 @@ mod tests {
         stream.push().extend_from_slice(b"a}\nb}\n");
         std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         queue.write(b"metrics\n".to_vec(), Number::None).await.unwrap();
-        log.0.lock().unwrap().1 = true;
+        log.0.lock().1 = true;
         assert_eq!(queue.write(b"lost}\n".to_vec(), Number::Next).await, Err(NotWritten::Log));
-        log.0.lock().unwrap().1 = false;
+        log.0.lock().1 = false;
         queue.write(b"c}\n".to_vec(), Number::Next).await.unwrap();
         queue.write(b"d}\n".to_vec(), Number::Last).await.unwrap();
         let text = String::from_utf8(log.bytes()).unwrap();
@@ -426,14 +427,14 @@ mod tests {
         let queue = Queue::start(log.clone()).unwrap();
         for n in 0..100 {
             queue.write(format!("{n}\n").into_bytes(), Number::None).await.unwrap();
-            assert!(log.0.lock().unwrap().0.ends_with(format!("{n}\n").as_bytes()));
+            assert!(log.0.lock().0.ends_with(format!("{n}\n").as_bytes()));
         }
-        log.0.lock().unwrap().1 = true;
+        log.0.lock().1 = true;
         assert_eq!(queue.write(b"lost\n".to_vec(), Number::None).await, Err(NotWritten::Log));
-        log.0.lock().unwrap().1 = false;
+        log.0.lock().1 = false;
         assert_eq!(queue.write(b"again\n".to_vec(), Number::None).await, Ok(()));
         // What was cut stays a line of its own.
-        assert!(log.0.lock().unwrap().0.ends_with(b"99\nl\nagain\n"));
+        assert!(log.0.lock().0.ends_with(b"99\nl\nagain\n"));
     }
 
     #[tokio::test]
@@ -447,12 +448,12 @@ mod tests {
         }
         // The last batch is in the log when what came after it is.
         queue.write(Vec::new(), Number::None).await.unwrap();
-        log.0.lock().unwrap().1 = true;
+        log.0.lock().1 = true;
         stream.push().extend_from_slice(b"a\n");
         std::future::poll_fn(|context| stream.poll(context)).await.unwrap();
         // Whatever is behind it has been refused when this is.
         assert_eq!(queue.write(b"c\n".to_vec(), Number::None).await, Err(NotWritten::Log));
-        log.0.lock().unwrap().1 = false;
+        log.0.lock().1 = false;
         stream.push().extend_from_slice(b"b\n");
         assert_eq!(std::future::poll_fn(|context| stream.poll(context)).await, Err(NotWritten::Log));
         assert!(log.bodies().starts_with(b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"));

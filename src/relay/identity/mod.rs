@@ -7,13 +7,14 @@ mod principal;
 mod store;
 mod task;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use axum::http::{HeaderValue, Method, Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::Full;
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -206,7 +207,7 @@ impl Identity {
     pub(super) async fn challenge(&self) -> Result<Challenge, AuthorizeError> {
         let task = self.task().await?.to_owned();
         let nonce = tls::random_hex().ok_or(AuthorizeError::Random)?;
-        self.nonces.lock().unwrap_or_else(PoisonError::into_inner).issue(nonce.clone(), Instant::now());
+        self.nonces.lock().issue(nonce.clone(), Instant::now());
         Ok(Challenge {
             nonce,
             expires_in_seconds: NONCE_LIFETIME.as_secs(),
@@ -220,7 +221,7 @@ impl Identity {
     /// Has STS check a claim and lets the owner in. `now` is the time of day.
     pub(super) async fn authorize(&self, claim: &Claim, now: SystemTime) -> Result<Admitted, AuthorizeError> {
         // First of all: whatever comes of this claim, its nonce is gone.
-        if !self.nonces.lock().unwrap_or_else(PoisonError::into_inner).take(&claim.nonce, Instant::now()) {
+        if !self.nonces.lock().take(&claim.nonce, Instant::now()) {
             return Err(AuthorizeError::Nonce(NONCE_LIFETIME.as_secs()));
         }
         claim::check(&claim.sts, &self.region, now)?;
@@ -233,7 +234,7 @@ impl Identity {
         self.admit(&person.principal)?;
         let token = tls::random_hex().ok_or(AuthorizeError::Random)?;
         let person = Arc::new(person);
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).give(&token, Arc::clone(&person), Instant::now());
+        self.tokens.lock().give(&token, Arc::clone(&person), Instant::now());
         let expires_in_seconds = TOKEN_LIFETIME.as_secs();
         let arn = person.principal.to_string();
         Ok(Admitted { granted: Granted { token, expires_in_seconds, arn, local_password: None }, person, logins })
@@ -268,7 +269,7 @@ impl Identity {
 
     /// Whose token it is.
     pub(super) fn person(&self, token: &str) -> Option<Arc<Person>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).person(token, Instant::now())
+        self.tokens.lock().person(token, Instant::now())
     }
 
     /// Asks STS in one round trip. Everything but the three signed values is written here.

@@ -1,9 +1,9 @@
 //! An audit log that takes nothing more, and connections that are cut meanwhile.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
 
 use bastion_wire::mysql::packet::OK;
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
@@ -29,7 +29,7 @@ impl std::io::Write for Log {
             let _gone = self.stands.send(());
             let _gone = self.go.recv();
         }
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.written.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -101,7 +101,7 @@ async fn a_cut_does_not_wait_for_the_record_of_a_command_and_no_record_is_lost()
     assert_eq!(serving.await.unwrap(), Ended::Signal);
 
     drop(shared);
-    let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+    let text = String::from_utf8(written.lock().clone()).unwrap();
     let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |event: &str| records.iter().filter(|record| record["event"] == event).collect::<Vec<_>>();
     let sql: Vec<&str> = of("statement").iter().filter_map(|record| record["sql"].as_str()).collect();
@@ -148,7 +148,7 @@ async fn a_statement_whose_record_has_no_memory_ends_its_session_with_the_limit(
     drain.cancel();
     assert_eq!(serving.await.unwrap(), Ended::Signal);
     drop(shared);
-    let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+    let text = String::from_utf8(written.lock().clone()).unwrap();
     let ends: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let by_audit = |end: &&Value| end["event"] == "connection_closed" && end["ended_by"] == "audit";
     assert_eq!(ends.iter().filter(by_audit).count(), 2);

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Current, GOODBYE, Inner, LAST_WORDS, LaneError, Way, moved};
 use crate::api::{HEADER_LANE, HEADER_LINK, LaneIntent, Upgrade};
 use crate::link::{self, Link};
-use crate::tunnel::driver::jittered;
+use crate::tunnel::backoff::Backoff;
 use crate::tunnel::upgrade::{self, UpgradeError};
 use crate::tunnel::{State, Tunnel};
 
@@ -35,7 +35,7 @@ const LINGER: Duration = Duration::from_secs(1);
 impl Inner {
     /// One link after the other; never returns.
     pub(super) async fn run_links(self: Arc<Self>) {
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::new(BACKOFF);
         loop {
             let mut state = self.first.state();
             if state.wait_for(|state| *state == State::Connected).await.is_err() {
@@ -58,11 +58,11 @@ impl Inner {
                 Err(error) => {
                     tracing::debug!(%error, "cannot begin a link");
                     self.lanes.send_modify(|lanes| lanes.problem = Some(error.to_string()));
-                    wait = pause(wait).await;
+                    backoff.pause().await;
                     continue;
                 }
             };
-            wait = BACKOFF.0;
+            backoff.reset();
             let current = Arc::new(Current { link: Link::opener(), secret });
             self.lanes.send_modify(|lanes| (lanes.plain, lanes.problem) = (false, None));
             self.way.send_replace(Way::Link(Arc::clone(&current)));
@@ -79,7 +79,7 @@ impl Inner {
             // Whoever ended it: no stream of it may go on.
             current.link.close();
             self.way.send_replace(Way::None);
-            let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut past = self.past.lock();
             *past = past.plus(link::Stats { streams: 0, ..current.link.stats() });
         }
     }
@@ -104,7 +104,7 @@ impl Inner {
     async fn first_lane(&self, current: &Current, pipe: impl AsyncRead + AsyncWrite + Unpin) {
         let is_open = || self.first.is_up_for(OPEN);
         let mut ended = current.link.carry_while(pipe, is_open).await;
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::new(BACKOFF);
         while current.link.over().is_none() {
             tracing::debug!(?ended, "the first lane is gone");
             let mut state = self.first.state();
@@ -114,13 +114,13 @@ impl Inner {
             }
             match self.upgrade(&self.first, &current.secret, LaneIntent::Join).await {
                 Ok(pipe) => {
-                    wait = BACKOFF.0;
+                    backoff.reset();
                     ended = current.link.carry_while(pipe, is_open).await;
                 }
                 Err(UpgradeError::Refused { status: Some(410), .. }) => return,
                 Err(error) => {
                     ended = Err(io::Error::other(error.to_string()));
-                    wait = pause(wait).await;
+                    backoff.pause().await;
                 }
             }
         }
@@ -128,7 +128,7 @@ impl Inner {
 
     /// A further lane, until the end.
     pub(super) async fn run_lane(self: Arc<Self>, number: usize) {
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::new(BACKOFF);
         let mut tries = false;
         while !self.stop.is_cancelled() {
             let Some(Ok(place)) = self.stop.run_until_cancelled(self.places.acquire()).await else { return };
@@ -157,10 +157,9 @@ impl Inner {
                     let wanted = self.wanted;
                     let problem = format!("lane {} of {wanted} cannot be opened: {error}", number.saturating_add(1));
                     self.lanes.send_modify(|lanes| lanes.problem = Some(problem));
-                    if self.stop.run_until_cancelled(pause(wait)).await.is_none() {
+                    if self.stop.run_until_cancelled(backoff.pause()).await.is_none() {
                         return;
                     }
-                    wait = wait.saturating_mul(2).min(BACKOFF.1);
                     continue;
                 }
             };
@@ -181,8 +180,12 @@ impl Inner {
             self.remove_tunnel(&tunnel);
             tunnel.close().await;
             self.opener.end(&session_id).await;
-            wait = if began.elapsed() > GOOD { BACKOFF.0 } else { wait.saturating_mul(2).min(BACKOFF.1) };
-            if self.stop.run_until_cancelled(tokio::time::sleep(jittered(wait))).await.is_none() {
+            if began.elapsed() > GOOD {
+                backoff.reset();
+            } else {
+                backoff.grow();
+            }
+            if self.stop.run_until_cancelled(tokio::time::sleep(backoff.wait())).await.is_none() {
                 return;
             }
         }
@@ -307,10 +310,4 @@ async fn upgrade(
     let mut rest = BytesMut::new();
     upgrade::read_answer(&mut read, &mut rest).await?;
     Ok(tokio::io::join(io::Cursor::new(rest).chain(read), write))
-}
-
-/// Waits about so long, and says how long the next wait is.
-async fn pause(wait: Duration) -> Duration {
-    tokio::time::sleep(jittered(wait)).await;
-    wait.saturating_mul(2).min(BACKOFF.1)
 }

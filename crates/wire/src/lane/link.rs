@@ -27,8 +27,6 @@ pub const STREAMS_MAX: usize = 1024;
 pub const LANES_MAX: usize = 64;
 /// A stream has so long to say its target.
 const NAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of a target's name.
-pub const TARGET_MAX: usize = 255;
 /// Frames about streams that may wait for room on a lane: what every stream may have, and as many refused streams.
 const CONTROL_MAX: usize = 8 * STREAMS_MAX;
 

@@ -120,18 +120,12 @@ impl PayloadType {
     pub const NONE: Self = Self(0);
     /// Bytes of the tunnel.
     pub const OUTPUT: Self = Self(1);
-    pub const ERROR: Self = Self(2);
-    pub const SIZE: Self = Self(3);
     pub const PARAMETER: Self = Self(4);
     pub const HANDSHAKE_REQUEST: Self = Self(5);
     pub const HANDSHAKE_RESPONSE: Self = Self(6);
     pub const HANDSHAKE_COMPLETE: Self = Self(7);
-    pub const ENC_CHALLENGE_REQUEST: Self = Self(8);
-    pub const ENC_CHALLENGE_RESPONSE: Self = Self(9);
     /// A big-endian u32, [`super::payload::Flag`].
     pub const FLAG: Self = Self(10);
-    pub const STD_ERR: Self = Self(11);
-    pub const EXIT_CODE: Self = Self(12);
 }
 
 /// Why a frame is not a message. Such a frame is dropped without an acknowledgement; the sender sends it again.

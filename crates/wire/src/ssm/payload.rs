@@ -97,7 +97,7 @@ pub struct HandshakeResponse {
 #[serde(rename_all = "PascalCase")]
 pub struct ProcessedAction {
     pub action_type: String,
-    /// [`ACTION_SUCCESS`] and its neighbours.
+    /// [`ACTION_SUCCESS`]; 2 is a failure, 3 an action that is not known.
     pub action_status: u32,
     #[serde(default)]
     pub action_result: Value,
@@ -106,8 +106,6 @@ pub struct ProcessedAction {
 }
 
 pub const ACTION_SUCCESS: u32 = 1;
-pub const ACTION_FAILED: u32 = 2;
-pub const ACTION_UNSUPPORTED: u32 = 3;
 
 /// Agent → client: tunnel bytes may flow from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
