@@ -4,8 +4,8 @@ import type { IRole } from 'aws-cdk-lib/aws-iam';
 import { PolicyStatement } from 'aws-cdk-lib/aws-iam';
 import type { ISecret } from 'aws-cdk-lib/aws-secretsmanager';
 import type { Construct } from 'constructs';
+import type { BastionEngine } from './engine';
 import type { Problems } from './problems';
-import type { BastionEngine } from './target';
 
 /** What a credential is told about the target that it is for. */
 export interface CredentialContext {

@@ -5,9 +5,10 @@ import * as iam from 'aws-cdk-lib/aws-iam';
 import type { ILogGroup } from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 import type { BastionAudit } from './audit';
+import { BastionEngine } from './engine';
 import type { Problems } from './problems';
 import type { BastionSize } from './size';
-import { BastionEngine, type BastionTarget } from './target';
+import type { BastionTarget } from './target';
 
 /** One access level. */
 export interface LevelProps {

@@ -4,24 +4,8 @@ import type * as rds from 'aws-cdk-lib/aws-rds';
 import { CfnDBCluster, CfnDBInstance } from 'aws-cdk-lib/aws-rds';
 import type { IConstruct } from 'constructs';
 import type { BastionCredential } from './credential';
+import { BastionEngine } from './engine';
 import { nameOf, type Problems } from './problems';
-
-/** What a target speaks. */
-export class BastionEngine {
-  /** MySQL, MariaDB and Aurora MySQL. */
-  public static readonly MYSQL = new BastionEngine('mysql', 3306);
-  /** PostgreSQL and Aurora PostgreSQL. */
-  public static readonly POSTGRES = new BastionEngine('postgres', 5432);
-  /** Anything else: bytes are relayed, clients log in themselves. */
-  public static readonly TCP = new BastionEngine('tcp');
-
-  private constructor(
-    /** As the relay's configuration spells it. */
-    public readonly name: string,
-    /** The port that clients dial if none is given. */
-    public readonly defaultPort?: number,
-  ) {}
-}
 
 /** What every kind of target may say. */
 export interface BastionTargetOptions {
@@ -59,7 +43,7 @@ export interface BastionTargetOptions {
    */
   readonly localPort?: number;
   /**
-   * Whether PostgreSQL sessions start read-only. Clients can switch it off: the database user's grants are the boundary.
+   * Whether sessions of PostgreSQL and MySQL start read-only. Clients can switch it off: the database user's grants are the boundary.
    *
    * @default - true at an access level called `read`
    */
