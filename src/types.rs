@@ -65,15 +65,20 @@ impl Engine {
     }
 }
 
-impl FromStr for Engine {
-    type Err = ();
+/// A name that is no engine's, or that of one which only another version knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("is {0:?}, not an engine")]
+pub(crate) struct UnknownEngine(String);
 
-    fn from_str(text: &str) -> Result<Self, ()> {
+impl FromStr for Engine {
+    type Err = UnknownEngine;
+
+    fn from_str(text: &str) -> Result<Self, UnknownEngine> {
         match text {
             "mysql" => Ok(Self::Mysql),
             "postgres" => Ok(Self::Postgres),
             "tcp" => Ok(Self::Tcp),
-            _ => Err(()),
+            _ => Err(UnknownEngine(text.to_owned())),
         }
     }
 }

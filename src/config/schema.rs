@@ -53,58 +53,18 @@ pub(super) fn is_name(text: &str) -> bool {
 fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problems) -> Option<TargetSpec> {
     // A secret of Secrets Manager may name engine, host and port itself.
     let in_secret = table.value("credential").is_some_and(|value| value.get("secrets_manager").is_some());
-    let engine = match in_secret {
-        true => table.string("engine", problems),
-        false => table.required("engine", "postgres", problems),
-    };
-    let engine = engine.and_then(|text| {
-        let engine = Engine::from_str(text).ok();
-        if engine.is_none() {
-            let fix = match nearest(text, Engine::NAMES) {
-                Some(near) => format!("did you mean {near:?}?"),
-                None => format!("use one of {}", Engine::NAMES.join(", ")),
-            };
-            table.problem(problems, "engine", format!("is {text:?}, not an engine"), fix);
-        }
-        engine
-    });
-    let host = match in_secret {
-        true => table.string("host", problems),
-        false => table.required("host", "orders.cluster-abc123.eu-west-1.rds.amazonaws.com", problems),
-    };
-    let reader_host = table.string("reader_host", problems);
-    for (key, text) in [("host", host), ("reader_host", reader_host)] {
-        if let Some(text) = text.filter(|text| !is_host(text)) {
-            table.problem(
-                problems,
-                key,
-                format!("is {text:?}, not a host name"),
-                "write the endpoint's DNS name without scheme and port",
-            );
-        }
-    }
+    let engine = engine(&mut table, in_secret, problems);
+    let (host, reader_host) = hosts(&mut table, in_secret, problems);
     let wants_read_only = table.boolean("read_only", problems);
     let read_only = wants_read_only.unwrap_or_else(|| access == READ && engine != Some(Engine::Tcp));
     let host = if read_only { reader_host.or(host) } else { host };
     let local_infile = table.boolean("local_infile", problems).unwrap_or_default();
     let max_connections = table.count("max_connections", problems);
     let hostaddr = table.ip("hostaddr", problems);
-    let port = table.port("port", problems);
-    let port = if in_secret { port } else { port.or_else(|| engine.and_then(Engine::default_port)) };
-    if port.is_none() && engine == Some(Engine::Tcp) && table.value("port").is_none() {
-        table.problem(problems, "port", "is missing", "add the port: engine \"tcp\" has no usual one");
-    }
+    let port = port(&mut table, in_secret, engine, problems);
     let database = table.string("database", problems).map(str::to_owned);
     let local_port = table.port("local_port", problems);
-    let relay_port = table.port("relay_port", problems);
-    if relay_port == Some(api::PORT) {
-        table.problem(
-            problems,
-            "relay_port",
-            format!("is {}, the relay's own HTTP port", api::PORT),
-            "choose another port",
-        );
-    }
+    let relay_port = relay_port(&mut table, problems);
     let credential = credential(&mut table, engine, problems);
     if engine == Some(Engine::Tcp) && database.is_some() {
         table.problem(problems, "database", "has no meaning for engine \"tcp\"", "remove it");
@@ -120,7 +80,7 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
         table.problem(problems, "local_infile", "has no meaning for this target", fix);
     }
     table.finish(problems);
-    let endpoint = match (host.map(str::to_ascii_lowercase), port) {
+    let endpoint = match (host, port) {
         (Some(host), Some(port)) => Endpoint::Fixed(Address { host, port }),
         (host, port) if in_secret => Endpoint::FromSecret { host, port },
         // There is a problem already.
@@ -139,6 +99,61 @@ fn target(name: &str, mut table: Table<'_>, access: &str, problems: &mut Problem
         relay_port,
         credential: credential?,
     })
+}
+
+fn engine(table: &mut Table<'_>, in_secret: bool, problems: &mut Problems) -> Option<Engine> {
+    let text = match in_secret {
+        true => table.string("engine", problems),
+        false => table.required("engine", "postgres", problems),
+    }?;
+    let engine = Engine::from_str(text);
+    if let Err(unknown) = &engine {
+        let fix = match nearest(text, Engine::NAMES) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("use one of {}", Engine::NAMES.join(", ")),
+        };
+        table.problem(problems, "engine", unknown.to_string(), fix);
+    }
+    engine.ok()
+}
+
+/// The host, and the one in its place for sessions that only read.
+fn hosts(table: &mut Table<'_>, in_secret: bool, problems: &mut Problems) -> (Option<String>, Option<String>) {
+    let host = match in_secret {
+        true => table.string("host", problems),
+        false => table.required("host", "orders.cluster-abc123.eu-west-1.rds.amazonaws.com", problems),
+    };
+    let reader_host = table.string("reader_host", problems);
+    for (key, text) in [("host", host), ("reader_host", reader_host)] {
+        if let Some(text) = text.filter(|text| !is_host(text)) {
+            table.problem(
+                problems,
+                key,
+                format!("is {text:?}, not a host name"),
+                "write the endpoint's DNS name without scheme and port",
+            );
+        }
+    }
+    (host.map(str::to_ascii_lowercase), reader_host.map(str::to_ascii_lowercase))
+}
+
+fn port(table: &mut Table<'_>, in_secret: bool, engine: Option<Engine>, problems: &mut Problems) -> Option<u16> {
+    let port = table.port("port", problems);
+    let port = if in_secret { port } else { port.or_else(|| engine.and_then(Engine::default_port)) };
+    if port.is_none() && engine == Some(Engine::Tcp) && table.value("port").is_none() {
+        table.problem(problems, "port", "is missing", "add the port: engine \"tcp\" has no usual one");
+    }
+    port
+}
+
+/// The plain port in the task.
+fn relay_port(table: &mut Table<'_>, problems: &mut Problems) -> Option<u16> {
+    let port = table.port("relay_port", problems);
+    if port == Some(api::PORT) {
+        let what = format!("is {}, the relay's own HTTP port", api::PORT);
+        table.problem(problems, "relay_port", what, "choose another port");
+    }
+    port
 }
 
 fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Problems) -> Option<CredentialConfig> {
@@ -186,9 +201,7 @@ fn credential(table: &mut Table<'_>, engine: Option<Engine>, problems: &mut Prob
 fn rds_iam(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConfig> {
     let user = table.required("user", "db_read", problems).map(str::to_owned);
     let region = table.string("region", problems);
-    if let Some(region) = region.filter(|region| !is_region(region)) {
-        table.problem(problems, "region", format!("is {region:?}"), "write an AWS region, for example \"eu-west-1\"");
-    }
+    check_region(&table, "region", region, problems);
     let region = region.map(str::to_owned);
     table.finish(problems);
     Some(CredentialConfig::RdsIam { user: user?, region })
@@ -206,14 +219,7 @@ fn secrets_manager(mut table: Table<'_>, problems: &mut Problems) -> Option<Cred
 }
 
 fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConfig> {
-    const ADDRESS: &str = "https://vault.example.com:8200";
-    let address = table.required("address", ADDRESS, problems).map(|url| url.trim_end_matches('/').to_owned());
-    if let Some(url) = &address
-        && !is_vault_address(url)
-    {
-        let fix = format!("write https:// and a host name, for example {ADDRESS:?}; http:// is for loopback only");
-        table.problem(problems, "address", format!("is {url:?}"), fix);
-    }
+    let address = vault_address(&mut table, problems);
     if let Some(word) = table.string("auth", problems).filter(|word| *word != "aws") {
         table.problem(problems, "auth", format!("is {word:?}"), "this version has \"aws\" only");
     }
@@ -247,38 +253,50 @@ fn vault(mut table: Table<'_>, problems: &mut Problems) -> Option<CredentialConf
     let mut text = |key| table.string(key, problems).map(str::to_owned);
     let (namespace, ca_file) = (text("namespace"), text("ca_file").map(PathBuf::from));
     let (server_id, sts_region) = (text("server_id"), text("sts_region"));
-    // They become headers and a part of a host name.
-    for (key, value) in [("namespace", &namespace), ("server_id", &server_id)] {
-        if let Some(value) = value.as_ref().filter(|value| !value.bytes().all(|byte| byte.is_ascii_graphic())) {
-            table.problem(problems, key, format!("is {value:?}"), "write ASCII letters, digits and signs, no blanks");
-        }
-    }
     if login == VaultAs::Caller && table.value("server_id").is_none() {
         let fix = "set it here and as iam_server_id_header_value of the AWS auth method: without it what a person signs for \
                    this Vault is good at every other one";
         table.problem(problems, "server_id", "is missing, and login is \"caller\"", fix);
     }
-    if let Some(region) = sts_region.as_ref().filter(|region| !is_region(region)) {
-        table.problem(
-            problems,
-            "sts_region",
-            format!("is {region:?}"),
-            "write an AWS region, for example \"eu-west-1\"",
-        );
-    }
+    check_header_values(&table, [("namespace", &namespace), ("server_id", &server_id)], problems);
+    check_region(&table, "sts_region", sts_region.as_deref(), problems);
     table.finish(problems);
-    let (address, creds) = (address?, creds?);
     Some(CredentialConfig::Vault(Box::new(VaultConfig {
-        address,
+        address: address?,
         login,
         mount,
         role,
-        creds,
+        creds: creds?,
         namespace,
         ca_file,
         server_id,
         sts_region,
     })))
+}
+
+fn vault_address(table: &mut Table<'_>, problems: &mut Problems) -> Option<String> {
+    const EXAMPLE: &str = "https://vault.example.com:8200";
+    let address = table.required("address", EXAMPLE, problems).map(|url| url.trim_end_matches('/').to_owned());
+    if let Some(url) = address.as_ref().filter(|url| !is_vault_address(url)) {
+        let fix = format!("write https:// and a host name, for example {EXAMPLE:?}; http:// is for loopback only");
+        table.problem(problems, "address", format!("is {url:?}"), fix);
+    }
+    address
+}
+
+fn check_header_values(table: &Table<'_>, values: [(&str, &Option<String>); 2], problems: &mut Problems) {
+    for (key, value) in values {
+        if let Some(value) = value.as_ref().filter(|value| !value.bytes().all(|byte| byte.is_ascii_graphic())) {
+            table.problem(problems, key, format!("is {value:?}"), "write ASCII letters, digits and signs, no blanks");
+        }
+    }
+}
+
+/// It becomes a part of a host name.
+fn check_region(table: &Table<'_>, key: &str, region: Option<&str>, problems: &mut Problems) {
+    if let Some(region) = region.filter(|region| !is_region(region)) {
+        table.problem(problems, key, format!("is {region:?}"), "write an AWS region, for example \"eu-west-1\"");
+    }
 }
 
 /// Tokens and passwords come from there: only TLS, or a Vault agent in the same task.
