@@ -5,27 +5,21 @@
 //! is built from the relay's own enums; the text of the database is added where TLS has proven whose text it is.
 
 mod advice;
+mod client;
+mod database;
 mod farewell;
 mod iam;
 mod password;
+mod relay;
 
 pub(super) use advice::credential as credential_advice;
 pub(super) use farewell::{lease_ending, lease_over, stopping};
 
-use std::borrow::Cow;
-
 use bastion_wire::error_text::ErrorText;
 use bastion_wire::login::Refusal;
-use bastion_wire::pg::parameters::READ_ONLY;
-use bastion_wire::pg::startup::STARTUP_MAX;
 
-use crate::relay::error::{ConnError, DialError, UpstreamTlsError, is_auth};
+use crate::relay::error::{ConnError, is_auth};
 use crate::types::{CredentialConfig, Engine, Target};
-
-/// Characters of a file's name in an error; a MySQL client shows 511 bytes of it all.
-const FILE_NAME_MAX: usize = 100;
-/// Of a database that has not answered in time.
-const WAKING: &str = "A database that was paused (Aurora at 0 ACU) may still be waking: try again in a minute.";
 
 /// What kind of failure a client's driver is to see.
 #[derive(Debug, Clone, Copy)]
@@ -128,274 +122,52 @@ fn in_its_words(target: &Target, class: Class, words: String, ours: &str, hint: 
     behind(&error(target, class, words, "", ""), target, ours, "", hint)
 }
 
-/// How a server of the engine says that it is full (`ER_CON_COUNT_ERROR`; `InitProcess` of PostgreSQL).
-fn full(engine: Engine) -> String {
-    let words = match engine {
-        Engine::Mysql => "Too many connections",
-        Engine::Postgres | Engine::Tcp => "sorry, too many clients already",
-    };
-    words.to_owned()
-}
-
-/// How it says that a password is wrong (`ER_ACCESS_DENIED_ERROR`; `auth_failed` of PostgreSQL).
-fn denied(engine: Engine, user: &str) -> String {
-    match engine {
-        Engine::Mysql => format!("Access denied for user '{user}'@'bastion' (using password: YES)"),
-        Engine::Postgres | Engine::Tcp => format!("password authentication failed for user \"{user}\""),
-    }
-}
-
 fn text(failure: &ConnError, target: &Target, user: Option<&str>) -> Option<ErrorText> {
-    let (name, address) = (&target.name, &target.endpoint);
     let user = user.unwrap_or("the client's user");
-    let (engine, without_tls) = words(target.engine);
     Some(match failure {
-        ConnError::ClientIo(_)
-        | ConnError::Refused(Refusal::ClientGone | Refusal::NoStartup(_) | Refusal::Rejected(_)) => return None,
-        ConnError::Audit => error(
-            target,
-            Class::CannotConnect,
-            "bastion: the audit log cannot be written, so nothing is served".to_owned(),
-            "",
-            "Ask your platform team to look at the log driver of the task.",
-        ),
-        ConnError::Shutdown => error(
-            target,
-            Class::ConnectionFailure,
-            format!("bastion: target {name} is not served any more: the relay is stopping"),
-            "",
-            "Start it again: bastion up.",
-        ),
-        ConnError::ClientTls(reason) => error(
-            target,
-            Class::ProtocolViolation,
-            format!("bastion: TLS with the client failed: {reason}"),
-            "",
-            format!("The way to the relay is inside the tunnel already: {without_tls}."),
-        ),
-        ConnError::Refused(Refusal::ClientMalformed(what)) => error(
-            target,
-            Class::ProtocolViolation,
-            format!("bastion: target {name} speaks {engine}, but {what}"),
-            "",
-            format!("Connect with a {engine} client."),
-        ),
-        ConnError::Refused(Refusal::ProtocolVersion(version)) => error(
-            target,
-            Class::NotSupported,
-            format!(
-                "bastion: target {name} speaks version 3 of the {engine} protocol, not {}.{}",
-                version >> 16,
-                version & 0xffff
-            ),
-            "",
-            format!("Connect with a {engine} client."),
-        ),
-        ConnError::Refused(Refusal::StartupTooLong { client, whole }) => error(
-            target,
-            Class::ProtocolViolation,
-            format!(
-                "bastion: the startup packet for target {name} is too long: it has {client} bytes, {whole} with what bastion \
-                 sets in it, and {engine} takes {STARTUP_MAX} at most"
-            ),
-            "",
-            format!(
-                "Shorten the parameters of the connection (options, for example) by {} bytes.",
-                whole.saturating_sub(STARTUP_MAX)
-            ),
-        ),
-        ConnError::OpeningTimeout(seconds) => error(
-            target,
-            Class::ProtocolViolation,
-            format!("bastion: the client sent no login packet within {seconds} s"),
-            "",
-            format!("Connect with a {engine} client."),
-        ),
-        ConnError::Credential(reason) => error(
-            target,
-            Class::CannotConnect,
-            format!("bastion: no login for target {name}: {reason}"),
-            "",
-            advice::credential(reason),
-        ),
-        ConnError::Stale { said, error } => behind(
-            said,
-            target,
-            &format!("bastion: target {name} refused the login of {user}"),
-            &format!("The login may have changed, and the relay cannot look: {error}."),
-            advice::credential(error),
-        ),
-        ConnError::Dial(reason) => dial(reason, target),
-        ConnError::Tls(reason) => tls(reason, target),
-        ConnError::Refused(Refusal::UpstreamWithoutTls) => error(
-            target,
-            Class::CannotConnect,
-            format!("bastion: target {name} at {address} does not offer TLS, so no login was sent"),
-            "",
-            format!("Check that host and port are those of an RDS or Aurora {engine} endpoint."),
-        ),
-        ConnError::Full(limit) => in_its_words(
-            target,
-            Class::TooManyConnections,
-            full(target.engine),
-            &format!("bastion: this relay serves {limit} connections at once"),
-            "Close connections that are not used, or raise max_connections in the relay's configuration.",
-        ),
-        ConnError::TargetFull(limit) => in_its_words(
-            target,
-            Class::TooManyConnections,
-            full(target.engine),
-            &format!("bastion: this relay serves {limit} connections to target {name} at once"),
-            "Close connections that are not used, or raise max_connections of the target.",
-        ),
-        ConnError::FileRequested(file) => {
-            let file: String = file.escape_debug().take(FILE_NAME_MAX).collect();
-            error(
-                target,
-                Class::ConnectionFailure,
-                format!("bastion: target {name} asked for the file \"{file}\" of this computer and did not get it"),
-                "",
-                "Tell whoever runs the database. LOAD DATA LOCAL needs local_infile = true for the target, and gets the \
-                 file that it names.",
-            )
-        }
-        ConnError::OutOfProtocol(out) => error(
-            target,
-            Class::ConnectionFailure,
-            format!("bastion: target {name}: the session has ended: {out}"),
-            "",
-            "What follows could not be read any more, so it did not go on. If it happens again, tell whoever runs bastion \
-             which driver it was.",
-        ),
-        ConnError::NoMemory(full) => error(
-            target,
-            Class::OutOfMemory,
-            format!("bastion: target {name}: the session has ended: {full}"),
-            "All clients of the relay together have so much.",
-            "Connect again, and send fewer commands before you read their answers. A slow audit log uses it up too (docs/audit.md).",
-        ),
-        ConnError::NoRandom => error(
-            target,
-            Class::CannotConnect,
-            format!("bastion: target {name} cannot be served: {failure}"),
-            "",
-            "Stop the task and start another one.",
-        ),
-        ConnError::LoginTimeout(seconds) => error(
-            target,
-            Class::ConnectionFailure,
-            format!("bastion: target {name} at {address} did not finish the login within {seconds} s"),
-            "",
-            format!("{WAKING} If it stays so, look at the load and the log of the database."),
-        ),
-        ConnError::Unanswered(seconds) => error(
-            target,
-            Class::ConnectionFailure,
-            format!(
-                "bastion: target {name} at {address} was silent for {seconds} s and has not answered all commands that \
-                 were sent before this session was to start anew"
-            ),
-            "",
-            "Connect again, and read the answers to all commands before COM_CHANGE_USER or COM_RESET_CONNECTION.",
-        ),
-        ConnError::UpstreamIo(_) | ConnError::Refused(Refusal::UpstreamGone) => error(
-            target,
-            Class::ConnectionFailure,
-            format!("bastion: target {name} at {address} closed the connection during the login"),
-            "",
-            "The database may be restarting or failing over: try again in a minute.",
-        ),
-        ConnError::Refused(Refusal::UpstreamMalformed(what)) => error(
-            target,
-            Class::ConnectionFailure,
-            format!("bastion: target {name} at {address} does not answer like {engine}: {what}"),
-            "",
-            "Check engine, host and port of the target.",
-        ),
-        ConnError::Refused(Refusal::UnknownAuthentication(method)) => error(
-            target,
-            Class::InvalidAuthorization,
-            format!("bastion: target {name} wants an authentication method that bastion does not speak ({method})"),
-            "",
-            format!("Let {user} log in with IAM ({}) or a password.", iam::grant(target.engine, user)),
-        ),
-        ConnError::Refused(Refusal::WrongPassword) => in_its_words(
-            target,
-            Class::WrongPassword,
-            denied(target.engine, user),
-            "bastion: access denied, the password is not the one of this bastion task",
-            "Take it from the connect card that bastion up and bastion connect print; any user name will do.",
-        ),
-        ConnError::Refused(Refusal::WantsPassword(what)) => iam::wants_password(what, target, user),
-        ConnError::Refused(Refusal::UpstreamRefused(said)) if is_auth(&said.sqlstate) => match &target.credential {
-            CredentialConfig::SecretsManager { secret_id, .. } => password::refused(said, target, user, secret_id),
-            CredentialConfig::Vault(_) => password::vault_refused(said, target, user),
-            _ => iam::refused(said, target, user),
-        },
-        ConnError::Refused(Refusal::NotReadOnly(said)) => {
-            behind(said, target, &format!("bastion: target {name} did not make the session read-only"), "", "")
-        }
-        ConnError::Refused(Refusal::ReadOnlyParameter(said) | Refusal::UpstreamRefused(said)) => {
-            let refused = format!("bastion: target {name} refused the login of {user}");
-            let is_pooler = target.read_only && said.message.contains(READ_ONLY);
-            let hint = if is_pooler { read_only_refused(user) } else { String::new() };
-            behind(said, target, &refused, "", &hint)
-        }
+        ConnError::ClientIo(_) => return None,
+        ConnError::Refused(refusal) => return refused(refusal, target, user),
+        ConnError::ClientTls(reason) => client::tls(reason, target),
+        ConnError::OpeningTimeout(seconds) => client::opening_timeout(*seconds, target),
+        ConnError::Audit => relay::no_audit(target),
+        ConnError::Shutdown => relay::stopping(target),
+        ConnError::NoRandom => relay::no_random(failure, target),
+        ConnError::Full(limit) => relay::full(*limit, target),
+        ConnError::TargetFull(limit) => relay::target_full(*limit, target),
+        ConnError::NoMemory(full) => relay::no_memory(full, target),
+        ConnError::OutOfProtocol(out) => relay::out_of_protocol(out, target),
+        ConnError::Credential(reason) => relay::no_credential(reason, target),
+        ConnError::Stale { said, error } => relay::stale(said, error, target, user),
+        ConnError::Dial(reason) => database::dial(reason, target),
+        ConnError::Tls(reason) => database::tls(reason, target),
+        ConnError::LoginTimeout(seconds) => database::login_timeout(*seconds, target),
+        ConnError::Unanswered(seconds) => database::unanswered(*seconds, target),
+        ConnError::UpstreamIo(_) => database::gone(target),
+        ConnError::FileRequested(file) => database::file_requested(file, target),
     })
 }
 
-/// What to do about a pooler that does not take the parameter, and whose connections are not to get a statement.
-fn read_only_refused(user: &str) -> String {
-    format!(
-        "The target is read_only, and a connection pooler in front of it does not take {READ_ONLY}. PgBouncer 1.20 and later \
-         do if track_extra_parameters names it; or set read_only of the target to false and leave it to the grants of {user}."
-    )
-}
-
-fn dial(reason: &DialError, target: &Target) -> ErrorText {
-    let (name, address) = (&target.name, &target.endpoint);
-    let hint: Cow<'_, str> = match reason {
-        DialError::LinkLocal(_) => {
-            "Check host and hostaddr in the target's configuration, and the DNS of the VPC.".into()
-        }
-        DialError::NoAddress => "Add host to the target's configuration, or \"host\" to the secret.".into(),
-        DialError::Resolve(_) => {
-            "Check host in the target's configuration, and that the VPC has DNS resolution and DNS host names on."
-                .into()
-        }
-        DialError::Timeout(_) => format!(
-            "Let the security group of the database accept the security group of the task on this port, and check that \
-             the database runs. {WAKING}"
-        )
-        .into(),
-        DialError::Connect { .. } => "Check that the database runs and listens on this port.".into(),
-    };
-    error(target, Class::CannotConnect, format!("bastion: cannot reach target {name} at {address}: {reason}"), "", hint)
-}
-
-fn tls(reason: &UpstreamTlsError, target: &Target) -> ErrorText {
-    let (name, address) = (&target.name, &target.endpoint);
-    let hint = match reason {
-        UpstreamTlsError::OtherName | UpstreamTlsError::BadName => {
-            "Configure the endpoint's own name (…rds.amazonaws.com): a CNAME or an address is not in the certificate."
-        }
-        UpstreamTlsError::UnknownIssuer => {
-            "bastion trusts the Amazon RDS CAs of commercial and GovCloud regions; for another CA give its PEM text as \
-             extra_ca in the relay's configuration, or its file as BASTION_EXTRA_CA_FILE."
-        }
-        UpstreamTlsError::Expired => "Rotate the database's server certificate in RDS.",
-        UpstreamTlsError::Certificate(_) | UpstreamTlsError::Handshake(_) => {
-            "Check that host and port are those of the database, and the clock of both ends."
-        }
-        UpstreamTlsError::Timeout(_) => WAKING,
-    };
-    error(
-        target,
-        Class::CannotConnect,
-        format!("bastion: no login was sent to target {name} at {address}: {reason}"),
-        "TLS with full verification comes before any login.",
-        hint,
-    )
+/// `None`: the client is gone, or has been told.
+fn refused(refusal: &Refusal, target: &Target, user: &str) -> Option<ErrorText> {
+    Some(match refusal {
+        Refusal::ClientGone | Refusal::NoStartup(_) | Refusal::Rejected(_) => return None,
+        Refusal::ClientMalformed(what) => client::malformed(*what, target),
+        Refusal::ProtocolVersion(version) => client::protocol_version(*version, target),
+        Refusal::StartupTooLong { client, whole } => client::startup_too_long(*client, *whole, target),
+        Refusal::WrongPassword => client::wrong_password(target, user),
+        Refusal::UpstreamWithoutTls => database::without_tls(target),
+        Refusal::UpstreamGone => database::gone(target),
+        Refusal::UpstreamMalformed(what) => database::malformed(*what, target),
+        Refusal::UnknownAuthentication(method) => database::unknown_authentication(method, target, user),
+        Refusal::WantsPassword(what) => iam::wants_password(what, target, user),
+        Refusal::NotReadOnly(said) => database::not_read_only(said, target),
+        Refusal::UpstreamRefused(said) if is_auth(&said.sqlstate) => match &target.credential {
+            CredentialConfig::SecretsManager { secret_id, .. } => password::refused(said, target, user, secret_id),
+            CredentialConfig::Vault(_) => password::vault_refused(said, target, user),
+            CredentialConfig::Client | CredentialConfig::RdsIam { .. } => iam::refused(said, target, user),
+        },
+        Refusal::ReadOnlyParameter(said) | Refusal::UpstreamRefused(said) => database::refused(said, target, user),
+    })
 }
 
 /// The refusal in a few words, for the log.
