@@ -421,6 +421,22 @@ fn what_replaces_a_text_behind_an_error_is_not_taken_for_it() {
 }
 
 /// The same SQL in the extended protocol.
+/// One Query forgets all names and gives one of them to another text.
+#[test]
+fn a_name_that_may_have_been_forgotten_and_given_anew_is_not_taken_for_the_old_text() {
+    for settles in [false, true] {
+        let mut steps = vec![say(Said::Parse(1, Sql::Select)), say(Said::Sync), Step::Settle];
+        steps.push(say(Said::Query(vec![Sql::DeallocateAll, Sql::Prepare(1)])));
+        steps.extend(settles.then_some(Step::Settle));
+        steps.extend(run(0, 1).into_iter().chain([Said::Sync]).map(say));
+        let play = Play::run(&steps);
+        play.check();
+        let number = play.said.len() - 2;
+        assert!(matches!(&play.came[number], Came::Ran(text) if text != "select 0"), "{:?}", play.came[number]);
+        assert_eq!(play.records[&number].statement.sql(), None, "what SQL has prepared is not known");
+    }
+}
+
 fn run(portal: u8, statement: u8) -> [Said; 2] {
     [Said::Bind { portal, statement }, Said::Execute { portal, rows: 0 }]
 }
